@@ -1,0 +1,67 @@
+"""Tracegrad: PyTorch's API on a compiler whose insides anyone can read. The public names, and nothing else."""
+
+from . import ir as ir
+from .ir import ops as _ops  # noqa: F401 - registers the op records
+from .ir.dtypes import (
+    DType as dtype,
+    bfloat16,
+    bool_ as bool,
+    float16,
+    float32,
+    float64,
+    int8,
+    int16,
+    int32,
+    int64,
+    uint8,
+)
+from .ir.errors import TracegradError
+from .tracer import methods as _methods
+from .tracer.autograd import enable_grad, inference_mode, is_grad_enabled, no_grad, set_grad_enabled
+from .tracer.compile import compile, trace
+from .tracer.creation import (
+    arange,
+    as_tensor,
+    asarray,
+    empty,
+    empty_like,
+    eye,
+    from_numpy,
+    full,
+    full_like,
+    linspace,
+    ones,
+    ones_like,
+    scalar_tensor,
+    tensor,
+    zeros,
+    zeros_like,
+)
+from .tracer.operands import get_default_dtype, result_type, set_default_dtype
+from .tracer.random import (
+    Generator,
+    bernoulli,
+    default_generator,
+    get_rng_state,
+    initial_seed,
+    manual_seed,
+    multinomial,
+    rand,
+    rand_like,
+    randint,
+    randn,
+    randn_like,
+    randperm,
+    seed,
+    set_rng_state,
+)
+from .tracer.tensor import Size, Tensor, device
+
+__version__ = "0.1.0"
+float = float32
+double = float64
+half = float16
+long = int64
+int = int32
+short = int16
+globals().update(_methods.FUNCTIONS)

@@ -1,0 +1,306 @@
+"""Scalar expressions of the loop IR to LLVM IR: primitives, conversions and lane reductions, on scalars or vectors.
+
+What does not depend on the lane number stays scalar and is widened where a vector meets it. i64 expressions go through
+codegen_index, loads through codegen_memory, elementary functions through codegen_math.
+
+Meaning follows ir/scalar.py: integers wrap, division by zero gives 0, comparisons with NaN are false but for `ne`,
+minimum and maximum propagate NaN and order -0 below +0. Multiplication and addition round separately, except in
+accumulations into `register` buffers, where the target may fuse them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ...ir.dtypes import DType, bool_, float32, int64
+from ...ir.expr import Cast, Const, Expr, LaneReduce, Load, Local, Prim, Var
+from ...ir.scalar import PRIMITIVES
+from .codegen_cast import CastWriter
+from .codegen_index import LANE, SIGNED, UNSIGNED
+from .codegen_math import math_function
+from .codegen_text import Val, constant, vector_text
+from .target import CompileError
+
+_FLOAT_BINARY = {"add": "fadd", "sub": "fsub", "mul": "fmul", "div": "fdiv"}
+_INT_BINARY = {"add": "add", "sub": "sub", "mul": "mul", "and_": "and", "or_": "or", "xor": "xor", "shl": "shl"}
+_COMPARE = frozenset(SIGNED)
+_ORDERED = {"eq": "oeq", "ne": "une", "lt": "olt", "le": "ole", "gt": "ogt", "ge": "oge"}
+_FLOAT_UNARY = {"abs": "fabs", "floor": "floor", "ceil": "ceil", "trunc": "trunc", "round": "roundeven", "sqrt": "sqrt"}
+_INDEX = frozenset(("add", "sub", "mul", "neg", "floordiv", "mod"))
+
+
+class ExprWriter(CastWriter):
+    """Adds the evaluation of expressions."""
+
+    def value(self, e: Expr) -> Val:
+        """The value of an expression in the current loops; each node once per statement."""
+        memo = self.memo
+        got = memo.get(e)
+        if got is None:
+            if isinstance(e, (Prim, Cast)) and e.dtype is not int64:
+                stack: list[Expr] = [e]  # not recursive: fused chains can be longer than Python's stack is deep
+                while stack:
+                    x = stack[-1]
+                    todo = [a for a in x.args if isinstance(a, (Prim, Cast)) and a.dtype is not int64 and a not in memo]
+                    if todo:
+                        stack += todo
+                    else:
+                        stack.pop()
+                        if x not in memo:
+                            memo[x] = self._compute(x)
+                return memo[e]
+            got = memo[e] = self._compute(e)
+        return got
+
+    def _compute(self, e: Expr) -> Val:
+        if isinstance(e, Prim):
+            if e.dtype is int64 and e.name in _INDEX:
+                if self._is_linear(e):
+                    return self.index_value(e)
+            elif e.name in _COMPARE and e.args[0].dtype is int64:
+                return self._compare_i64(e)
+            return self.primitive(e.name, [self.value(a) for a in e.args])
+        if isinstance(e, Load):
+            return self.load_element(e.buffer, e.index, e.mask, e.other)
+        if isinstance(e, Const):
+            return constant(e.value, e.dtype)
+        if isinstance(e, Cast):
+            narrow = e.x.dtype is int64 and not e.bits and not isinstance(e.x, (Load, Local))
+            return self.convert(self.narrow_value(e.x) if narrow else self.value(e.x), e.dtype, e.bits)
+        if isinstance(e, Local):
+            return self.env[e]
+        if isinstance(e, Var):
+            return self.index_value(e)
+        if isinstance(e, LaneReduce):
+            return self._lane_reduce(e)
+        raise CompileError(f"no code for expression {type(e).__name__}")
+
+    def _is_linear(self, e: Prim) -> bool:
+        """Not an atom of its own linear form, unless that is a division codegen_index knows."""
+        if e.name in ("floordiv", "mod"):
+            k = e.args[1]
+            return isinstance(k, Const) and k.value > 0
+        return e.name != "mul" or any(isinstance(a, Const) for a in e.args)
+
+    def _compare_i64(self, e: Prim) -> Val:
+        a, b = e.args
+        got = self.compare_index(e.name, a, b)
+        if got is not None:
+            return got
+        x, y = self.narrow_value(a), self.narrow_value(b)
+        if x.dtype is not y.dtype:
+            if y.const is not None and y.dtype is int64 and -(1 << 31) <= y.const < 1 << 31:
+                y = Val(y.ref, x.dtype, 0, y.const)
+            elif x.const is not None and x.dtype is int64 and -(1 << 31) <= x.const < 1 << 31:
+                x = Val(x.ref, y.dtype, 0, x.const)
+            else:
+                x, y = self.widened(x), self.widened(y)
+        return self.primitive(e.name, [x, y])
+
+    # --- primitives -------------------------------------------------------------------------------------------------
+
+    def primitive(self, name: str, args: list[Val]) -> Val:
+        """One primitive of ir/scalar.py on values."""
+        if name == "select":
+            return self.select(*args)
+        if len(args) == 2 and args[0].dtype is bool_:
+            short = self._shortcut(name, args[0], args[1])
+            if short is not None:
+                return short
+        dtype = args[0].dtype
+        if dtype.kind == "f":
+            if dtype.bits == 16:  # the scheduler widens; this is for hand-written programs
+                out = self.primitive(name, [self.convert(a, float32) for a in args])
+                return out if out.dtype is bool_ else self.convert(out, dtype)
+            return self._float(name, dtype, args)
+        if all(a.const is not None for a in args):
+            with np.errstate(all="ignore"):
+                out = PRIMITIVES[name].numpy(*[np.asarray(a.const, dtype.numpy) for a in args])
+            return constant(out.item(), bool_ if PRIMITIVES[name].result == "bool" else dtype)
+        return self._integer(name, dtype, args)
+
+    def _shortcut(self, name: str, a: Val, b: Val) -> Val | None:
+        """Conditions with a known side."""
+        if name in ("and_", "minimum", "or_", "maximum"):
+            neutral = name in ("and_", "minimum")
+            for x, y in ((a, b), (b, a)):
+                if x.const is not None:
+                    return y if x.const is neutral else x
+        return None
+
+    def _lanes(self, args: list[Val]) -> int:
+        lanes = 0
+        for a in args:
+            if a.lanes > lanes:
+                lanes = a.lanes
+        return lanes
+
+    def _float(self, name: str, dtype: DType, args: list[Val]) -> Val:
+        lanes = self._lanes(args)
+        element = "float" if dtype is float32 else "double"
+        ty = vector_text(element, lanes)
+        refs = [a.ref if a.lanes == lanes else self.use(a, lanes) for a in args]
+        verb = _FLOAT_BINARY.get(name)
+        if verb is not None:
+            x, y = refs
+            return Val(self.pure(f"{verb} {ty} {x}, {y}", x, y, costly=verb == "fdiv"), dtype, lanes)
+        if name in _COMPARE:
+            x, y = refs
+            return Val(self.pure(f"fcmp {_ORDERED[name]} {ty} {x}, {y}", x, y), bool_, lanes)
+        if name == "neg":
+            return Val(self.pure(f"fneg {ty} {refs[0]}", refs[0]), dtype, lanes)
+        if name in _FLOAT_UNARY:
+            return Val(self.call(_FLOAT_UNARY[name], element, lanes, refs, name == "sqrt"), dtype, lanes)
+        if name in ("minimum", "maximum"):
+            return Val(self.call(name, element, lanes, refs), dtype, lanes)
+        function = math_function(self.module, name, element, lanes, self.module.fma)
+        text = ", ".join(f"{ty} {r}" for r in refs)
+        return Val(self.pure(f"call {ty} {function}({text})", *refs, costly=True), dtype, lanes)
+
+    def call(self, name: str, element: str, lanes: int, refs: list[str], costly: bool = False) -> str:
+        """A call of an LLVM intrinsic whose operands have one type."""
+        ty = vector_text(element, lanes)
+        function = self.module.intrinsic(name, element, lanes, len(refs))
+        return self.pure(f"call {ty} {function}({', '.join([f'{ty} {r}' for r in refs])})", *refs, costly=costly)
+
+    def _integer(self, name: str, dtype: DType, args: list[Val]) -> Val:
+        """Integers and bool."""
+        lanes = self._lanes(args)
+        element = "i1" if dtype is bool_ else f"i{dtype.bits}"
+        ty = vector_text(element, lanes)
+        refs = [a.ref if a.lanes == lanes else self.use(a, lanes) for a in args]
+        x = refs[0]
+        y = refs[1] if len(refs) > 1 else ""
+        verb = _INT_BINARY.get(name)
+        if verb is not None:
+            return Val(self.pure(f"{verb} {ty} {x}, {y}", x, y), dtype, lanes)
+        if name in _COMPARE:
+            predicate = (SIGNED if dtype.kind == "i" else UNSIGNED)[name]
+            return Val(self.pure(f"icmp {predicate} {ty} {x}, {y}", x, y), bool_, lanes)
+        if name in ("minimum", "maximum"):
+            if dtype is bool_:
+                return Val(self.pure(f"{'and' if name == 'minimum' else 'or'} {ty} {x}, {y}", x, y), dtype, lanes)
+            function = ("s" if dtype.kind == "i" else "u") + name[:3]
+            return Val(self.call(function, element, lanes, refs), dtype, lanes)
+        if name == "shr":
+            return Val(self.pure(f"{'ashr' if dtype.kind == 'i' else 'lshr'} {ty} {x}, {y}", x, y), dtype, lanes)
+        if name == "neg":
+            return Val(self.pure(f"sub {ty} {_zero(lanes)}, {x}", x), dtype, lanes)
+        if name == "not_":
+            ones = self.splat("true" if dtype is bool_ else "-1", element, lanes, True) if lanes else "-1"
+            return Val(self.pure(f"xor {ty} {x}, {ones}", x), dtype, lanes)
+        if name == "abs":
+            if dtype.kind == "u":
+                return Val(x, dtype, lanes)
+            function = self.module.intrinsic("abs", element, lanes, 1)
+            declared = f"declare {ty} {function}({ty})"
+            self.module.declares.pop(declared, None)
+            self.module.declares[f"declare {ty} {function}({ty}, i1)"] = None
+            return Val(self.pure(f"call {ty} {function}({ty} {x}, i1 false)", x), dtype, lanes)
+        if name in ("floordiv", "mod"):
+            return Val(self._divide_integers(name, dtype, lanes, ty, args, x, y), dtype, lanes)
+        if name == "mulhi":
+            wide = vector_text("i64", lanes)
+            a, b = (self.pure(f"zext {ty} {r} to {wide}", r) for r in (x, y))
+            product = self.pure(f"mul {wide} {a}, {b}", a, b)
+            count = self.splat("32", "i64", lanes, True) if lanes else "32"
+            high = self.pure(f"lshr {wide} {product}, {count}", product)
+            return Val(self.pure(f"trunc {wide} {high} to {ty}", high), dtype, lanes)
+        raise CompileError(f"primitive {name} does not take {dtype.name}")
+
+    def _divide_integers(self, name: str, dtype: DType, lanes: int, ty: str, args: list[Val], x: str, y: str) -> str:
+        """Rounding down; by zero gives 0. The one overflow, minimum // -1, wraps to itself."""
+        known = args[1].const
+        if known == 0:
+            return _zero(lanes)
+        flag = vector_text("i1", lanes)
+        zero = _zero(lanes)
+        bad = ""
+        one = self.use(constant(1, dtype), lanes)
+        if known is None:
+            bad = self.pure(f"icmp eq {ty} {y}, {zero}", y)
+            y = self.pure(f"select {flag} {bad}, {ty} {one}, {ty} {y}", bad, y)
+        if dtype.kind == "u":
+            out = self.pure(f"{'udiv' if name == 'floordiv' else 'urem'} {ty} {x}, {y}", x, y, costly=True)
+        else:
+            minus = self.use(constant(-1, dtype), lanes)
+            if known is None or known == -1:
+                lowest = self.use(constant(-(1 << (dtype.bits - 1)), dtype), lanes)
+                a = self.pure(f"icmp eq {ty} {x}, {lowest}", x)
+                b = self.pure(f"icmp eq {ty} {y}, {minus}", y)
+                over = self.pure(f"and {flag} {a}, {b}", a, b)
+                y = self.pure(f"select {flag} {over}, {ty} {one}, {ty} {y}", over, y)
+            q = self.pure(f"sdiv {ty} {x}, {y}", x, y, costly=True)
+            back = self.pure(f"mul {ty} {q}, {y}", q, y)
+            r = self.pure(f"sub {ty} {x}, {back}", x, back)
+            inexact = self.pure(f"icmp ne {ty} {r}, {zero}", r)
+            signs = self.pure(f"xor {ty} {r}, {y}", r, y)
+            apart = self.pure(f"icmp slt {ty} {signs}, {zero}", signs)
+            fix = self.pure(f"and {flag} {inexact}, {apart}", inexact, apart)
+            if name == "floordiv":
+                step = self.pure(f"sext {flag} {fix} to {ty}", fix)
+                out = self.pure(f"add {ty} {q}, {step}", q, step)
+            else:
+                step = self.pure(f"select {flag} {fix}, {ty} {y}, {ty} {zero}", fix, y)
+                out = self.pure(f"add {ty} {r}, {step}", r, step)
+        if bad:
+            out = self.pure(f"select {flag} {bad}, {ty} {zero}, {ty} {out}", bad, out)
+        return out
+
+    # --- accumulation -----------------------------------------------------------------------------------------------
+
+    def accumulated(self, e: Expr) -> Val:
+        """The value stored to an accumulator: sums of products may be fused."""
+        if not (isinstance(e, Prim) and e.name == "add" and e.dtype.kind == "f" and e.dtype.bits > 16):
+            return self.value(e)
+        chain: list[Prim] = []  # the product of each step, innermost sum first
+        rest: Expr = e
+        while isinstance(rest, Prim) and rest.name == "add":
+            a, b = rest.args
+            if isinstance(b, Prim) and b.name == "mul":
+                chain.append(b)
+                rest = a
+            elif isinstance(a, Prim) and a.name == "mul":
+                chain.append(a)
+                rest = b
+            else:
+                break
+        total = self.value(rest)
+        element = "float" if e.dtype is float32 else "double"
+        for product in reversed(chain):
+            args = [*map(self.value, product.args), total]
+            lanes = self._lanes(args)
+            refs = [self.use(a, lanes) for a in args]
+            total = Val(self.call("fmuladd", element, lanes, refs), e.dtype, lanes)
+        return total
+
+    def _lane_reduce(self, e: LaneReduce) -> Val:
+        """Halving: lane i with lane i + half, until one is left."""
+        n = e.var.extent
+        if n & (n - 1):
+            raise CompileError(f"lane reduction over {n} lanes: expected a power of two")
+        outer = self.lanes, self.memo, self.mask
+        self.lanes, self.memo, self.mask = (n if n > 1 else 0), {}, None
+        self.env[e.var] = LANE if n > 1 else 0
+        v = self.value(e.x)
+        if n > 1:
+            v = Val(self.use(v, n), v.dtype, n)
+        self.lanes, self.memo, self.mask = outer
+        del self.env[e.var]
+        while n > 1:
+            half = n // 2
+            low, high = (self._half(v, range(i, i + half)) for i in (0, half))
+            v = self.primitive(e.name, [low, high])
+            n = half
+        return v
+
+    def _half(self, v: Val, picks: range) -> Val:
+        if len(picks) == 1:
+            return Val(self.pure(f"extractelement {v.type} {v.ref}, i64 {picks[0]}", v.ref), v.dtype)
+        mask = ", ".join(f"i32 {i}" for i in picks)
+        ref = self.pure(f"shufflevector {v.type} {v.ref}, {v.type} poison, <{len(picks)} x i32> <{mask}>", v.ref)
+        return Val(ref, v.dtype, len(picks))
+
+
+def _zero(lanes: int) -> str:
+    return "zeroinitializer" if lanes else "0"

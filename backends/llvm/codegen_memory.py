@@ -1,0 +1,365 @@
+"""Loads and stores of the code generator: how the lanes of a vector meet memory.
+
+By what the lane number does to the address: equal addresses are one scalar access; neighbours one vector access (or
+a masked one); neighbours backwards add a shuffle; short strides are a few vector loads merged by shuffles; anything
+else is a gather or scatter. Used by codegen_expr (loads) and codegen (stores).
+"""
+
+from __future__ import annotations
+
+from math import gcd
+from typing import NamedTuple
+
+from ...ir.dtypes import bool_, int64
+from ...ir.expr import Expr
+from ...ir.loops import Buffer
+from .codegen_index import IndexWriter, Linear, Split
+from .codegen_text import Module, Place, Val, constant, memory_type, reversed_lanes, suffix, type_text, vector_text
+
+_MAX_STRIDE = 4  # up to here, reading everything between the lanes beats a gather
+_ZEROS_BYTES = 512
+_ZEROS = "@tg.zeros"
+
+
+class Address(NamedTuple):
+    """Element addresses of all lanes.
+
+    Attributes:
+        ref: address of lane 0 (or the common part, if there is `offsets`).
+        align: its known alignment in bytes.
+        stride: elements from lane to lane.
+        offsets: elements added per lane, or None.
+    """
+
+    ref: str
+    align: int
+    stride: int
+    offsets: Val | None
+
+
+class MemoryWriter(IndexWriter):
+    """Adds memory accesses.
+
+    Attributes:
+        mask: condition under which the current statement holds, from branches that vary by lane; None: always.
+    """
+
+    mask: Val | None = None
+
+    def __init__(self, module: Module) -> None:
+        super().__init__(module)
+        self._flat: dict[tuple[Buffer, int, tuple[Expr, ...]], Linear] = {}
+
+    def place(self, buffer: Buffer) -> Place:
+        """Where a buffer is."""
+        return self.env[buffer]
+
+    def flat(self, buffer: Buffer, index: tuple[Expr, ...], place: Place) -> Linear:
+        """The flat element index of an access, remembered per access."""
+        got = self._flat.get((buffer, place.lanes, index))
+        if got is None:
+            if len(index) == 1:
+                got = self.linear(index[0])
+            else:
+                total: dict[Expr, int] = {}
+                const, stride = 0, 1
+                for e, n in zip(reversed(index), reversed(buffer.shape)):
+                    c, atoms = self.linear(e)
+                    const += c * stride
+                    for a, k in atoms:
+                        total[a] = total.get(a, 0) + k * stride
+                    stride *= n
+                got = const, tuple(total.items())
+            if place.lanes > 1:
+                got = got[0] * place.lanes, tuple([(a, k * place.lanes) for a, k in got[1]])
+            self._flat[buffer, place.lanes, index] = got
+        return got
+
+    def address(self, buffer: Buffer, index: tuple[Expr, ...]) -> Address:
+        """Addresses of an access in the current loops."""
+        place = self.env[buffer]
+        s = self.split(self.flat(buffer, index, place))
+        stride, vectors, const = s.stride, s.vectors, s.const
+        if place.private is not None:
+            stride += 1
+        element = memory_type(place.dtype)
+        size = place.dtype.itemsize
+        ref, align = place.ref, place.align
+        if s.terms:
+            align = gcd(align, *[k * size for _, k in s.terms])
+            ref = self._advance(ref, element, s.terms)
+        if const:
+            align = gcd(align, const * size)
+            ref = self.pure(f"getelementptr {element}, ptr {ref}, i64 {const}", ref, hint="p")
+        if not vectors:
+            return Address(ref, align, stride, None)
+        lanes = Split(0, [], stride, vectors)
+        return Address(ref, size, 0, self.vector_of(lanes, self.range_of(lanes)))
+
+    def _advance(self, ref: str, element: str, terms: list[tuple[str, int]]) -> str:
+        """A pointer plus scaled terms, one step per region, outermost first: inner loops only add what they change."""
+        depth = self.depth
+        if len(terms) == 1:
+            ((t, k),) = terms
+            offset = self.scale(t, k)
+            return self.pure(f"getelementptr {element}, ptr {ref}, i64 {offset}", ref, offset, hint="p")
+        levels: dict[int, list[tuple[str, int]]] = {}
+        for t in terms:
+            levels.setdefault(depth.get(t[0], 0), []).append(t)
+        for d in sorted(levels):
+            offset = self.sum_i64(levels[d], 0).ref
+            ref = self.pure(f"getelementptr {element}, ptr {ref}, i64 {offset}", ref, offset, hint="p")
+        return ref
+
+    def both(self, a: Val | None, b: Val | None) -> Val | None:
+        """The conjunction of two conditions; None is true."""
+        if a is None or a.const is True:
+            return None if b is None or b.const is True else b
+        if b is None or b.const is True or a.const is False:
+            return a
+        if b.const is False:
+            return b
+        lanes = max(a.lanes, b.lanes)
+        x, y = self.use(a, lanes), self.use(b, lanes)
+        return Val(self.pure(f"and {vector_text('i1', lanes)} {x}, {y}", x, y), bool_, lanes)
+
+    # --- loads ------------------------------------------------------------------------------------------------------
+
+    def load_element(self, buffer: Buffer, index: tuple[Expr, ...], mask: Expr | None, other: Expr | None) -> Val:
+        """`buffer[index]` where `mask` holds, else `other` (default zero)."""
+        condition = self.both(self.mask, None if mask is None else self.value(mask))
+        dtype = buffer.dtype
+        fallback = None if other is None or mask is None else self.value(other)
+        if condition is not None and condition.const is False:
+            return constant(0, dtype) if fallback is None else fallback
+        place = self.place(buffer)
+        at = self.address(buffer, index)
+        hint = _hint(buffer.name)
+        lanes = self.lanes
+        if at.offsets is not None:
+            return self._gather(place, at.ref, self._pointers(place, at), condition, fallback, hint)
+        if not lanes or at.stride == 0:
+            if condition is None or not condition.lanes:
+                return self._plain(place, at, 0, condition, fallback, hint)
+            # One address, but only some lanes may look at it: look if any does.
+            some = self.pure(f"call i1 @llvm.vector.reduce.or.v{lanes}i1(<{lanes} x i1> {condition.ref})", condition.ref)
+            self.module.declares[f"declare i1 @llvm.vector.reduce.or.v{lanes}i1(<{lanes} x i1>)"] = None
+            x = self._plain(place, at, 0, Val(some, bool_), None, hint)
+            return x if mask is None else self.select(condition, x, fallback or constant(0, dtype))
+        if abs(at.stride) == 1:
+            return self._contiguous(place, at, condition, fallback, hint)
+        size = place.dtype.itemsize
+        if condition is None and abs(at.stride) <= _MAX_STRIDE and size >= 4 and lanes >= 4:
+            return self._strided(place, at, hint)
+        return self._gather(place, at.ref, self._pointers(place, at), condition, fallback, hint)
+
+    def _plain(self, place: Place, at: Address, lanes: int, condition: Val | None, other: Val | None, hint: str) -> Val:
+        """A scalar or whole vector load; a false scalar condition diverts it to zeros."""
+        element = memory_type(place.dtype)
+        ty = vector_text(element, lanes)
+        ref, align = at.ref, at.align
+        if condition is not None:
+            self.module.zeros = True
+            ref = self.pure(f"select i1 {condition.ref}, ptr {ref}, ptr {_ZEROS}", condition.ref, ref)
+        x = self.load(f"load {ty}, ptr {ref}, align {align}", place.group, ref, hint=hint)
+        v = self._from_memory(x, place, lanes)
+        if condition is not None and other is not None and not other.const == 0:
+            return self.select(condition, v, other)
+        return v
+
+    def _from_memory(self, x: str, place: Place, lanes: int) -> Val:
+        if place.dtype is bool_:
+            x = self.pure(f"icmp ne {vector_text('i8', lanes)} {x}, {'zeroinitializer' if lanes else 0}", x)
+        return Val(x, place.dtype, lanes)
+
+    def _contiguous(self, place: Place, at: Address, condition: Val | None, other: Val | None, hint: str) -> Val:
+        lanes, size = self.lanes, place.dtype.itemsize
+        backwards = at.stride < 0
+        if backwards:
+            at = self._shifted(place, at, 1 - lanes)
+            if condition is not None and condition.lanes:
+                condition = Val(self._reverse(condition.ref, "i1"), bool_, lanes)
+            if other is not None and other.lanes:
+                other = Val(self._reverse(other.ref, type_text(other.dtype, 0)), other.dtype, lanes)
+        if condition is None or (not condition.lanes and lanes * size <= _ZEROS_BYTES):
+            v = self._plain(place, at, lanes, condition, other, hint)
+        else:
+            v = self._masked(place, at, condition, other, hint)
+        if backwards:
+            return Val(self._reverse(v.ref, type_text(v.dtype, 0)), v.dtype, lanes)
+        return v
+
+    def _masked(self, place: Place, at: Address, condition: Val, other: Val | None, hint: str) -> Val:
+        element, lanes = memory_type(place.dtype), self.lanes
+        ty = vector_text(element, lanes)
+        mask = self.use(condition, lanes)
+        rest = self._passthrough(other, element)
+        name = f"@llvm.masked.load.{suffix(element, lanes)}.p0"
+        self.module.declares[f"declare {ty} {name}(ptr, <{lanes} x i1>, {ty})"] = None
+        x = self.load(f"call {ty} {name}(ptr align {at.align} {at.ref}, <{lanes} x i1> {mask}, {ty} {rest})",
+                      place.group, at.ref, mask, rest, hint=hint)
+        return self._from_memory(x, place, lanes)
+
+    def _strided(self, place: Place, at: Address, hint: str) -> Val:
+        """Lanes 2 to 4 elements apart: whole vectors over the span, none reaching past it, merged by shuffles."""
+        lanes, size = self.lanes, place.dtype.itemsize
+        element = memory_type(place.dtype)
+        ty = vector_text(element, lanes)
+        step = abs(at.stride)
+        if at.stride < 0:
+            at = self._shifted(place, at, (lanes - 1) * at.stride)
+        span = (lanes - 1) * step + 1
+        starts = [min(i * lanes, span - lanes) for i in range(step)]
+        got = ""
+        for i, start in enumerate(starts):
+            part = self._shifted(place, at, start)
+            x = self.load(f"load {ty}, ptr {part.ref}, align {gcd(part.align, size)}", place.group, part.ref, hint=hint)
+            picks = []
+            for lane in range(lanes):
+                offset = lane * step - start
+                mine = 0 <= offset < lanes and (i == 0 or lane * step >= starts[i - 1] + lanes)
+                picks.append(lanes + offset if mine else lane)
+            if not got:
+                indices = ", ".join(f"i32 {p - lanes}" if p >= lanes else "i32 poison" for p in picks)
+                got = self.pure(f"shufflevector {ty} {x}, {ty} poison, <{lanes} x i32> <{indices}>", x)
+            else:
+                indices = ", ".join(f"i32 {p}" for p in picks)
+                got = self.pure(f"shufflevector {ty} {got}, {ty} {x}, <{lanes} x i32> <{indices}>", got, x)
+        if at.stride < 0:
+            got = self._reverse(got, element)
+        return self._from_memory(got, place, lanes)
+
+    def _gather(self, place: Place, base: str, pointers: str, condition: Val | None, other: Val | None,
+                hint: str) -> Val:
+        element, lanes = memory_type(place.dtype), self.lanes
+        ty = vector_text(element, lanes)
+        mask = "splat (i1 true)" if condition is None else self.use(condition, lanes)
+        rest = "poison" if condition is None else self._passthrough(other, element)
+        name = f"@llvm.masked.gather.{suffix(element, lanes)}.v{lanes}p0"
+        self.module.declares[f"declare {ty} {name}(<{lanes} x ptr>, <{lanes} x i1>, {ty})"] = None
+        x = self.load(f"call {ty} {name}(<{lanes} x ptr> align {place.dtype.itemsize} {pointers}, "
+                      f"<{lanes} x i1> {mask}, {ty} {rest})", place.group, pointers, mask, rest, hint=hint)
+        return self._from_memory(x, place, lanes)
+
+    def _pointers(self, place: Place, at: Address) -> str:
+        """All lanes' addresses, as a base plus offsets that x86 gathers fold."""
+        element, lanes = memory_type(place.dtype), self.lanes
+        if at.offsets is None:
+            offsets, kind = self.iota(lanes, "i64", at.stride), "i64"
+        else:
+            offsets, kind = at.offsets.ref, "i64" if at.offsets.dtype is int64 else "i32"
+        return self.pure(f"getelementptr {element}, ptr {at.ref}, <{lanes} x {kind}> {offsets}", at.ref, offsets)
+
+    def _passthrough(self, other: Val | None, element: str) -> str:
+        """What masked lanes give, as memory holds it."""
+        if other is None:
+            return "zeroinitializer"
+        if other.dtype is bool_:
+            if other.const is not None:
+                return "splat (i8 1)" if other.const else "zeroinitializer"
+            x = self.use(other, self.lanes)
+            return self.pure(f"zext <{self.lanes} x i1> {x} to <{self.lanes} x i8>", x)
+        return self.use(other, self.lanes)
+
+    def _shifted(self, place: Place, at: Address, elements: int) -> Address:
+        if not elements:
+            return at
+        element, size = memory_type(place.dtype), place.dtype.itemsize
+        ref = self.pure(f"getelementptr {element}, ptr {at.ref}, i64 {elements}", at.ref, hint="p")
+        return at._replace(ref=ref, align=gcd(at.align, elements * size))
+
+    def _reverse(self, ref: str, element: str) -> str:
+        ty, n = vector_text(element, self.lanes), self.lanes
+        return self.pure(f"shufflevector {ty} {ref}, {ty} poison, <{n} x i32> {reversed_lanes(n)}", ref)
+
+    def select(self, condition: Val, yes: Val, no: Val) -> Val:
+        """`yes` where the condition holds, else `no`."""
+        if condition.const is not None:
+            return yes if condition.const else no
+        lanes = max(condition.lanes, yes.lanes, no.lanes)
+        a, b = self.use(yes, lanes), self.use(no, lanes)
+        if a == b:
+            return yes
+        ty = type_text(yes.dtype, lanes)
+        ref = self.pure(f"select {condition.type} {condition.ref}, {ty} {a}, {ty} {b}", condition.ref, a, b)
+        return Val(ref, yes.dtype, lanes)
+
+    # --- stores -----------------------------------------------------------------------------------------------------
+
+    def store_element(self, buffer: Buffer, index: tuple[Expr, ...], value: Val, condition: Val | None) -> None:
+        """`buffer[index] = value` where the condition holds."""
+        if condition is not None and condition.const is False:
+            return
+        place = self.place(buffer)
+        at = self.address(buffer, index)
+        lanes = self.lanes
+        uniform = condition is None or not condition.lanes
+        if not lanes or (at.stride == 0 and at.offsets is None and uniform):
+            if value.lanes:  # every lane stores to one address: the last one wins
+                ref = self.pure(f"extractelement {value.type} {value.ref}, i64 {value.lanes - 1}", value.ref)
+                value = Val(ref, value.dtype)
+            self._store_plain(place, at, value, 0, condition)
+        elif abs(at.stride) == 1 and at.offsets is None:
+            self._store_contiguous(place, at, value, condition)
+        else:
+            self._scatter(place, at, value, condition)
+        self.forget((place.group,))
+
+    def _to_memory(self, value: Val, lanes: int) -> str:
+        x = self.use(value, lanes)
+        if value.dtype is bool_:
+            return self.pure(f"zext {vector_text('i1', lanes)} {x} to {vector_text('i8', lanes)}", x)
+        return x
+
+    def _store_plain(self, place: Place, at: Address, value: Val, lanes: int, condition: Val | None) -> None:
+        x = self._to_memory(value, lanes)
+        ty = vector_text(memory_type(place.dtype), lanes)
+        store = f"  store {ty} {x}, ptr {at.ref}, align {at.align}"
+        region = self.regions[-1]
+        if condition is None:
+            region.lines.append(store)
+        else:
+            yes, end = self.label("store"), self.label("next")
+            region.lines += [f"  br i1 {condition.ref}, label %{yes}, label %{end}", f"{yes}:", store,
+                             f"  br label %{end}", f"{end}:"]
+            region.block = end
+
+    def _store_contiguous(self, place: Place, at: Address, value: Val, condition: Val | None) -> None:
+        lanes = self.lanes
+        element = memory_type(place.dtype)
+        masked = condition is not None and condition.lanes
+        if at.stride < 0:
+            at = self._shifted(place, at, 1 - lanes)
+            if value.lanes:
+                value = Val(self._reverse(value.ref, type_text(value.dtype, 0)), value.dtype, lanes)
+            if condition is not None and masked:
+                condition = Val(self._reverse(condition.ref, "i1"), bool_, lanes)
+        if condition is None or not masked:
+            self._store_plain(place, at, value, lanes, condition)
+            return
+        ty = vector_text(element, lanes)
+        x = self._to_memory(value, lanes)
+        name = f"@llvm.masked.store.{suffix(element, lanes)}.p0"
+        self.module.declares[f"declare void {name}({ty}, ptr, <{lanes} x i1>)"] = None
+        self.line(f"call void {name}({ty} {x}, ptr align {at.align} {at.ref}, <{lanes} x i1> {condition.ref})")
+
+    def _scatter(self, place: Place, at: Address, value: Val, condition: Val | None) -> None:
+        lanes = self.lanes
+        element = memory_type(place.dtype)
+        ty = vector_text(element, lanes)
+        x = self._to_memory(value, lanes)
+        pointers = self._pointers(place, at)
+        mask = "splat (i1 true)" if condition is None else self.use(condition, lanes)
+        name = f"@llvm.masked.scatter.{suffix(element, lanes)}.v{lanes}p0"
+        self.module.declares[f"declare void {name}({ty}, <{lanes} x ptr>, <{lanes} x i1>)"] = None
+        self.line(f"call void {name}({ty} {x}, <{lanes} x ptr> align {place.dtype.itemsize} {pointers}, "
+                  f"<{lanes} x i1> {mask})")
+
+
+def zeros_global() -> str:
+    """What loads are diverted to when their scalar condition is false."""
+    return f"{_ZEROS} = internal constant [{_ZEROS_BYTES} x i8] zeroinitializer, align 64"
+
+
+def _hint(name: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in name) + "."

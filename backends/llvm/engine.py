@@ -1,0 +1,276 @@
+"""LLVM IR in, callable addresses out: optimise, emit an object, cache it, load it into this process.
+
+The code generator and the pool call `Engine.compile`; executables hold the `NativeModule` they get, which
+keeps the code mapped for as long as it lives. Nothing here knows how the IR came to be.
+
+Objects are loaded by LLVM's JITLink (one contiguous mapping per module, so the small code model always
+reaches; errors are reported where the older loader aborts the process). A linker instance is shared by a few
+modules and freed with the last of them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import itertools
+import os
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from .cache import CachedObject, ObjectCache, build_id, default_cache, object_key
+from .target import CompileError, Target, host_target, llvm
+
+Opt = Literal["fast", "full"]
+# LLVM IR text, an `llvmlite.ir.Module`, or a function that makes either (kept instead of the text, for lazy
+# views).
+Source = str | Any | Callable[[], Any]
+
+# A linker costs 160 KB; a module unloaded before its linker leaves 9 KB until that dies.
+_MODULES_PER_LINKER = 32
+_lock = threading.RLock()  # LLVM is used by one thread at a time, and by none while the process forks
+_names = itertools.count()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
+
+
+class NativeModule:
+    """Loaded native code. Addresses are valid while this object lives; its memory is unmapped when it dies.
+
+    - `symbols`: names of the external functions and globals that the module defines.
+    - `object_code`: bytes of the object file it was loaded from.
+    - `from_cache`: it was read from disk, not compiled.
+    """
+
+    def __init__(self, entry: CachedObject, addresses: dict[str, int], handles: tuple[Any, ...],
+                 source: Source | None, target: Target, opt: Opt, from_cache: bool):
+        self.symbols = entry.symbols
+        self.object_code = entry.code
+        self.from_cache = from_cache
+        self._addresses = addresses
+        self._handles = handles
+        self._source = source
+        self._target = target
+        self._opt: Opt = opt
+
+    def address(self, symbol: str) -> int:
+        """The address of an external symbol.
+
+        :raises CompileError: the module defines no such symbol.
+        """
+        try:
+            return self._addresses[symbol]
+        except KeyError:
+            known = ", ".join(self.symbols) or "nothing"
+            raise CompileError(f"no symbol {symbol!r} in this native module; it defines {known}") from None
+
+    def function(self, symbol: str, restype: Any, *argtypes: Any) -> Callable[..., Any]:
+        """A ctypes callable for a symbol, without the GIL while it runs. It keeps this module alive."""
+        function = ctypes.CFUNCTYPE(restype, *argtypes)(self.address(symbol))
+        function._tracegrad_module = self  # type: ignore[attr-defined]
+        return function
+
+    def source_ir(self) -> str:
+        """The LLVM IR as it was given.
+
+        :raises CompileError: the module came from the cache and nobody said how to make its IR.
+        """
+        if self._source is None:
+            raise CompileError("this module was loaded from the object cache without its LLVM IR; "
+                               "set TRACEGRAD_CACHE=0 to see it")
+        return _text(self._source)
+
+    def optimized_ir(self) -> str:
+        """The LLVM IR after the passes, made again on each call (compilation is deterministic)."""
+        with _lock:
+            return str(_optimized(self.source_ir(), self._target, self._opt)[0])
+
+    def assembly(self) -> str:
+        """The assembly text, made again on each call (compilation is deterministic)."""
+        with _lock:
+            module, machine = _optimized(self.source_ir(), self._target, self._opt)
+            return machine.emit_assembly(module)
+
+
+class Engine:
+    """Compiles and loads for one target.
+
+    - `target`: default the host (or what the environment overrides it with).
+    - `cache`: an `ObjectCache`, None for none, or "default" for what the environment asks for at each call.
+    """
+
+    def __init__(self, target: Target | None = None,
+                 cache: ObjectCache | Literal["default"] | None = "default"):
+        self._target = target
+        self._cache = cache
+        self._linker: Any = None
+        self._linked = 0
+
+    @property
+    def target(self) -> Target:
+        """The target, found on first use (LLVM is loaded then)."""
+        if self._target is None:
+            with _lock:
+                self._target = host_target()
+        return self._target
+
+    def compile(self, ir: Source, *, key: str | None = None, opt: Opt = "fast",
+                imports: Mapping[str, int] | None = None) -> NativeModule:
+        """Native code for LLVM IR, from the cache where it has it.
+
+        - `key`: what identifies the content (any string); default the IR text itself. Target, pipeline,
+          versions and our own sources are always part of the real key.
+        - `opt`: "fast" cleans up what a code generator that writes explicit vectors leaves; "full" adds
+          scalar and loop optimisation (value numbering, loop-invariant code motion) for two to three times
+          the time.
+        - `imports`: addresses of symbols that the process does not export. Symbols of libc, libm and every
+          loaded library resolve by themselves.
+
+        :raises CompileError: invalid IR, or a symbol that nothing defines.
+        """
+        text: str | None = None
+        if key is None:
+            text = _text(ir)
+            key = object_key("ir", text)
+        found = self.load_cached(key, opt=opt, ir=ir, imports=imports)
+        if found is not None:
+            return found
+        text = _text(ir) if text is None else text
+        with _lock:
+            module, machine = _optimized(text, self.target, opt)
+            entry = CachedObject(_defined_symbols(module), machine.emit_object(module))
+            # An llvmlite module can change later and is large; its text is neither.
+            source = ir if callable(ir) else text
+            native = self._load(entry, imports, source, opt, from_cache=False)
+        cache = self._current_cache()
+        if cache is not None:  # only what could be loaded is kept
+            cache.store(self._object_key(key, opt), entry)
+        return native
+
+    def load_cached(self, key: str, *, opt: Opt = "fast", ir: Source | None = None,
+                    imports: Mapping[str, int] | None = None) -> NativeModule | None:
+        """The module stored under a content key, or None. No IR is built, parsed or optimised.
+
+        - `ir`: how to make the IR should someone ask to see it; normally a function.
+        """
+        cache = self._current_cache()
+        if cache is None:
+            return None
+        entry = cache.load(self._object_key(key, opt))
+        if entry is None:
+            return None
+        try:
+            source = ir if ir is None or callable(ir) or isinstance(ir, str) else str(ir)
+            return self._load(entry, imports, source, opt, from_cache=True)
+        except CompileError:
+            return None  # a library it was linked against is gone; compiling again says so properly
+
+    def _current_cache(self) -> ObjectCache | None:
+        return default_cache() if isinstance(self._cache, str) else self._cache
+
+    def _object_key(self, key: str, opt: Opt) -> str:
+        return object_key(key, opt, self.target.fingerprint(), _llvmlite_version(), build_id())
+
+    def _load(self, entry: CachedObject, imports: Mapping[str, int] | None, source: Source | None, opt: Opt,
+              *, from_cache: bool) -> NativeModule:
+        """Maps an object and resolves its symbols."""
+        binding = llvm()
+        with _lock:
+            if self._linker is None or self._linked >= _MODULES_PER_LINKER:
+                self._linker = binding.create_lljit_compiler(self.target.machine(), use_jit_link=True,
+                                                             suppress_errors=True)
+                self._linked = 0
+            builder = binding.JITLibraryBuilder().add_object_img(entry.code).add_current_process()
+            for name, address in (imports or {}).items():
+                builder.import_symbol(name, address)
+            for name in entry.symbols:
+                builder.export_symbol(name)
+            self._linked += 1
+            try:
+                tracker = builder.link(self._linker, f"module{next(_names)}")
+            except RuntimeError as error:
+                raise CompileError(f"native code cannot be loaded: {error}; undefined here: "
+                                   f"{_undefined(source, self.target, imports)}") from None
+            addresses = {name: tracker[name] for name in entry.symbols}
+            # The tracker unmaps the code when it dies; its linker must outlive it.
+            handles = (tracker, self._linker)
+            return NativeModule(entry, addresses, handles, source, self.target, opt, from_cache)
+
+
+@functools.lru_cache(maxsize=1)
+def default_engine() -> Engine:
+    """The engine of the host with the cache of the environment, one for the process."""
+    return Engine()
+
+
+@functools.lru_cache(maxsize=1)
+def _llvmlite_version() -> str:
+    import llvmlite  # here for the same reason as in target.py
+
+    return llvmlite.__version__
+
+
+def _text(source: Source) -> str:
+    made = source() if callable(source) else source
+    return made if isinstance(made, str) else str(made)
+
+
+def _parse(text: str, target: Target) -> tuple[Any, Any]:
+    """A verified module in a context of its own, and the target machine whose layout it got."""
+    binding = llvm()
+    machine = target.machine()
+    try:
+        module = binding.parse_assembly(text, binding.create_context())
+        module.triple = target.triple
+        module.data_layout = str(machine.target_data)
+        module.verify()
+    except RuntimeError as error:
+        raise CompileError(f"invalid LLVM IR: {str(error).strip()}") from None
+    return module, machine
+
+
+def _optimized(text: str, target: Target, opt: Opt) -> tuple[Any, Any]:
+    """The module after the passes of `opt`, and its target machine."""
+    module, machine = _parse(text, target)
+    binding = llvm()
+    if opt not in ("fast", "full"):
+        raise CompileError(f"opt={opt!r}: expected 'fast' or 'full'")
+    tuning = binding.create_pipeline_tuning_options(2)
+    # The code generator writes vectors, unrolls and fuses by itself; LLVM's heuristics would only undo its
+    # choices.
+    tuning.loop_vectorization = tuning.slp_vectorization = False
+    tuning.loop_unrolling = tuning.loop_interleaving = False
+    builder = binding.create_pass_builder(machine, tuning)
+    passes = binding.create_new_module_pass_manager()
+    passes.add_always_inliner_pass()
+    if opt == "fast":
+        passes.add_sroa_pass()
+        passes.add_instruction_combine_pass()
+        passes.add_simplify_cfg_pass()
+    passes.run(module, builder)
+    if opt == "full":
+        scalar = builder.getFunctionPassManager()
+        for function in module.functions:
+            if not function.is_declaration:
+                scalar.run(function, builder)
+    return module, machine
+
+
+def _defined_symbols(module: Any) -> tuple[str, ...]:
+    """Names that other modules or Python can look up."""
+    values = itertools.chain(module.functions, module.global_variables)
+    return tuple(value.name for value in values
+                 if not value.is_declaration and value.linkage.name in ("external", "weak_odr", "weak_any"))
+
+
+def _undefined(source: Source | None, target: Target, imports: Mapping[str, int] | None) -> str:
+    """Declared functions that no library of this process has: LLVM does not say which symbol it missed."""
+    if source is None:
+        return "unknown"
+    binding = llvm()
+    module, _ = _parse(_text(source), target)
+    names = [function.name for function in module.functions
+             if function.is_declaration and not function.name.startswith("llvm.")
+             and function.name not in (imports or {}) and binding.address_of_symbol(function.name) is None]
+    return ", ".join(names) or "a support function that LLVM calls by itself"

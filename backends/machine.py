@@ -1,0 +1,40 @@
+"""What the scheduler knows of a CPU: vector width, registers, caches, threads. Targets make one from theirs; tests make
+one by hand. Nothing here asks the operating system."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class MachineModel:
+    """A CPU in the numbers that schedules depend on.
+
+    Attributes:
+        vector_bytes: width of a SIMD register; 16, 32 or 64.
+        vector_registers: how many there are.
+        masked_memory: masked vector loads and stores are about as cheap as whole ones (AVX-512, SVE; AVX2 at 32 bits).
+        threads: how many threads may share a kernel. Results never depend on it, only whether loops are parallel.
+        l1_bytes, l2_bytes: data cache of one core.
+        parallel_cycles: a kernel is worth sharing from this many estimated cycles on.
+        flops_per_cycle: of f32 multiply-adds of one core, counted as two, for estimates.
+    """
+
+    vector_bytes: int = 32
+    vector_registers: int = 16
+    masked_memory: bool = True
+    threads: int = 1
+    l1_bytes: int = 32 << 10
+    l2_bytes: int = 1 << 20
+    parallel_cycles: int = 50_000
+    flops_per_cycle: int = 32
+
+    def lanes(self, itemsize: int) -> int:
+        """Elements of `itemsize` bytes in one vector, at least 1."""
+        return max(1, self.vector_bytes // itemsize)
+
+
+#: a machine of small vectors, for readable golden tests
+SMALL = MachineModel(vector_bytes=16, vector_registers=16, masked_memory=False, flops_per_cycle=8)
+AVX2 = MachineModel()
+AVX512 = MachineModel(64, 32, True, 1, 48 << 10, 1280 << 10, 50_000, 64)

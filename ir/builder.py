@@ -1,0 +1,85 @@
+"""`Builder` adds nodes to a graph: `b.mul(x, y)`, `b.sum(x, axes=(0,))`. Gradient rules, decompositions, rewrites, the
+parser and the tracer all build through this interface, so a rule does not know which of them it works for.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from .dtypes import DType, float32
+from .errors import OpError
+from .graph import Graph, Location, Node, Value
+from .op import REGISTRY, Op
+from .types import Type
+
+
+def infer_or_explain(op: Op, operands: tuple[Value, ...], attrs: dict[str, Any], loc: Location | None) -> tuple[Type, ...]:
+    """Result types, or the op's error completed with op name, operand types and the user's line."""
+    types = tuple(v.type for v in operands)
+    try:
+        return op.infer_types(types, attrs)
+    except OpError as e:
+        where = f" at {loc}" if loc is not None else ""
+        raise type(e)(f"{op.name}({', '.join(map(str, types))}){where}: {e}") from None
+    except TypeError as e:  # wrong number of operands, unknown or missing attribute
+        where = f" at {loc}" if loc is not None else ""
+        raise OpError(
+            f"{op.name}({', '.join(map(str, types))}){where}: expected {op.usage}, "
+            f"got {len(types)} operands and attributes {attrs} ({e})"
+        ) from None
+
+
+class Builder:
+    """Appends to `graph.nodes`. Subclasses override `emit` (the tracer records, the interpreter could run)."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.loc: Location | None = None
+        self.phase = "forward"
+
+    def emit(self, op: Op, operands: tuple[Value, ...], attrs: dict[str, Any]) -> Value | tuple[Value, ...]:
+        """Adds one node; gives its result, or the tuple of results if it has several."""
+        types = infer_or_explain(op, operands, attrs, self.loc)
+        node = Node(op, operands, attrs, self.loc, self.phase)
+        node.results = tuple(Value(t, node, i) for i, t in enumerate(types))
+        self.graph.nodes.append(node)
+        return node.results[0] if len(types) == 1 else node.results
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        op = REGISTRY.get(name)
+        if op is None:
+            near = difflib.get_close_matches(name, REGISTRY, 1)
+            raise AttributeError(f"no op named {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+
+        def call(*operands: Value, **attrs: Any) -> Any:
+            return self.emit(op, operands, attrs)
+
+        return call
+
+    def const(self, value: float | int | bool, like: Value | DType = float32) -> Value:
+        """A scalar constant of `like`'s dtype; broadcasts against anything."""
+        dtype = like if isinstance(like, DType) else like.type.dtype
+        if dtype.kind == "f":
+            value = float(value)
+        elif dtype.kind == "b":
+            value = bool(value)
+        else:
+            value = int(value)
+        return self.constant(value=value, dtype=dtype)
+
+    def cast_to(self, x: Value, dtype: DType) -> Value:
+        """`cast`, or `x` itself where it has the dtype already."""
+        return x if x.type.dtype is dtype else self.cast(x, dtype=dtype)
+
+    @contextmanager
+    def at(self, loc: Location | None, phase: str) -> Iterator[None]:
+        """Nodes emitted inside carry this location and phase."""
+        old = self.loc, self.phase
+        self.loc, self.phase = loc, phase
+        try:
+            yield
+        finally:
+            self.loc, self.phase = old

@@ -1,0 +1,35 @@
+"""The errors users see. Every one names the op, the operand types, the user's line and what to do about it."""
+
+from __future__ import annotations
+
+
+class TracegradError(RuntimeError):
+    """Base of all errors raised for bad input. A RuntimeError, as PyTorch's are."""
+
+
+class OpError(TracegradError):
+    """Operands or attributes an op does not take. Raised by `infer` without a location; whoever records adds it."""
+
+
+class DTypeError(OpError, TypeError):
+    """Operands of element types that an op does not take."""
+
+
+class IndexOutOfRange(OpError, IndexError):
+    """A dimension or an index outside its range."""
+
+
+class GradError(TracegradError):
+    """Differentiation asked for where it has no meaning (no graph, freed graph, integer leaf)."""
+
+
+class TraceError(TracegradError):
+    """Python did something with a traced tensor that can't be traced (a branch on its value, `.item()`)."""
+
+
+class ParseError(TracegradError):
+    """Malformed IR text; the message holds line, column and a caret."""
+
+
+class VerifyError(TracegradError):
+    """A graph or loop program that breaks the IR's rules: a bug in a pass, or a hand-edited file."""

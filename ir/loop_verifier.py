@@ -1,0 +1,199 @@
+"""Checks a LoopProgram against the rules of the loop IR: `verify_program(program)`. Runs in tests and under
+`TRACEGRAD_VERIFY=1`; a failure is a bug in the scheduler or in a hand-edited file.
+
+Rules, besides dtypes and scoping:
+- `parallel` loops stand outermost in their kernel;
+- a `vector` loop has step 1 and holds only `let`, stores and unrolled loops; it does not nest in another;
+- register buffers are indexed by constants, unrolled and vector variables only;
+- const and plain input buffers are not stored to, and every arena buffer lies inside the arena;
+- `program.updated` are inputs.
+"""
+
+from __future__ import annotations
+
+from . import dtypes
+from .errors import VerifyError
+from .expr import Cast, Const, Expr, LaneReduce, Load, Local, Prim, Var
+from .loops import SPACES, Alloc, Barrier, Buffer, For, If, Kernel, Let, LoopProgram, Stmt, Store, While
+from .scalar import PRIMITIVES
+
+_REDUCERS = ("add", "mul", "minimum", "maximum", "and_", "or_", "xor")
+
+
+def verify_program(program: LoopProgram) -> None:
+    """:raises VerifyError: naming the kernel and the rule broken."""
+    for b in program.updated:
+        if not any(b is i for i in program.inputs):
+            raise VerifyError(f"{program.name}: updated buffer {b.name} is not an input")
+    for b in program.temps:
+        _check_buffer(program, b)
+    for k in program.kernels:
+        _Checker(program, k).run()
+
+
+def _check_buffer(program: LoopProgram, b: Buffer) -> None:
+    if b.space not in SPACES:
+        raise VerifyError(f"{program.name}: buffer {b.name} is in unknown space {b.space!r}")
+    if b.space == "arena" and not (b.offset >= 0 and b.offset + b.nbytes <= program.arena_bytes):
+        raise VerifyError(f"{program.name}: {b.name} at {b.offset} does not fit {program.arena_bytes} arena bytes")
+    if b.space == "arena" and b.offset % b.dtype.itemsize:
+        raise VerifyError(f"{program.name}: {b.name} at {b.offset} is not aligned")
+    if b.space == "const" and len(b.data) != b.nbytes:
+        raise VerifyError(f"{program.name}: constant {b.name} has {len(b.data)} bytes for {b.type}")
+
+
+class _Checker:
+    def __init__(self, program: LoopProgram, kernel: Kernel) -> None:
+        self.program = program
+        self.kernel = kernel
+        self.kinds: dict[Var, str] = {}
+        self.locals: set[Local] = set()
+        self.allocated: set[Buffer] = set()
+        self.checked: set[int] = set()
+        self.outer = {id(b) for b in (*program.inputs, *program.outputs)}
+        self.writable = {id(b) for b in (*program.updated, *program.outputs)}
+        self.writable -= {id(b) for b in program.inputs if not any(b is u for u in program.updated)}
+
+    def fail(self, message: str) -> VerifyError:
+        return VerifyError(f"{self.program.name}, kernel {self.kernel.name}: {message}")
+
+    def run(self) -> None:
+        self.block(self.kernel.body, (), top=True)
+
+    def block(self, body: list[Stmt], loops: tuple[For, ...], top: bool = False) -> None:
+        locals_, allocated = set(self.locals), set(self.allocated)
+        in_vector = any(f.kind == "vector" for f in loops)
+        for s in body:
+            if in_vector and not (isinstance(s, (Let, Store)) or (isinstance(s, For) and s.kind == "unroll")):
+                raise self.fail(f"{type(s).__name__} inside a vector loop")
+            if isinstance(s, Let):
+                self.expr(s.value)
+                if s.value.dtype is not s.local.dtype:
+                    raise self.fail(f"let {s.local.name}: {s.local.dtype.name} of a {s.value.dtype.name}")
+                self.locals.add(s.local)
+                self.checked.clear()
+            elif isinstance(s, Store):
+                self.store(s)
+            elif isinstance(s, Alloc):
+                if s.buffer.space not in ("local", "shared", "register"):
+                    raise self.fail(f"alloc of {s.buffer!r}")
+                self.allocated.add(s.buffer)
+            elif isinstance(s, For):
+                self.loop(s, loops, top)
+            elif isinstance(s, (If, While)):
+                self.expr(s.cond)
+                if s.cond.dtype is not dtypes.bool_:
+                    raise self.fail(f"condition is {s.cond.dtype.name}")
+                self.block(s.body, loops)
+            elif not isinstance(s, Barrier):
+                raise self.fail(f"unknown statement {type(s).__name__}")
+        self.locals, self.allocated = locals_, allocated
+        self.checked.clear()
+
+    def loop(self, s: For, loops: tuple[For, ...], top: bool) -> None:
+        if s.extent != s.var.extent or s.step < 1:
+            raise self.fail(f"loop over {s.var.name}: extent {s.extent} (its variable {s.var.extent}), step {s.step}")
+        if s.var in self.kinds:
+            raise self.fail(f"variable {s.var.name} is bound twice")
+        if s.kind == "parallel" and not top:
+            raise self.fail(f"parallel loop over {s.var.name} is not outermost")
+        if s.kind == "vector" and s.step != 1:
+            raise self.fail(f"vector loop over {s.var.name} has step {s.step}")
+        if s.kind == "vector" and any(f.kind == "vector" for f in loops):
+            raise self.fail(f"vector loop over {s.var.name} is inside another")
+        self.kinds[s.var] = s.kind
+        self.checked.clear()
+        self.block(s.body, (*loops, s))
+        del self.kinds[s.var]
+
+    def store(self, s: Store) -> None:
+        for e in s.index:
+            self.expr(e)
+        self.expr(s.value)
+        if s.mask is not None:
+            self.expr(s.mask)
+            if s.mask.dtype is not dtypes.bool_:
+                raise self.fail(f"mask of a store to {s.buffer.name} is {s.mask.dtype.name}")
+        if s.value.dtype is not s.buffer.dtype:
+            raise self.fail(f"store of {s.value.dtype.name} to {s.buffer!r}")
+        if s.buffer.space == "const" or (s.buffer.space == "input" and id(s.buffer) not in self.writable):
+            raise self.fail(f"store to {s.buffer!r}")
+        self.access(s.buffer, s.index)
+
+    def access(self, b: Buffer, index: tuple[Expr, ...]) -> None:
+        if len(index) not in (1, len(b.shape)):
+            raise self.fail(f"{b!r} indexed with {len(index)} expressions")
+        if b.space in ("local", "shared", "register"):
+            if b not in self.allocated:
+                raise self.fail(f"{b!r} is used where it is not allocated")
+        elif b.space in ("input", "output"):
+            if id(b) not in self.outer:
+                raise self.fail(f"{b!r} is not a buffer of the program")
+        else:
+            _check_buffer(self.program, b)
+        if b.space == "register":
+            for e in index:
+                for x in _nodes(e):
+                    if isinstance(x, Var) and self.kinds.get(x, "vector") not in ("unroll", "vector"):
+                        raise self.fail(f"register {b.name} is indexed by {self.kinds[x]} variable {x.name}")
+                    if isinstance(x, (Load, Local)):
+                        raise self.fail(f"register {b.name} is indexed by a run-time value")
+
+    def expr(self, root: Expr, bound: frozenset[Var] = frozenset()) -> None:
+        stack = [root]
+        while stack:
+            e = stack.pop()
+            if id(e) in self.checked and not bound:
+                continue
+            self.checked.add(id(e))
+            if isinstance(e, LaneReduce):
+                n = e.var.extent
+                if e.name not in _REDUCERS or n < 1 or n & (n - 1):
+                    raise self.fail(f"reduce.{e.name} over {n} lanes")
+                self.expr(e.x, bound | {e.var})
+                continue
+            self.one(e, bound)
+            stack.extend(e.args)
+
+    def one(self, e: Expr, bound: frozenset[Var]) -> None:
+        if isinstance(e, Var):
+            if e not in self.kinds and e not in bound:
+                raise self.fail(f"variable {e.name} is not in scope")
+        elif isinstance(e, Local):
+            if e not in self.locals:
+                raise self.fail(f"local {e.name} is not in scope")
+        elif isinstance(e, Load):
+            if any(i.dtype is not dtypes.int64 for i in e.index):
+                raise self.fail(f"index of {e.buffer.name} is not i64")
+            if e.mask is not None and e.mask.dtype is not dtypes.bool_:
+                raise self.fail(f"mask of a load from {e.buffer.name} is {e.mask.dtype.name}")
+            if e.other is not None and e.other.dtype is not e.dtype:
+                raise self.fail(f"load from {e.buffer.name} gives {e.dtype.name}, otherwise {e.other.dtype.name}")
+            self.access(e.buffer, e.index)
+        elif isinstance(e, Prim):
+            self.prim(e)
+        elif not isinstance(e, (Const, Cast)):
+            raise self.fail(f"unknown expression {type(e).__name__}")
+
+    def prim(self, e: Prim) -> None:
+        p = PRIMITIVES.get(e.name)
+        if p is None or len(e.args) != p.arity:
+            raise self.fail(f"{e.name} of {len(e.args)} operands")
+        args = e.args[1:] if p.result == "select" else e.args
+        if any(a.dtype is not args[0].dtype for a in args):
+            raise self.fail(f"{e.name} of {', '.join(a.dtype.name for a in e.args)}")
+        if p.result == "select" and e.args[0].dtype is not dtypes.bool_:
+            raise self.fail(f"select by a {e.args[0].dtype.name}")
+        if args[0].dtype.kind not in p.kinds:
+            raise self.fail(f"{e.name} does not take {args[0].dtype.name}")
+        if e.dtype is not (dtypes.bool_ if p.result == "bool" else args[0].dtype):
+            raise self.fail(f"{e.name} of {args[0].dtype.name} gives {e.dtype.name}")
+
+
+def _nodes(e: Expr) -> list[Expr]:
+    out, stack = [], [e]
+    while stack:
+        x = stack.pop()
+        out.append(x)
+        stack.extend(x.args)
+    return out

@@ -1,0 +1,192 @@
+"""The loop IR: scheduled loop nests over buffers, shared by the LLVM and CUDA targets.
+
+A `LoopProgram` is the lowered form of one graph: buffers and a sequence of kernels. Schedulers build it, the code
+generators and the loop interpreter read it. Statements execute in order; each evaluates its expressions when it is
+reached, a DAG node used twice in one statement once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from math import prod
+
+from .dtypes import DType
+from .expr import Expr, Local, Var
+from .graph import Location
+from .types import Type
+
+#: input: given by the caller; output: made for the caller; arena: a place in the program's one workspace;
+#: const: baked data; local: scratch of one thread (stack or heap, cache-resident); shared: one GPU block's;
+#: register: scratch whose indices are constants once unrolled and vector loops are expanded (accumulators).
+SPACES = ("input", "output", "arena", "const", "local", "shared", "register")
+#: serial: in order; parallel: iterations independent, spread over threads (only outermost in a kernel);
+#: vector: one SIMD operation per statement, iterations independent; unroll: replicated; block/thread: GPU axes.
+LOOP_KINDS = ("serial", "parallel", "vector", "unroll", "block", "thread")
+
+
+class Buffer:
+    """Named memory of one dtype. Row-major; `shape` is for reading (indices may also be flat).
+
+    Attributes:
+        offset: byte offset in the arena (space `arena`), set by the memory planner.
+        data: bytes of a `const` buffer.
+    """
+
+    __slots__ = ("data", "dtype", "name", "offset", "shape", "space")
+
+    def __init__(
+        self, name: str, dtype: DType, shape: Iterable[int], space: str, offset: int = 0, data: bytes = b""
+    ) -> None:
+        self.name = name
+        self.dtype = dtype
+        self.shape = tuple(shape)
+        self.space = space
+        self.offset = offset
+        self.data = data
+
+    @property
+    def size(self) -> int:
+        """Elements."""
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+    @property
+    def type(self) -> Type:
+        return Type(self.dtype, self.shape)
+
+    def __repr__(self) -> str:
+        return f"{self.name}: {self.dtype.name}[{','.join(map(str, self.shape))}] {self.space}"
+
+
+class Stmt:
+    """Base of statements."""
+
+    __slots__ = ()
+
+
+@dataclass(eq=False, slots=True)
+class For(Stmt):
+    """`for var in 0, step, 2*step, ... < extent`. For `vector` loops step is 1 and extent is the lane count.
+
+    `var.extent` equals `extent` (its range bound).
+    """
+
+    var: Var
+    extent: int
+    kind: str
+    body: list[Stmt]
+    step: int = 1
+
+
+@dataclass(eq=False, slots=True)
+class Store(Stmt):
+    """`buffer[index] = value`, skipped where `mask` is false."""
+
+    buffer: Buffer
+    index: tuple[Expr, ...]
+    value: Expr
+    mask: Expr | None = None
+
+
+@dataclass(eq=False, slots=True)
+class Let(Stmt):
+    """Names a value for the rest of the block."""
+
+    local: Local
+    value: Expr
+
+
+@dataclass(eq=False, slots=True)
+class Alloc(Stmt):
+    """Brings a local, shared or register buffer into scope, contents undefined."""
+
+    buffer: Buffer
+
+
+@dataclass(eq=False, slots=True)
+class If(Stmt):
+    """Runs `body` where the scalar bool `cond` holds."""
+
+    cond: Expr
+    body: list[Stmt]
+
+
+@dataclass(eq=False, slots=True)
+class While(Stmt):
+    """Runs `body`, then repeats it while `cond` (evaluated after it, over buffers) holds, from a first test of
+    `cond` before the first run."""
+
+    cond: Expr
+    body: list[Stmt]
+
+
+@dataclass(eq=False, slots=True)
+class Barrier(Stmt):
+    """All threads of a GPU block arrive before any goes on."""
+
+
+@dataclass(eq=False, slots=True)
+class Kernel:
+    """One loop nest (or a short sequence that shares locals), run to its end before the next kernel starts.
+
+    Attributes:
+        comment: the graph ops it computes, for dumps.
+        locs: the user's lines they came from.
+        flops, bytes_moved: static cost, for `.cost()`.
+    """
+
+    name: str
+    body: list[Stmt]
+    comment: str = ""
+    locs: tuple[Location, ...] = ()
+    flops: int = 0
+    bytes_moved: int = 0
+
+
+@dataclass(eq=False, slots=True)
+class LoopProgram:
+    """A lowered graph.
+
+    Attributes:
+        inputs: buffers in the order of the graph's inputs.
+        outputs: buffers in the order of the graph's outputs; an output that is an input, or another output, is the
+            same Buffer object (the executable copies).
+        updated: inputs that the program overwrites with their new value, in place.
+        arena_bytes: size of the workspace all `arena` buffers are placed in.
+    """
+
+    name: str
+    inputs: list[Buffer] = field(default_factory=list)
+    outputs: list[Buffer] = field(default_factory=list)
+    updated: list[Buffer] = field(default_factory=list)
+    temps: list[Buffer] = field(default_factory=list)
+    kernels: list[Kernel] = field(default_factory=list)
+    arena_bytes: int = 0
+
+    def __str__(self) -> str:
+        from .loop_text import print_program
+
+        return print_program(self)
+
+
+def statements(body: list[Stmt]) -> Iterator[Stmt]:
+    """Every statement of a block, nested ones after their parent."""
+    for s in body:
+        yield s
+        if isinstance(s, (For, If, While)):
+            yield from statements(s.body)
+
+
+def expressions(s: Stmt) -> tuple[Expr, ...]:
+    """The expressions a statement itself evaluates."""
+    if isinstance(s, Store):
+        return (*s.index, s.value, *(() if s.mask is None else (s.mask,)))
+    if isinstance(s, Let):
+        return (s.value,)
+    if isinstance(s, (If, While)):
+        return (s.cond,)
+    return ()

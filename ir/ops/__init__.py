@@ -1,0 +1,13 @@
+"""All op records; importing this package registers them in `tracegrad.ir.op.REGISTRY`."""
+
+from . import (  # noqa: F401
+    activation,
+    contraction,
+    elementwise,
+    functions,
+    identity,
+    logic,
+    movement,
+    reduction,
+    source,
+)

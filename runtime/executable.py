@@ -1,0 +1,162 @@
+"""Executables: a graph made runnable, by the interpreter or natively, and the texts of every stage on the way.
+
+`Lowered` carries one graph through optimise -> schedule -> LLVM lazily, so that asking for a stage costs no more than
+reaching it. `Executable` calls the native code; safe to call from several threads at once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..ir.dtypes import uint8
+from ..ir.graph import Graph
+from ..ir.interpreter import evaluate
+from ..ir.types import Type
+from .buffers import Buffer, empty
+
+if TYPE_CHECKING:
+    from ..backends.llvm.compile import NativeProgram
+    from ..backends.machine import MachineModel
+    from ..ir.loops import LoopProgram
+    from ..ir.passes import PassRecord
+
+STAGES = ("graph", "optimized", "loops", "llvm", "asm")
+
+
+class Lowered:
+    """One graph on its way to machine code. Each stage is made when first asked for.
+
+    Attributes:
+        graph: as traced.
+        records: what each pass did, once `optimized` was made.
+    """
+
+    def __init__(self, graph: Graph, machine: MachineModel | None = None) -> None:
+        self.graph = graph
+        self._machine = machine
+        self.records: list[PassRecord] = []
+
+    # The compiler is imported when the first program is compiled: interpreting needs none of it.
+
+    @cached_property
+    def optimized(self) -> Graph:
+        from ..ir.passes import optimize
+
+        return optimize(self.graph, record=self.records)
+
+    @cached_property
+    def machine(self) -> MachineModel:
+        from ..backends.machine import host_machine
+
+        return self._machine or host_machine()
+
+    @cached_property
+    def loops(self) -> LoopProgram:
+        from ..backends.schedule import schedule
+
+        return schedule(self.optimized, self.machine)
+
+    @cached_property
+    def native(self) -> NativeProgram:
+        from ..backends.llvm.compile import compile_program
+
+        return compile_program(self.loops)
+
+    def as_text(self, stage: str = "graph") -> str:
+        """The program at `graph`, `optimized`, `loops`, `llvm` or `asm`."""
+        if stage == "graph":
+            return str(self.graph)
+        if stage == "optimized":
+            return str(self.optimized)
+        if stage == "loops":
+            return str(self.loops)
+        if stage == "llvm":
+            return self.native.llvm_ir()
+        if stage == "asm":
+            return self.native.assembly()
+        raise ValueError(f"no stage {stage!r}; there are {', '.join(STAGES)}")
+
+
+class Context:
+    """The argument table and workspace of one call; an executable keeps idle ones for the next."""
+
+    __slots__ = ("address", "arena", "table")
+
+    def __init__(self, slots: int, arena: Buffer | None) -> None:
+        self.table: Any = (ctypes.c_uint64 * slots)()
+        self.address = ctypes.addressof(self.table)
+        self.arena = arena
+
+
+class Executable:
+    """Native code of a graph. Inputs are passed by address; `graph.updates` happen in place in them.
+
+    Args:
+        lowered: the graph's lowering; compiled here if it was not yet.
+    """
+
+    def __init__(self, lowered: Lowered) -> None:
+        self.lowered = lowered
+        self.native = native = lowered.native
+        graph = lowered.graph
+        self.input_types: list[Type] = [v.type for v in graph.inputs]
+        self.output_types: list[Type] = [v.type for v in graph.outputs]
+        self.n_inputs = len(self.input_types)
+        self.n_slots = self.n_inputs + len(self.output_types) + 2
+        self.run = ctypes.CFUNCTYPE(None, ctypes.c_uint64)(native.run_address)
+        self.repeat = ctypes.CFUNCTYPE(None, ctypes.c_uint64, ctypes.c_int64)(native.repeat_address)
+        self._idle: list[Context] = []
+
+    def context(self) -> Context:
+        """A call context; give it back with `release`."""
+        if self._idle:
+            try:
+                return self._idle.pop()
+            except IndexError:  # another thread took it in between
+                pass
+        nbytes = self.native.arena_bytes
+        arena = empty(Type(uint8, (nbytes,))) if nbytes else None
+        ctx = Context(self.n_slots, arena)
+        ctx.table[self.n_slots - 2] = arena.ptr if arena is not None else 0
+        ctx.table[self.n_slots - 1] = self.native.parallel_for_address()
+        return ctx
+
+    def release(self, ctx: Context) -> None:
+        self._idle.append(ctx)
+
+    def __call__(self, inputs: Sequence[Buffer]) -> list[Buffer]:
+        """Runs once. `inputs` in the graph's order; gives new buffers for the outputs."""
+        ctx = self.context()
+        table = ctx.table
+        i = 0
+        for b in inputs:
+            table[i] = b.ptr
+            i += 1
+        outputs = [empty(t) for t in self.output_types]
+        for b in outputs:
+            table[i] = b.ptr
+            i += 1
+        self.run(ctx.address)
+        self._idle.append(ctx)
+        return outputs
+
+    def call_repeat(self, inputs: Sequence[Buffer], n: int) -> list[Buffer]:
+        """Runs n times natively; outputs come stacked along a new first dimension."""
+        ctx = self.context()
+        outputs = [empty(Type(t.dtype, (n, *t.shape))) for t in self.output_types]
+        for i, b in enumerate([*inputs, *outputs]):
+            ctx.table[i] = b.ptr
+        self.repeat(ctx.address, n)
+        self._idle.append(ctx)
+        return outputs
+
+
+def interpret(graph: Graph, inputs: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Runs a graph on the NumPy interpreter: outputs, and the new values of updated inputs."""
+    outs, updates = evaluate(graph, inputs)
+    return list(outs), list(updates)

@@ -1,0 +1,303 @@
+"""The autograd API: `backward`, `grad`, grad modes. The walk itself is ir/grad.py, run on recorded nodes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..ir.errors import GradError
+from ..ir.grad import backward as walk_back
+from ..ir.op import REGISTRY
+from .recording import STATE, Trace
+from .tensor import WATCHED, Tensor
+from .values import TracedValue
+
+
+class _GradMode:
+    """Context manager and decorator that sets whether operations record for gradients."""
+
+    enabled = False
+
+    def __init__(self, function: Callable[..., Any] | None = None) -> None:
+        self._saved: list[tuple[Trace, bool]] = []
+        self._function = function
+        if function is not None:
+            functools.update_wrapper(self, function)
+
+    def __enter__(self) -> None:
+        trace = STATE.trace
+        self._saved.append((trace, trace.grad_enabled))
+        trace.grad_enabled = self.enabled
+
+    def __exit__(self, *exc: Any) -> None:
+        trace, old = self._saved.pop()
+        trace.grad_enabled = old
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._function is not None:  # @no_grad without parentheses
+            with type(self)():
+                return self._function(*args, **kwargs)
+        function = args[0]
+        mode = self
+
+        @functools.wraps(function)
+        def wrapped(*a: Any, **k: Any) -> Any:
+            with mode:
+                return function(*a, **k)
+
+        return wrapped
+
+
+class no_grad(_GradMode):  # noqa: N801 - PyTorch's name
+    """Operations inside don't record for gradients. Also a decorator."""
+
+
+class inference_mode(_GradMode):  # noqa: N801 - PyTorch's name
+    """The same as `no_grad` here."""
+
+    def __init__(self, mode: Any = True) -> None:
+        super().__init__(mode if callable(mode) else None)
+        self.enabled = not mode if isinstance(mode, bool) else False
+
+
+class enable_grad(_GradMode):  # noqa: N801 - PyTorch's name
+    """Operations inside record for gradients. Also a decorator."""
+
+    enabled = True
+
+
+class set_grad_enabled(_GradMode):  # noqa: N801 - PyTorch's name
+    """Sets the grad mode at once; as a context manager, restores it at the end."""
+
+    def __init__(self, mode: bool) -> None:
+        super().__init__()
+        self.enabled = mode
+        self._before = STATE.trace.grad_enabled
+        STATE.trace.grad_enabled = mode
+
+    def __enter__(self) -> None:
+        self._saved.append((STATE.trace, self._before))
+        STATE.trace.grad_enabled = self.enabled
+
+
+def is_grad_enabled() -> bool:
+    """Whether operations record for gradients now."""
+    return STATE.trace.grad_enabled
+
+
+def _stops(v: Any) -> bool:
+    return v.leaf is not None or not v.requires_grad
+
+
+def _explore(roots: Sequence[TracedValue]) -> tuple[list[TracedValue], list[Any]]:
+    """The leaves the roots depend on, in order of discovery, and the nodes between. Raises where a graph is freed."""
+    leaves: list[TracedValue] = []
+    nodes: list[Any] = []
+    seen: set[Any] = set()
+    stack: list[Any] = list(reversed(roots))
+    while stack:
+        v = stack.pop()
+        if v.leaf is not None:
+            if v not in seen:
+                seen.add(v)
+                leaves.append(v)
+            continue
+        node = v.node
+        if not v.requires_grad or node is None or node in seen:
+            continue
+        if v.freed:
+            raise GradError(
+                f"backward through {node.op.name} (made at {node.loc}) a second time: what it saved was freed by the "
+                f"first; pass retain_graph=True to the first backward, or compute the forward again"
+            )
+        seen.add(node)
+        nodes.append(node)
+        stack.extend(reversed(node.operands))
+    return leaves, nodes
+
+
+def _seed(trace: Trace, root: Tensor, value: TracedValue, gradient: Any) -> Any:
+    if gradient is None:
+        if value.type.numel != 1:
+            raise GradError(
+                f"gradients can be created implicitly only for scalars; this tensor is {value.type}: pass `gradient`"
+            )
+        one = trace.literal(1.0, value.type.dtype)
+        return trace.emit(REGISTRY["expand"], (one,), {"shape": value.type.shape}) if value.type.shape else one
+    g = gradient._value()
+    if g.type.shape != value.type.shape:
+        raise GradError(f"a gradient of type {g.type} given for a tensor of type {value.type}")
+    return trace.cast_to(g, value.type.dtype)
+
+
+def _run(
+    tensors: Sequence[Tensor],
+    gradients: Sequence[Any],
+    keep: bool,
+    create_graph: bool,
+    wrt: Sequence[TracedValue] | None,
+) -> dict[Any, Any]:
+    trace = STATE.trace
+    values = [t._value() for t in tensors]
+    for t, v in zip(tensors, values):
+        if not v.requires_grad:
+            raise GradError(
+                f"backward() of a tensor of type {v.type} that does not require grad and has no grad_fn: no operand of "
+                f"its computation had requires_grad=True, or it was made under no_grad()"
+            )
+        if not isinstance(t, Tensor):
+            raise GradError("backward() takes tensors")
+    leaves, nodes = _explore(values)
+    watched = {}
+    for ref in WATCHED:
+        t = ref()
+        if t is not None and (t._retains or t._hooks):
+            watched[t._value()] = t
+    targets = list(leaves if wrt is None else wrt) + [v for v in watched if v.requires_grad]
+
+    def on_grad(v: Any, g: Any) -> Any:
+        t = watched.get(v)
+        if t is None:
+            return g
+        for hook in list((t._hooks or {}).values()):
+            new = hook(Tensor(_owned(trace, g)))
+            if new is not None:
+                g = new._value()
+        if t._retains and v.leaf is None:
+            t.grad = Tensor(_owned(trace, g))
+        return g
+
+    old, trace.grad_enabled = trace.grad_enabled, create_graph
+    back, trace.walked_back = trace.walked_back, False
+    try:
+        seeds: dict[Any, Any] = {}
+        with trace.at(trace.loc, "backward"):
+            for t, v, g in zip(tensors, values, gradients):
+                s = _seed(trace, t, v, g)
+                seeds[v] = trace.add(seeds[v], s) if v in seeds else s
+        found = walk_back(trace, seeds, targets, on_grad=on_grad if watched else None, stop=_stops)
+    finally:
+        trace.grad_enabled = old
+        trace.walked_back = back
+    if not keep:
+        release(trace, nodes, values)
+    return found
+
+
+def release(trace: Any, nodes: Sequence[Any], roots: Sequence[Any]) -> None:
+    """Frees what the walked nodes saved for backward."""
+    slots = getattr(trace, "slots", {})
+    trace.mark(("backward", tuple(slots.get(r, -1) for r in roots)))
+    for node in nodes:
+        pending = False
+        for r in node.results:
+            r.freed = True
+            pending = pending or r.trace is not None
+        if not pending:
+            node.operands = ()
+
+
+def _owned(trace: Trace, g: Any) -> Any:
+    """`g` as a value no storage holds yet."""
+    return g if g.storage is None and g.trace is trace else trace.emit(REGISTRY["alias"], (g,), {})
+
+
+def backward(
+    tensors: Any,
+    grad_tensors: Any = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    inputs: Any = None,
+) -> None:
+    """Adds gradients to `.grad` of the leaves that `tensors` depend on (PyTorch's `autograd.backward`).
+
+    Args:
+        tensors: one tensor or a sequence, each a scalar unless its entry of `grad_tensors` is given.
+        grad_tensors: gradients to start with, of the tensors' shapes.
+        retain_graph: keep what was saved, so that backward can run again; default `create_graph`.
+        create_graph: record the backward computation, for higher derivatives.
+        inputs: only these leaves get gradients.
+    """
+    tensors = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+    if grad_tensors is None:
+        grad_tensors = [None] * len(tensors)
+    elif isinstance(grad_tensors, Tensor):
+        grad_tensors = [grad_tensors]
+    keep = create_graph if retain_graph is None else retain_graph
+    wrt = None
+    if inputs is not None:
+        inputs = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+        wrt = [t._value() for t in inputs]
+    found = _run(tensors, list(grad_tensors), keep, create_graph, wrt)
+    trace = STATE.trace
+    owners = [(v.leaf, v) for v in found] if inputs is None else [(lambda t=t: t, t._value()) for t in inputs]
+    enabled, trace.grad_enabled = trace.grad_enabled, create_graph
+    loc = trace.loc
+    try:
+        with trace.at(loc, "backward"):
+            for owner, v in owners:
+                t = owner() if owner is not None else None
+                if t is not None and v in found:
+                    _accumulate(trace, t, found[v], create_graph)
+    finally:
+        trace.grad_enabled = enabled
+    if not create_graph:
+        trace.walked_back = trace is STATE.lazy
+
+
+def _accumulate(trace: Trace, t: Tensor, g: Any, create_graph: bool) -> None:
+    old = t.grad
+    if old is None:
+        t.grad = Tensor(_owned(trace, g))
+    elif create_graph:
+        t.grad = Tensor(trace.add(old._value(), g))
+    else:
+        old._put(trace.add(old._value(), g))
+
+
+def grad(
+    outputs: Any,
+    inputs: Any,
+    grad_outputs: Any = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    allow_unused: bool | None = None,
+    is_grads_batched: bool = False,
+    materialize_grads: bool = False,
+) -> tuple[Any, ...]:
+    """Gradients of `outputs` with respect to `inputs`, without touching `.grad` (PyTorch's `autograd.grad`).
+
+    Returns:
+        One tensor per input; None for inputs the outputs don't depend on, if `allow_unused`.
+    """
+    outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    inputs = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+    if grad_outputs is None:
+        grad_outputs = [None] * len(outputs)
+    elif isinstance(grad_outputs, Tensor):
+        grad_outputs = [grad_outputs]
+    for t in inputs:
+        if not t.requires_grad:
+            raise GradError(f"grad() with respect to a tensor of type {t._value().type} that does not require grad")
+    keep = create_graph if retain_graph is None else retain_graph
+    wrt = [t._value() for t in inputs]
+    found = _run(outputs, list(grad_outputs), keep, create_graph, wrt)
+    trace = STATE.trace
+    if not create_graph:
+        trace.walked_back = trace is STATE.lazy
+    result: list[Any] = []
+    for i, (t, v) in enumerate(zip(inputs, wrt)):
+        if v in found:
+            result.append(Tensor(_owned(trace, found[v])))
+        elif materialize_grads:
+            zero = trace.literal(0.0, v.type.dtype)
+            result.append(Tensor(trace.emit(REGISTRY["expand"], (zero,), {"shape": v.type.shape})))
+        elif allow_unused:
+            result.append(None)
+        else:
+            raise GradError(
+                f"grad(): input {i} of type {t._value().type} was not used in computing the outputs; "
+                f"pass allow_unused=True to get None for it"
+            )
+    return tuple(result)

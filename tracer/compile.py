@@ -1,0 +1,357 @@
+"""`tracegrad.compile` and `tracegrad.trace`: Python functions as native programs.
+
+A compiled function is traced once per signature of its arguments. Tensors it touches that are not arguments are
+state, read and written in place at each call; hyper-parameters of optimisers are read at each call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from ..ir.builder import Builder
+from ..ir.errors import TraceError
+from ..ir.graph import Graph, Node, Value
+from ..ir.op import Op
+from ..runtime.buffers import Buffer, copy_of, empty
+from ..runtime.executable import Context, Executable, Lowered
+from .compile_trace import Consumed, Output, Place, Traced, trace_function
+from .recording import STATE, user_location
+from .tensor import EPOCH, Tensor
+from .tree import flatten, map_tensors
+from .values import TracedValue
+
+_MAX_SPECIALIZATIONS = 64
+
+
+class Specialization:
+    """One traced signature of a compiled function, ready to be called.
+
+    Attributes:
+        traced: the graph and where its inputs and results come from and go.
+        lowered: its stages.
+    """
+
+    def __init__(self, traced: Traced, backend: str = "llvm") -> None:
+        self.traced = traced
+        self.lowered = Lowered(traced.graph)
+        self.epoch = EPOCH[0]
+        self.args = [(i, p.index) for i, p in enumerate(traced.places) if p.kind == "arg"]
+        self.states = [(i, p.storage) for i, p in enumerate(traced.places) if p.kind == "state"]
+        self.scalars = [(i, p) for i, p in enumerate(traced.places) if p.kind == "scalar"]
+        self.constants = [(i, p.value) for i, p in enumerate(traced.places) if p.kind == "constant"]
+        self.requires = [(s, s.value.requires_grad) for _, s in self.states if s is not None]
+        self.single = traced.result == Output(0) and isinstance(traced.result, Output)
+        self._bound: dict[int, _Binding] = {}
+        self._executable: Executable | None = None
+        self._op: Op | None = None
+
+    @property
+    def executable(self) -> Executable:
+        if self._executable is None:
+            self._executable = Executable(self.lowered)
+        return self._executable
+
+    def valid(self) -> bool:
+        """Whether everything the trace relied on is still so."""
+        for t, was_none in self.traced.grad_guards:
+            if (t._grad is None) != was_none:
+                return False
+        if self.epoch != EPOCH[0]:
+            for module, state in self.traced.module_guards:
+                if module._trace_state() != state:
+                    return False
+            for storage, flag in self.requires:
+                if storage.value.requires_grad != flag:
+                    return False
+            self.epoch = EPOCH[0]
+        return True
+
+    def stable(self) -> bool:
+        """Whether a call leaves the guards as they are, so that calls can be repeated natively."""
+        after = {id(owner): grad is None for owner, grad in self.traced.grads if isinstance(owner, Tensor)}
+        return all(after.get(id(t), was_none) == was_none for t, was_none in self.traced.grad_guards)
+
+    def bind(self, tensors: list[Tensor]) -> _Binding:
+        """A call context whose table holds the addresses of all inputs."""
+        executable = self.executable
+        ctx = executable.context()
+        binding = self._bound.get(ctx.address)
+        if binding is None:
+            binding = self._bound[ctx.address] = _Binding(self, ctx)
+        table, seen = ctx.table, binding.seen
+        for k, (i, storage) in enumerate(self.states):
+            value = storage.value  # type: ignore[union-attr]
+            if value is not seen[k]:
+                buffer = value.buffer
+                table[i] = (buffer if buffer is not None else _contents(value)).ptr
+                seen[k] = value
+        for i, index in self.args:
+            table[i] = tensors[index]._buffer().ptr
+        for cell, read in binding.cells:
+            cell.value = read()
+        return binding
+
+    def call(self, tensors: list[Tensor]) -> Any:
+        """One run: outputs as the function's result."""
+        traced = self.traced
+        saved = self._save_for_backward(tensors) if True in traced.grad_outputs else None
+        binding = self.bind(tensors)
+        ctx = binding.context
+        executable = self._executable
+        assert executable is not None
+        table, at = ctx.table, executable.n_inputs
+        outputs = []
+        for t in executable.output_types:
+            b = empty(t)
+            table[at] = b.ptr
+            outputs.append(b)
+            at += 1
+        executable.run(ctx.address)
+        executable._idle.append(ctx)
+        return self._deliver(outputs, tensors, saved)
+
+    def call_repeated(self, tensors: list[Tensor], n: int) -> Any:
+        """n runs natively; outputs come stacked along a new first dimension."""
+        ctx = self.bind(tensors).context
+        executable = self.executable
+        outputs = [empty(t.with_shape((n, *t.shape))) for t in executable.output_types]
+        for i, b in enumerate(outputs):
+            ctx.table[executable.n_inputs + i] = b.ptr
+        executable.repeat(ctx.address, n)
+        executable._idle.append(ctx)
+        return outputs
+
+    def _deliver(self, outputs: list[Buffer], tensors: list[Tensor], saved: Any) -> Any:
+        traced = self.traced
+        if saved is not None:
+            made = self._attach(outputs, saved)
+        else:
+            made = [Tensor(TracedValue(b.type, None, 0, None, b)) for b in outputs]
+        for owner, grad in traced.grads:
+            t = tensors[owner] if isinstance(owner, int) else owner
+            if grad is not t._grad:
+                t._grad = made[grad.index] if isinstance(grad, Output) else grad
+        if self.single:
+            return made[0]
+        return _fill(traced.result, made)
+
+    def _save_for_backward(self, tensors: list[Tensor]) -> list[TracedValue]:
+        """The inputs as values for the tape; what the call overwrites is copied first."""
+        updated = set(self.traced.graph.updates)
+        out = []
+        for v, p in zip(self.traced.graph.inputs, self.traced.places):
+            value = _current(p, tensors)
+            if v in updated:
+                buffer = copy_of((value.buffer or _contents(value)).array, v.type.dtype)
+                value, old = TracedValue(v.type, None, 0, None, buffer, value.requires_grad), value
+                value.leaf, value.node = old.leaf, old.node
+            out.append(value)
+        return out
+
+    def _attach(self, outputs: list[Buffer], saved: list[TracedValue]) -> list[Tensor]:
+        """Outputs whose gradient leads back through the whole compiled function, recomputed when backward runs."""
+        if self._op is None:
+            self._op = call_op(self.traced.graph)
+        node = Node(self._op, tuple(saved), {}, user_location())
+        values = []
+        for i, (b, flag) in enumerate(zip(outputs, self.traced.grad_outputs)):
+            values.append(TracedValue(b.type, node if flag else None, i, None, b, flag))
+        node.results = tuple(values)
+        return [Tensor(v) for v in values]
+
+
+class _Binding:
+    """A context with what its table was last filled from."""
+
+    __slots__ = ("cells", "context", "keep", "seen")
+
+    def __init__(self, spec: Specialization, ctx: Context) -> None:
+        self.context = ctx
+        self.seen: list[Any] = [None] * len(spec.states)
+        self.cells = []
+        for i, p in spec.scalars:
+            cell = ctypes.c_double() if p.value.type.dtype.bits == 64 else ctypes.c_float()
+            ctx.table[i] = ctypes.addressof(cell)
+            self.cells.append((cell, p.read))
+        self.keep = []
+        for i, value in spec.constants:
+            buffer = value.buffer or _contents(value)
+            self.keep.append(buffer)
+            ctx.table[i] = buffer.ptr
+
+
+def _contents(value: TracedValue) -> Buffer:
+    if value.buffer is None:
+        if value.trace is None:
+            raise TraceError("state of a compiled function has lost its contents to an earlier error")
+        return value.trace.materialize(value)
+    return value.buffer
+
+
+def _current(p: Place, tensors: list[Tensor]) -> TracedValue:
+    if p.kind == "arg":
+        return tensors[p.index]._value()
+    if p.kind == "state" and p.storage is not None:
+        return p.storage.value
+    if p.kind == "scalar":
+        assert p.read is not None
+        from .lazy import scalar_buffer
+
+        return TracedValue(p.value.type, None, 0, None, scalar_buffer(p.read(), p.value.type.dtype))
+    return p.value
+
+
+def _fill(result: Any, outputs: list[Tensor]) -> Any:
+    if isinstance(result, Output):
+        return outputs[result.index]
+    if isinstance(result, tuple) and hasattr(result, "_fields"):
+        return type(result)(*[_fill(x, outputs) for x in result])
+    if isinstance(result, (tuple, list)):
+        return type(result)([_fill(x, outputs) for x in result])
+    if isinstance(result, dict):
+        return {k: _fill(v, outputs) for k, v in result.items()}
+    return result
+
+
+def call_op(graph: Graph) -> Op:
+    """A graph as one op: its meaning is its nodes, so its gradient is theirs."""
+
+    def infer(*types: Any) -> Any:
+        return tuple(v.type for v in graph.outputs)
+
+    def inline(b: Builder, *operands: Value) -> Any:
+        env = dict(zip(graph.inputs, operands))
+        for node in graph.nodes:
+            made = b.emit(node.op, tuple(env[v] for v in node.operands), node.attrs)
+            env.update(zip(node.results, made if isinstance(made, tuple) else (made,)))
+        return tuple(env[v] for v in graph.outputs)
+
+    return Op("compiled_call", infer, decompose=inline, grad_name="CompiledFunctionBackward")
+
+
+class CompiledFunction:
+    """A function that `compile` wrapped. Call it like the function."""
+
+    def __init__(self, fn: Callable[..., Any], name: str | None, keep_grads: bool) -> None:
+        functools.update_wrapper(self, fn)
+        self.fn = fn
+        self.name = name or getattr(fn, "__name__", type(fn).__name__)
+        self.keep_grads = keep_grads
+        self.specializations: dict[Any, list[Specialization]] = {}
+        self._busy = False
+
+    def _find(self, args: Any, kwargs: Any) -> tuple[Specialization, list[Tensor]]:
+        lazy = STATE.lazy
+        if lazy.nodes:
+            lazy.flush()
+        tensors: list[Tensor] = []
+        if args or kwargs:
+            shape = (flatten(args, tensors), flatten(kwargs, tensors) if kwargs else None)
+            values = [t._value() for t in tensors]
+            key: Any = (lazy.grad_enabled, shape, tuple([(v.type, v.requires_grad) for v in values]))
+        else:
+            key = lazy.grad_enabled
+        found = self.specializations.get(key)
+        if found is not None:
+            for spec in found:
+                if spec.valid():
+                    return spec, tensors
+        else:
+            found = self.specializations[key] = []
+        if len(found) >= _MAX_SPECIALIZATIONS:
+            raise TraceError(
+                f"{self.name!r} was compiled {len(found)} times for the same arguments because what it reads from "
+                f"Python keeps changing (train/eval flags, requires_grad, gradients set to None)"
+            )
+        traced = trace_function(self.fn, args, kwargs, self.name, self.keep_grads, lazy.grad_enabled)
+        spec = Specialization(traced)
+        found.append(spec)
+        return spec, tensors
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if STATE.trace is not STATE.lazy:  # inside another compiled function: part of its trace
+            return self.fn(*args, **kwargs)
+        spec, tensors = self._find(args, kwargs)
+        return spec.call(tensors)
+
+    def repeat(self, n: int, *args: Any, **kwargs: Any) -> Any:
+        """Runs n calls natively, without Python between them; outputs come stacked along a new first dimension.
+
+        Hyper-parameters are read once, at the start. Arguments are the same for every run.
+        """
+        if n < 1:
+            raise TraceError(f"repeat(n) runs the function n >= 1 times, got n={n}")
+        spec, tensors = self._find(args, kwargs)
+        first = None
+        if not spec.stable():  # e.g. .grad is None only before the first call
+            first = spec.call(tensors)
+            n -= 1
+            spec, tensors = self._find(args, kwargs)
+        buffers = spec.call_repeated(tensors, n) if n else []
+        made = [Tensor(TracedValue(b.type, None, 0, None, b)) for b in buffers]
+        for owner, grad in spec.traced.grads:
+            t = tensors[owner] if isinstance(owner, int) else owner
+            t._grad = made[grad.index][n - 1].clone() if isinstance(grad, Output) else grad  # type: ignore
+        stacked = _fill(spec.traced.result, made)
+        if first is None:
+            return stacked
+        heads: list[Tensor] = []
+        flatten(first, heads)
+        tails: list[Tensor] = []
+        flatten(stacked, tails)
+        if not n:
+            return map_tensors(first, lambda t: t.unsqueeze(0))  # type: ignore[attr-defined]
+        from .functions.shaping import cat
+
+        joined = iter([cat([h.detach().unsqueeze(0), t]) for h, t in zip(heads, tails)])  # type: ignore[attr-defined]
+        return map_tensors(stacked, lambda t: next(joined))
+
+    def lower(self, *args: Any, backend: str = "llvm", **kwargs: Any) -> Lowered:
+        """The stages of this function for these arguments, without running it."""
+        if backend != "llvm":
+            raise TraceError(f"no backend {backend!r}; there is 'llvm'")
+        return self._find(args, kwargs)[0].lowered
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self if instance is None else functools.partial(self, instance)
+
+    def __repr__(self) -> str:
+        n = sum(len(s) for s in self.specializations.values())
+        return f"<compiled {self.name}, {n} specialization{'s' * (n != 1)}>"
+
+
+def compile(  # noqa: A001 - PyTorch's name
+    fn: Callable[..., Any] | None = None, *, name: str | None = None, keep_grads: bool = False
+) -> Any:
+    """Compiles a function (a decorator, with or without arguments).
+
+    Args:
+        fn: any function of tensors, nested containers of them and hashable Python values. It may read and write
+            tensors that are not arguments, call `backward()` and `optimizer.step()`.
+        name: the program's name in dumps; the function's by default.
+        keep_grads: also keep `.grad` of parameters that the function itself updates and whose gradients it resets
+            before use (otherwise those gradients exist only inside the native code).
+    """
+    if fn is None:
+        return lambda f: compile(f, name=name, keep_grads=keep_grads)
+    from_module = getattr(fn, "forward", None)
+    if not callable(fn):
+        raise TraceError(f"compile() takes a function or a module, got {type(fn).__name__}")
+    return CompiledFunction(fn, name or (type(fn).__name__ if from_module is not None else None), keep_grads)
+
+
+def trace(fn: Callable[..., Any]) -> Callable[..., Graph]:
+    """`trace(fn)(*args)` gives the graph of one call, as traced; nothing runs."""
+
+    @functools.wraps(fn)
+    def traced(*args: Any, **kwargs: Any) -> Graph:
+        name = getattr(fn, "__name__", type(fn).__name__)
+        return trace_function(fn, args, kwargs, name, True, STATE.lazy.grad_enabled).graph
+
+    return traced
+
+
+__all__ = ["CompiledFunction", "Consumed", "Specialization", "compile", "trace"]

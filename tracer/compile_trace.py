@@ -1,0 +1,276 @@
+"""Tracing one Python function for `compile`: what it reads becomes inputs, what it writes becomes updates.
+
+The trace keeps Python's side of the state (storages, `.grad`) as it was: everything the function did to it while
+being traced is undone at the end, and done again by each call of the compiled program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..ir.dtypes import DType, float64
+from ..ir.errors import TraceError
+from ..ir.graph import Graph
+from ..ir.op import REGISTRY, Op
+from ..ir.types import Type
+from ..runtime.buffers import Buffer
+from .recording import STATE, Trace, freeze, user_location
+from .tensor import Tensor
+from .tree import map_tensors
+from .values import Storage, TracedValue
+
+
+@dataclass
+class Place:
+    """Where an input of the compiled program comes from at each call.
+
+    Attributes:
+        kind: `arg` (position `index` among the tensor arguments), `state` (a captured storage), `constant` (a value
+            nothing can change), `scalar` (a Python number read by `read`).
+    """
+
+    kind: str
+    value: TracedValue
+    index: int = 0
+    storage: Storage | None = None
+    read: Callable[[], float] | None = None
+
+
+@dataclass
+class Traced:
+    """What tracing a function gave.
+
+    Attributes:
+        graph: the program; inputs in the order of `places`.
+        places: sources of the inputs.
+        outputs: one value per graph output.
+        result: the function's return value with output tensors replaced by `Output`s.
+        grads: `.grad` assignments that each call makes: (owner, Output or None or CONSUMED); the owner is a tensor
+            or the position of a tensor argument.
+        grad_guards: (tensor, whether its `.grad` was None) for gradients read before they were written.
+        arg_writes: which argument positions are updated in place.
+    """
+
+    graph: Graph
+    places: list[Place]
+    result: Any
+    grads: list[tuple[Any, Any]] = field(default_factory=list)
+    grad_guards: list[tuple[Tensor, bool]] = field(default_factory=list)
+    grad_outputs: list[bool] = field(default_factory=list)
+    module_guards: list[tuple[Any, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Output:
+    """Stands for output `index` in a result."""
+
+    index: int
+
+
+class Consumed:
+    """What `.grad` holds after a compiled step that used the gradient up without keeping it."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __str__(self) -> str:
+        return (
+            f"this gradient was used up inside the compiled function {self.name!r}, which updates its parameter and "
+            f"resets the gradient when it starts; pass keep_grads=True to tracegrad.compile to keep it"
+        )
+
+
+class CompileTrace(Trace):
+    """Records one call of a function."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.places: dict[TracedValue, Place] = {}
+        self.written: dict[Storage, TracedValue] = {}
+        self.grads: dict[int, tuple[Tensor, Any, bool]] = {}
+        self.guards: list[tuple[Tensor, bool]] = []
+        self.modules: dict[int, tuple[Any, Any]] = {}
+
+    # --- recording ------------------------------------------------------------------------------------------------
+
+    def emit(self, op: Op, operands: tuple[Any, ...], attrs: dict[str, Any]) -> Any:
+        for v in operands:
+            if v.trace is not self:
+                self.capture(v)
+        types, grads, loc = self._infer(op, operands, attrs)
+        return self._append(op, operands, attrs, types, grads, loc)
+
+    def literal(self, value: Any, dtype: DType) -> TracedValue:
+        if dtype.kind == "f":
+            value = float(value)
+        elif dtype.kind != "b":
+            value = int(value)
+        return self._append(
+            REGISTRY["constant"], (), {"value": value, "dtype": dtype}, (Type(dtype, ()),), (False,),
+            self.loc or user_location(),
+        )  # fmt: skip
+
+    def argument(self, value: TracedValue, index: int) -> TracedValue:
+        """A fresh value that stands for tensor argument `index`."""
+        made = TracedValue(value.type, None, 0, self, None, value.requires_grad)
+        self.places[made] = Place("arg", made, index)
+        return made
+
+    def scalar(self, read: Callable[[], float], dtype: DType = float64) -> TracedValue:
+        """A Python number that is read at each call (a learning rate) as a 0-d value."""
+        made = TracedValue(Type(dtype, ()), None, 0, self)
+        self.places[made] = Place("scalar", made, read=read)
+        return made
+
+    def hyperparameter(self, owner: dict[str, Any], key: str) -> Any:
+        return Tensor(self.scalar(lambda: owner[key]))
+
+    def capture(self, value: TracedValue) -> None:
+        """Makes a concrete value from outside an input."""
+        if value in self.places:
+            return
+        if value.buffer is None:
+            if value.trace is None or isinstance(value.trace, CompileTrace):
+                raise TraceError(
+                    "a tensor made inside one compiled function was used in another without being returned"
+                )
+            value.trace.materialize(value)
+        storage = value.storage() if value.storage is not None else None
+        if storage is not None and (storage.value is value or self.written.get(storage) is value):
+            self.places[value] = Place("state", value, storage=storage)
+        else:
+            self.places[value] = Place("constant", value)
+
+    def materialize(self, value: TracedValue) -> Buffer:
+        loc = user_location()
+        made = f", made by {value.node.op.name} at {value.node.loc}" if value.node is not None else ""
+        raise TraceError(
+            f"{loc}: the value of a traced tensor ({value.type}{made}) is needed while {self.name!r} is being compiled "
+            f"(a branch on it, .item(), print, numpy()), but it is only known when the compiled function runs; "
+            f"return the tensor and read it outside, or write a branch as tracegrad.where"
+        )
+
+    # --- state ----------------------------------------------------------------------------------------------------
+
+    def wrote(self, storage: Storage, old: TracedValue) -> None:
+        if storage not in self.written and old.trace is not self:
+            self.written[storage] = old
+
+    def read_grad(self, tensor: Any, grad: Any) -> Any:
+        if id(tensor) not in self.grads:
+            self.grads[id(tensor)] = (tensor, grad, True)
+            self.guards.append((tensor, grad is None))
+        return grad
+
+    def write_grad(self, tensor: Any) -> None:
+        if id(tensor) not in self.grads:
+            self.grads[id(tensor)] = (tensor, tensor._grad, False)
+
+    def guard_module(self, module: Any, state: Any) -> None:
+        """Notes what of a module the trace relied on."""
+        self.modules.setdefault(id(module), (module, state))
+
+    def undo(self) -> None:
+        """Puts storages and `.grad`s back as they were before the trace."""
+        for storage, old in self.written.items():
+            storage.value = old
+            storage.version += 1
+        for tensor, old, _ in self.grads.values():
+            tensor._grad = old
+
+
+def trace_function(
+    fn: Callable[..., Any], args: Any, kwargs: Any, name: str, keep_grads: bool, grad_enabled: bool = True
+) -> Traced:
+    """Runs `fn` once, recording. State is left as it was; errors pass through."""
+    STATE.lazy.flush()
+    trace = CompileTrace(name)
+    trace.grad_enabled = grad_enabled
+    tensors: list[Tensor] = []
+
+    def stand_in(t: Tensor) -> Tensor:
+        value = t._value()
+        made = trace.argument(value, len(tensors))
+        fresh = Tensor(made)
+        if value.leaf is not None:
+            import weakref
+
+            fresh._storage.leaf = made.leaf = weakref.ref(fresh)
+        if type(t) is not Tensor:
+            fresh.__class__ = type(t)  # a Parameter stays one
+        fresh._grad = t._grad
+        tensors.append(fresh)
+        return fresh
+
+    args, kwargs = map_tensors(args, stand_in), map_tensors(kwargs, stand_in)
+    old, STATE.trace = STATE.trace, trace
+    try:
+        result = fn(*args, **kwargs)
+        return _finish(trace, tensors, result, keep_grads)
+    finally:
+        STATE.trace = old
+        trace.undo()
+
+
+def _finish(trace: CompileTrace, arguments: list[Tensor], result: Any, keep_grads: bool) -> Traced:
+    outputs: list[TracedValue] = []
+    argument_ids = {id(t): i for i, t in enumerate(arguments)}
+
+    def output(t: Tensor) -> Output:
+        value = t._value()
+        if value.trace is not trace:
+            trace.capture(value)
+        outputs.append(value)
+        return Output(len(outputs) - 1)
+
+    def returned(t: Tensor) -> Any:
+        if id(t) in argument_ids or t._storage in trace.written or t._storage.value.trace is not trace:
+            return t if id(t) not in argument_ids else output(t)
+        return output(t)
+
+    result = map_tensors(result, returned)
+    grad_outputs = [v.requires_grad and not v.freed and v.leaf is None for v in outputs]
+    grads: list[tuple[Any, Any]] = []
+    for tensor, before, read_first in trace.grads.values():
+        after = tensor._grad
+        owner: Any = argument_ids.get(id(tensor), tensor)
+        external = owner is not tensor or tensor._storage in trace.written or tensor._storage.value.trace is not trace
+        if after is before or not external:
+            continue
+        if not isinstance(after, Tensor):
+            grads.append((owner, None))
+        elif not read_first and not keep_grads and tensor._storage in trace.written:
+            grads.append((owner, Consumed(trace.name)))
+        elif after._storage.value.trace is trace and after._storage not in trace.written:
+            grads.append((owner, output(after)))
+            grad_outputs.append(False)
+        else:
+            grads.append((owner, after))
+    updates: list[tuple[Any, Any]] = []
+    for storage, old in trace.written.items():
+        if storage.value is not old:
+            trace.capture(old)
+            updates.append((old, storage.value))
+    for t in arguments:
+        place = next(p for p in trace.places.values() if p.kind == "arg" and p.index == argument_ids[id(t)])
+        if t._storage.value is not place.value:
+            updates.append((place.value, t._storage.value))
+    for _, new in updates:
+        if new.trace is not trace:
+            trace.capture(new)
+    inputs: list[Any] = list(trace.places)
+    names: dict[Any, str] = {v: f"{p.kind}{i}" for i, (v, p) in enumerate(trace.places.items())}
+    graph = freeze(trace.name, trace.nodes, inputs, outputs, updates, names)
+    used = {v for n in graph.nodes for v in n.operands} | set(graph.live_outs()) | set(graph.updates)
+    keep = [i for i, v in enumerate(graph.inputs) if v in used]
+    graph.inputs = [graph.inputs[i] for i in keep]
+    for i, v in enumerate(graph.inputs):
+        v.index = i
+    places = [trace.places[inputs[i]] for i in keep]
+    guards = [(t, none) for t, none in trace.guards if id(t) not in argument_ids]
+    return Traced(graph, places, result, grads, guards, grad_outputs, list(trace.modules.values()))

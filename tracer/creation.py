@@ -1,0 +1,246 @@
+"""Creation functions: `tensor`, `zeros`, `arange`, `from_numpy` and the rest, with PyTorch's arguments."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ..ir import dtypes
+from ..ir.dtypes import DType
+from ..ir.errors import DTypeError, OpError
+from ..ir.op import REGISTRY
+from ..ir.types import Type
+from ..runtime.buffers import copy_of, from_array
+from ..runtime.buffers import empty as empty_buffer
+from .operands import get_default_dtype, number_dtype
+from .recording import STATE
+from .tensor import Tensor, concrete
+from .tensor import device as Device
+
+_EXPAND = REGISTRY["expand"]
+
+
+def shape_of(size: tuple[Any, ...]) -> tuple[int, ...]:
+    """`zeros(2, 3)` and `zeros((2, 3))` alike."""
+    if len(size) == 1 and not isinstance(size[0], (int, np.integer, Tensor)):
+        size = tuple(size[0])
+    out = tuple(int(n) for n in size)
+    for n in out:
+        if n < 0:
+            raise OpError(f"a tensor can't have a negative dimension: shape {list(out)}")
+    return out
+
+
+def _finish(t: Tensor, requires_grad: bool, device: Any = None) -> Tensor:
+    if device is not None and Device(device).type != "cpu":
+        raise DTypeError(f"device {device!r} is not available here; tensors live on 'cpu'")
+    return t.requires_grad_() if requires_grad else t
+
+
+def _filled(shape: tuple[int, ...], value: Any, dtype: DType) -> Tensor:
+    trace = STATE.trace
+    scalar = trace.literal(value, dtype)
+    return Tensor(trace.emit(_EXPAND, (scalar,), {"shape": shape}) if shape else scalar)
+
+
+def _contents(data: Any) -> np.ndarray:
+    """Nested sequences of numbers and tensors as an array."""
+    if isinstance(data, Tensor):
+        return data.detach()._array()
+    if isinstance(data, np.ndarray):
+        return data
+    if isinstance(data, (list, tuple)) and _has_tensor(data):
+        return np.array([_contents(d) for d in data])
+    try:
+        return np.asarray(data)
+    except ValueError as e:
+        raise OpError(f"tensor(): nested sequences of unequal lengths or unusable elements: {e}") from None
+
+
+def _has_tensor(data: Any) -> bool:
+    return any(isinstance(d, Tensor) or (isinstance(d, (list, tuple)) and _has_tensor(d)) for d in data)
+
+
+def _first_number(data: Any) -> Any:
+    while isinstance(data, (list, tuple)) and data:
+        data = data[0]
+    return data
+
+
+def _dtype_for(data: Any, array: np.ndarray) -> DType:
+    if isinstance(data, Tensor):
+        return data.dtype
+    if isinstance(data, (np.ndarray, np.generic)) or isinstance(_first_number(data), (np.ndarray, np.generic, Tensor)):
+        found = dtypes.from_numpy(array.dtype)
+        if found is not None:
+            return found
+    kind = array.dtype.kind
+    if kind == "f":
+        return get_default_dtype()
+    if kind in "iu" and not (array.size == 0):
+        return dtypes.int64
+    if kind == "b":
+        return dtypes.bool_
+    if array.size == 0:
+        return get_default_dtype()
+    raise DTypeError(f"tensor(): can't make a tensor of {array.dtype} elements: {data!r:.80}")
+
+
+def tensor(data: Any, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+    """A new leaf tensor with a copy of `data` (numbers, nested sequences, NumPy arrays, tensors)."""
+    array = _contents(data)
+    dtype = dtype or _dtype_for(data, array)
+    if array.dtype.kind not in "fiub" and dtypes.from_numpy(array.dtype) is None:
+        raise DTypeError(f"tensor(): can't make a tensor of {array.dtype} elements: {data!r:.80}")
+    if requires_grad and dtype.kind != "f":
+        from ..ir.errors import GradError
+
+        raise GradError(
+            f"only floating-point tensors can require gradients, not {dtype.name}; pass dtype=tracegrad.float32"
+        )
+    trace = STATE.trace
+    if trace is not STATE.lazy and isinstance(data, (int, float, bool)):
+        return _finish(Tensor(trace.literal(data, dtype)), requires_grad, device)
+    return _finish(concrete(copy_of(array, dtype)), requires_grad, device)
+
+
+def as_tensor(data: Any, dtype: DType | None = None, device: Any = None) -> Tensor:
+    """`data` as a tensor, sharing memory where it can."""
+    if isinstance(data, Tensor):
+        return data if dtype is None or dtype is data.dtype else data.to(dtype)
+    if isinstance(data, np.ndarray):
+        t = from_numpy(data)
+        return t if dtype is None or dtype is t.dtype else t.to(dtype)
+    return tensor(data, dtype=dtype, device=device)
+
+
+asarray = as_tensor
+
+
+def from_numpy(array: np.ndarray) -> Tensor:
+    """A tensor that shares the array's memory (a non-contiguous one is copied)."""
+    if not isinstance(array, np.ndarray):
+        raise DTypeError(f"from_numpy() takes a NumPy array, got {type(array).__name__}")
+    if dtypes.from_numpy(array.dtype) is None:
+        raise DTypeError(f"from_numpy(): no tensor of {array.dtype}")
+    if not array.flags.c_contiguous:
+        array = np.ascontiguousarray(array)
+    t = concrete(from_array(array))
+    t._storage.shared = t._storage.value.buffer
+    return t
+
+
+def full(
+    size: Any, fill_value: Any, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False
+) -> Tensor:
+    """A tensor of `fill_value`; its dtype decides unless given."""
+    shape = shape_of((size,))
+    if isinstance(fill_value, Tensor):
+        value = fill_value._value()
+        trace = STATE.trace
+        t = Tensor(trace.emit(_EXPAND, (trace.cast_to(value, dtype or value.type.dtype),), {"shape": shape}))
+        return _finish(t, requires_grad, device)
+    return _finish(_filled(shape, fill_value, dtype or number_dtype(fill_value)), requires_grad, device)
+
+
+def zeros(*size: Any, dtype: DType | None = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+    """A tensor of zeros."""
+    return _finish(_filled(shape_of(size), 0, dtype or get_default_dtype()), requires_grad, device)
+
+
+def ones(*size: Any, dtype: DType | None = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+    """A tensor of ones."""
+    return _finish(_filled(shape_of(size), 1, dtype or get_default_dtype()), requires_grad, device)
+
+
+def empty(*size: Any, dtype: DType | None = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+    """A tensor with undefined contents."""
+    trace = STATE.trace
+    if trace is not STATE.lazy:
+        return zeros(*size, dtype=dtype, device=device, requires_grad=requires_grad)
+    t = concrete(empty_buffer(Type(dtype or get_default_dtype(), shape_of(size))))
+    return _finish(t, requires_grad, device)
+
+
+def zeros_like(input: Tensor, *, dtype: DType | None = None, requires_grad: bool = False, **_: Any) -> Tensor:
+    """Zeros of `input`'s shape and dtype."""
+    return _finish(_filled(tuple(input.shape), 0, dtype or input.dtype), requires_grad)
+
+
+def ones_like(input: Tensor, *, dtype: DType | None = None, requires_grad: bool = False, **_: Any) -> Tensor:
+    """Ones of `input`'s shape and dtype."""
+    return _finish(_filled(tuple(input.shape), 1, dtype or input.dtype), requires_grad)
+
+
+def full_like(
+    input: Tensor, fill_value: Any, *, dtype: DType | None = None, requires_grad: bool = False, **_: Any
+) -> Tensor:
+    """`fill_value` in `input`'s shape and dtype."""
+    return _finish(_filled(tuple(input.shape), fill_value, dtype or input.dtype), requires_grad)
+
+
+def empty_like(input: Tensor, *, dtype: DType | None = None, requires_grad: bool = False, **_: Any) -> Tensor:
+    """Undefined contents of `input`'s shape and dtype."""
+    return empty(*input.shape, dtype=dtype or input.dtype, requires_grad=requires_grad)
+
+
+def scalar_tensor(s: Any, *, dtype: DType | None = None, requires_grad: bool = False, **_: Any) -> Tensor:
+    """A 0-d tensor; of the default dtype unless given."""
+    return _finish(_filled((), s, dtype or get_default_dtype()), requires_grad)
+
+
+def _iota(n: int, dtype: DType, start: Any, step: Any) -> Tensor:
+    trace: Any = STATE.trace
+    wide = dtypes.float64 if dtype.kind == "f" else dtypes.int64
+    i = trace.iota(shape=(n,), dim=0, dtype=wide)
+    x = trace.add(trace.mul(i, trace.literal(step, wide)), trace.literal(start, wide))
+    return Tensor(trace.cast_to(x, dtype))
+
+
+def arange(
+    start: Any, end: Any = None, step: Any = 1, *, dtype: DType | None = None, device: Any = None,
+    requires_grad: bool = False,
+) -> Tensor:
+    """Values from `start` (0 if one argument) in steps up to, not including, `end`."""
+    if end is None:
+        start, end = 0, start
+    start, end, step = (x.item() if isinstance(x, Tensor) else x for x in (start, end, step))
+    if step == 0 or (end - start) * step < 0:
+        raise OpError(f"arange(): a step of {step} does not lead from {start} to {end}")
+    if dtype is None:
+        integral = all(isinstance(x, (int, np.integer)) for x in (start, end, step))
+        dtype = dtypes.int64 if integral else get_default_dtype()
+    n = math.ceil((end - start) / step)
+    return _finish(_iota(n, dtype, start, step), requires_grad, device)
+
+
+def linspace(
+    start: Any, end: Any, steps: int, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False
+) -> Tensor:
+    """`steps` values from `start` to `end`, both included."""
+    start, end = (x.item() if isinstance(x, Tensor) else x for x in (start, end))
+    dtype = dtype or get_default_dtype()
+    if steps < 0:
+        raise OpError(f"linspace(): steps must not be negative, got {steps}")
+    if steps <= 1:
+        return _finish(_filled((steps,), start, dtype), requires_grad, device)
+    d = np.float64 if dtype.kind != "f" else dtype.numpy
+    step = (np.asarray(end).astype(d) - np.asarray(start).astype(d)) / np.asarray(steps - 1).astype(d)
+    i = np.arange(steps)
+    # Counted from the nearer end, as PyTorch does, so that both ends are exact.
+    x = np.where(i < steps // 2, start + step * i.astype(d), end - step * (steps - 1 - i).astype(d))
+    return _finish(concrete(copy_of(x, dtype)), requires_grad, device)
+
+
+def eye(
+    n: int, m: int | None = None, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False
+) -> Tensor:
+    """The identity matrix."""
+    trace: Any = STATE.trace
+    shape = (n, n if m is None else m)
+    i = trace.iota(shape=shape, dim=0, dtype=dtypes.int64)
+    j = trace.iota(shape=shape, dim=1, dtype=dtypes.int64)
+    t = Tensor(trace.cast(trace.eq(i, j), dtype=dtype or get_default_dtype()))
+    return _finish(t, requires_grad, device)

@@ -1,0 +1,237 @@
+"""Elementwise functions, as tables: PyTorch name -> op, with PyTorch's promotion. Bound as functions and methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ...ir import dtypes
+from ...ir.errors import DTypeError, OpError
+from ...ir.op import REGISTRY
+from ..operands import as_value, result_type, tensor_operand, values
+from ..recording import STATE
+from ..tensor import Tensor
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {}
+
+#: Take integers by converting them to the default floating type.
+_UNARY_FLOAT = """sqrt rsqrt reciprocal exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan sinh cosh tanh
+asinh acosh atanh sigmoid erf erfc"""
+#: Keep the dtype they are given.
+_UNARY_SAME = "neg abs sign square relu floor ceil trunc frac"
+#: Give bool.
+_UNARY_BOOL = "isnan isinf isfinite logical_not"
+_BINARY = "maximum minimum floor_divide remainder fmod bitwise_and bitwise_or bitwise_xor"
+_BINARY_FLOAT = "atan2 logaddexp hypot"
+_COMPARE = "eq ne lt le gt ge"
+_ALIASES = {
+    "negative": "neg", "absolute": "abs", "arcsin": "asin", "arccos": "acos", "arctan": "atan", "arcsinh": "asinh",
+    "arccosh": "acosh", "arctanh": "atanh", "fix": "trunc", "multiply": "mul", "subtract": "sub", "divide": "div",
+    "true_divide": "div", "greater": "gt", "greater_equal": "ge", "less": "lt", "less_equal": "le", "not_equal": "ne",
+    "clip": "clamp", "arctan2": "atan2",
+}  # fmt: skip
+
+
+def _bind(name: str, fn: Callable[..., Any], doc: str) -> None:
+    fn.__name__ = fn.__qualname__ = name
+    fn.__doc__ = doc
+    FUNCTIONS[name] = fn
+
+
+def _unary(name: str, *, floating: bool = False) -> None:
+    op = REGISTRY[name]
+
+    def fn(input: Tensor) -> Tensor:
+        if input.__class__ is not Tensor:
+            tensor_operand(input, f"{name}(): input")
+        trace, args = values(input, floating=floating)
+        return Tensor(trace.emit(op, (args[0],), {}))
+
+    _bind(name, fn, f"Elementwise {name}." + (" Integers become floats." if floating else ""))
+
+
+def _binary(name: str, *, floating: bool = False) -> None:
+    op = REGISTRY[name]
+
+    def fn(input: Any, other: Any) -> Tensor:
+        trace, (x, y) = values(input, other, floating=floating)
+        return Tensor(trace.emit(op, (x, y), {}))
+
+    _bind(name, fn, f"Elementwise {name} of two tensors or a tensor and a number; broadcasts and promotes.")
+
+
+for _name in _UNARY_FLOAT.split():
+    _unary(_name, floating=True)
+for _name in [*_UNARY_SAME.split(), *_UNARY_BOOL.split()]:
+    _unary(_name)
+for _name in [*_BINARY.split(), *_COMPARE.split()]:
+    _binary(_name)
+for _name in _BINARY_FLOAT.split():
+    _binary(_name, floating=True)
+
+
+def _arith(name: str) -> Callable[..., Any]:
+    op = REGISTRY[name]
+    mul = REGISTRY["mul"]
+
+    def fn(input: Any, other: Any, *, alpha: Any = 1) -> Tensor:
+        trace, (x, y) = values(input, other)
+        if alpha != 1:
+            y = trace.emit(mul, (y, trace.literal(alpha, y.type.dtype)), {})
+        return Tensor(trace.emit(op, (x, y), {}))
+
+    return fn
+
+
+_bind("add", _arith("add"), "`input + alpha * other`, elementwise.")
+_bind("sub", _arith("sub"), "`input - alpha * other`, elementwise.")
+
+
+def mul(input: Any, other: Any) -> Tensor:
+    """Elementwise product."""
+    trace, (x, y) = values(input, other)
+    return Tensor(trace.emit(_MUL, (x, y), {}))
+
+
+_MUL = REGISTRY["mul"]
+
+
+def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
+    """Elementwise quotient: true division, or rounded `"trunc"` (towards zero) or `"floor"`."""
+    if rounding_mode == "floor":
+        return FUNCTIONS["floor_divide"](input, other)
+    if rounding_mode not in (None, "trunc"):
+        raise OpError(f"div(): rounding_mode must be None, 'trunc' or 'floor', not {rounding_mode!r}")
+    if rounding_mode is None:
+        trace, (x, y) = values(input, other, floating=True)
+        return Tensor(trace.emit(REGISTRY["div"], (x, y), {}))
+    dtype = result_type(input, other)
+    if dtype.kind == "f":
+        return FUNCTIONS["trunc"](div(input, other))
+    trace = STATE.trace
+    # Integer division towards zero: the floor quotient, plus one where it is inexact and negative.
+    x, y = as_value(trace, input, dtype), as_value(trace, other, dtype)
+    b: Any = trace
+    q = b.floor_divide(x, y)
+    r = b.sub(x, b.mul(q, y))
+    zero = b.literal(0, dtype)
+    inexact = b.logical_and(b.ne(r, zero), b.lt(q, zero))
+    return Tensor(b.add(q, b.cast_to(inexact, dtype)))
+
+
+def pow(input: Any, exponent: Any) -> Tensor:  # noqa: A001 - PyTorch's name
+    """`input ** exponent`, elementwise."""
+    if isinstance(input, Tensor) and not isinstance(exponent, Tensor):
+        dtype = result_type(input, exponent)
+        trace = STATE.trace
+        if trace.walked_back:
+            values(input)
+        if dtype.kind != "f" and exponent < 0:
+            raise OpError("pow(): integers to negative integer powers are not allowed; convert the base to float")
+        x = as_value(trace, input, dtype)
+        return Tensor(trace.emit(REGISTRY["pow_scalar"], (x,), {"exponent": exponent}))
+    trace, (x, y) = values(input, exponent)
+    return Tensor(trace.emit(REGISTRY["pow"], (x, y), {}))
+
+
+def clamp(input: Tensor, min: Any = None, max: Any = None) -> Tensor:  # noqa: A002 - PyTorch's names
+    """`input` limited to [min, max], numbers or tensors; either may be None."""
+    tensor_operand(input, "clamp(): input")
+    if min is None and max is None:
+        raise OpError("clamp(): at least one of min and max must be given")
+    if isinstance(min, Tensor) or isinstance(max, Tensor):
+        out = input
+        if min is not None:
+            out = FUNCTIONS["maximum"](out, min)
+        return out if max is None else FUNCTIONS["minimum"](out, max)
+    dtype = result_type(input, *[m for m in (min, max) if m is not None])
+    trace = STATE.trace
+    if trace.walked_back:
+        values(input)
+    x = as_value(trace, input, dtype)
+    return Tensor(trace.emit(REGISTRY["clamp"], (x,), {"min": min, "max": max}))
+
+
+def clamp_min(input: Tensor, min: Any) -> Tensor:  # noqa: A002
+    """`input` with everything below `min` raised to it."""
+    return clamp(input, min=min)
+
+
+def clamp_max(input: Tensor, max: Any) -> Tensor:  # noqa: A002
+    """`input` with everything above `max` lowered to it."""
+    return clamp(input, max=max)
+
+
+def where(condition: Tensor, input: Any = None, other: Any = None) -> Any:
+    """Elements of `input` where `condition` holds, else of `other`; with one argument, the indices where it holds."""
+    if input is None and other is None:
+        from .indexing import nonzero
+
+        return nonzero(condition, as_tuple=True)
+    tensor_operand(condition, "where(): condition")
+    if condition.dtype.kind not in "bu":
+        raise DTypeError(f"where(): the condition must be a bool tensor, got {condition._value().type}")
+    trace, (x, y) = values(input, other)
+    return Tensor(trace.emit(REGISTRY["where"], (as_value(trace, condition, dtypes.bool_), x, y), {}))
+
+
+def _logical(name: str) -> None:
+    op = REGISTRY[name]
+
+    def fn(input: Tensor, other: Tensor) -> Tensor:
+        trace = STATE.trace
+        x = as_value(trace, input, dtypes.bool_)
+        y = as_value(trace, other, dtypes.bool_)
+        return Tensor(trace.emit(op, (x, y), {}))
+
+    _bind(name, fn, f"Elementwise {name}; anything but zero counts as true.")
+
+
+for _name in ("logical_and", "logical_or", "logical_xor"):
+    _logical(_name)
+
+
+def bitwise_not(input: Tensor) -> Tensor:
+    """Elementwise complement of integers; logical not of bools."""
+    return Tensor(STATE.trace.emit(REGISTRY["bitwise_not"], (input._value(),), {}))
+
+
+def round(input: Tensor, *, decimals: int = 0) -> Tensor:  # noqa: A001 - PyTorch's name
+    """Rounds half to even, at the given decimal place."""
+    op = REGISTRY["round"]
+    if decimals == 0 or input.dtype.kind != "f":
+        return Tensor(STATE.trace.emit(op, (input._value(),), {})) if input.dtype.kind == "f" else input.clone()
+    scale = 10.0 ** abs(decimals)
+    if decimals > 0:
+        return div(round(mul(input, scale)), scale)
+    return mul(round(div(input, scale)), scale)
+
+
+def addcmul(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: Any = 1) -> Tensor:
+    """`input + value * tensor1 * tensor2`."""
+    product = mul(tensor1, tensor2)
+    return FUNCTIONS["add"](input, product if value == 1 else mul(product, value))
+
+
+def addcdiv(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: Any = 1) -> Tensor:
+    """`input + value * tensor1 / tensor2`."""
+    quotient = div(tensor1 if value == 1 else mul(tensor1, value), tensor2)
+    return FUNCTIONS["add"](input, quotient)
+
+
+def lerp(input: Tensor, end: Tensor, weight: Any) -> Tensor:
+    """`input + weight * (end - input)`."""
+    return FUNCTIONS["add"](input, mul(FUNCTIONS["sub"](end, input), weight))
+
+
+def clone(input: Tensor, *, memory_format: Any = None) -> Tensor:
+    """A copy that gradients flow through."""
+    return Tensor(STATE.trace.emit(REGISTRY["clone"], (input._value(),), {}))
+
+
+for _fn in (
+    mul, div, pow, clamp, clamp_min, clamp_max, where, bitwise_not, round, addcmul, addcdiv, lerp, clone,
+):  # fmt: skip
+    FUNCTIONS[_fn.__name__] = _fn
+for _new, _old in _ALIASES.items():
+    FUNCTIONS[_new] = FUNCTIONS[_old]

@@ -1,0 +1,241 @@
+"""Indexing: `x[...]` and `x[...] = v` with PyTorch's rules, masks, gather and scatter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ...ir import dtypes
+from ...ir.errors import DTypeError, IndexOutOfRange, OpError
+from ...ir.op import REGISTRY
+from ...ir.types import normalize_axis
+from ..creation import as_tensor, tensor
+from ..operands import as_value, tensor_operand
+from ..recording import STATE
+from ..tensor import Tensor, make_view, ready
+from .shaping import select, slice_dims, squeeze, unsqueeze
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {}
+
+
+def _is_advanced(i: Any) -> bool:
+    return isinstance(i, (Tensor, np.ndarray, list)) or (isinstance(i, tuple))
+
+
+def _index_tensor(i: Any) -> Tensor:
+    t = i if isinstance(i, Tensor) else as_tensor(np.asarray(i))
+    if t.dtype.kind == "f":
+        raise DTypeError(f"indices must be integers or bools, got a tensor of type {t._value().type}")
+    return t
+
+
+def _basic(x: Tensor, index: tuple[Any, ...]) -> tuple[Tensor, list[Tensor | None]]:
+    """Applies ints, slices, None and Ellipsis as views; gives the view and its advanced index per dimension."""
+    used = sum(
+        (i.dim() if isinstance(i, Tensor) and i.dtype is dtypes.bool_ else 1)
+        for i in index
+        if i is not None and i is not Ellipsis and not isinstance(i, bool)
+    )
+    if used > x.dim():
+        raise IndexOutOfRange(f"too many indices ({used}) for a tensor of type {x._value().type}")
+    if sum(1 for i in index if i is Ellipsis) > 1:
+        raise IndexOutOfRange("an index can hold only one Ellipsis (...)")
+    if not any(i is Ellipsis for i in index):
+        index = (*index, Ellipsis)
+    out, advanced, dim = x, [], 0
+    for i in index:
+        if i is None:
+            out = unsqueeze(out, dim)
+            advanced.append(None)
+            dim += 1
+        elif i is Ellipsis:
+            n = x.dim() - used
+            advanced.extend([None] * n)
+            dim += n
+        elif isinstance(i, slice):
+            n = tuple(out.shape)[dim]
+            step = 1 if i.step is None else int(i.step)
+            if step <= 0:
+                raise OpError("slice steps must be positive; use flip() to reverse")
+            parts = (None if s is None else int(s) for s in (i.start, i.stop))
+            start, stop, _ = slice(*parts, step).indices(n)
+            if (start, stop, step) != (0, n, 1):
+                out = slice_dims(out, {dim: (start, max(stop, start), step)})
+            advanced.append(None)
+            dim += 1
+        elif isinstance(i, (bool, np.bool_)):
+            out = unsqueeze(out, dim)
+            advanced.append(tensor([0] if i else [], dtype=dtypes.int64))
+            dim += 1
+        elif isinstance(i, (int, np.integer)) or (
+            isinstance(i, Tensor) and i.dim() == 0 and i.dtype.kind in "iu" and STATE.trace is STATE.lazy
+        ):
+            out = select(out, dim, int(i))
+        elif _is_advanced(i):
+            t = _index_tensor(i)
+            if t.dtype in (dtypes.bool_, dtypes.uint8):
+                shape = tuple(out.shape)[dim : dim + t.dim()]
+                if tuple(t.shape) != shape:
+                    raise IndexOutOfRange(
+                        f"a mask of shape {list(t.shape)} does not fit dimensions {list(shape)} of the indexed tensor"
+                    )
+                for k in nonzero(t, as_tuple=True):
+                    advanced.append(k)
+                    dim += 1
+            else:
+                advanced.append(t)
+                dim += 1
+        else:
+            raise DTypeError(f"a tensor can't be indexed by {type(i).__name__}: {i!r:.60}")
+    return out, advanced
+
+
+def _normal(index: Any) -> tuple[Any, ...]:
+    if isinstance(index, tuple):
+        return index
+    return (index,)
+
+
+def getitem(x: Tensor, index: Any) -> Tensor:
+    """`x[index]`: a view for ints, slices, None and `...`; a copy for masks and integer tensors."""
+    if STATE.trace.walked_back:
+        ready(STATE.trace, x)
+    view, advanced = _basic(x, _normal(index))
+    if not any(a is not None for a in advanced):
+        return make_view(x, REGISTRY["alias"], {}) if view is x else view
+    return Tensor(_gather_op(view, advanced))
+
+
+def _gather_op(view: Tensor, advanced: list[Tensor | None]) -> Any:
+    dims = tuple(d for d, a in enumerate(advanced) if a is not None)
+    trace = STATE.trace
+    indices = tuple(as_value(trace, a, dtypes.int64) for a in advanced if a is not None)
+    return trace.emit(REGISTRY["index"], (view._value(), *indices), {"dims": dims})
+
+
+def setitem(x: Tensor, index: Any, value: Any) -> None:
+    """`x[index] = value`, in place; also through views."""
+    trace = STATE.trace
+    if isinstance(index, Tensor) and index.dtype is dtypes.bool_ and tuple(index.shape) == tuple(x.shape):
+        if not isinstance(value, Tensor) or value.numel() == 1:
+            masked_fill_(x, index, value)
+            return
+    view, advanced = _basic(x, _normal(index))
+    dtype = x.dtype
+    if not isinstance(value, Tensor):
+        value = tensor(value, dtype=dtype) if not isinstance(value, (int, float, bool)) else value
+    v: Any = as_value(trace, value, dtype)
+    if not any(a is not None for a in advanced):
+        shape = tuple(view.shape)
+        if v.type.shape != shape:
+            v = _broadcast(v, shape)
+        else:
+            v = trace.emit(REGISTRY["alias"], (v,), {})
+        view._put(v)
+        return
+    dims = tuple(d for d, a in enumerate(advanced) if a is not None)
+    indices = tuple(as_value(trace, a, dtypes.int64) for a in advanced if a is not None)
+    out = trace.emit(REGISTRY["index_put"], (view._value(), v, *indices), {"dims": dims, "accumulate": False})
+    view._put(out)
+
+
+def _broadcast(v: Any, shape: tuple[int, ...]) -> Any:
+    trace: Any = STATE.trace
+    while v.type.rank > len(shape) and v.type.shape[0] == 1:
+        v = trace.reshape(v, shape=v.type.shape[1:])
+    return trace.expand(v, shape=shape)
+
+
+def nonzero(input: Tensor, *, as_tuple: bool = False) -> Any:
+    """Indices of the elements that are not zero: i64 `[n, ndim]`, or a tuple of `[n]` per dimension."""
+    found = np.nonzero(np.atleast_1d(tensor_operand(input, "nonzero(): input").detach()._array()))
+    if as_tuple:
+        return tuple(tensor(f.astype(np.int64)) for f in found)
+    return tensor(np.stack(found, axis=1).astype(np.int64).reshape(-1, input.dim()))
+
+
+def masked_select(input: Tensor, mask: Tensor) -> Tensor:
+    """The elements where `mask` holds, as a vector."""
+    from ...ir.types import broadcast_shapes
+
+    shape = broadcast_shapes(tuple(input.shape), tuple(mask.shape))
+    return getitem(input.expand(shape), mask.expand(shape))
+
+
+def masked_fill(input: Tensor, mask: Tensor, value: Any) -> Tensor:
+    """`input` with `value` where `mask` holds."""
+    trace = STATE.trace
+    if trace.walked_back:
+        ready(trace, input)
+    if isinstance(value, Tensor) and value.dim() != 0:
+        raise OpError(f"masked_fill(): value must be a number or a 0-d tensor, got {value._value().type}")
+    x = input._value()
+    v = as_value(trace, value, x.type.dtype)
+    return Tensor(trace.emit(REGISTRY["where"], (as_value(trace, mask, dtypes.bool_), v, x), {}))
+
+
+def masked_fill_(x: Tensor, mask: Tensor, value: Any) -> Tensor:
+    """`masked_fill` in place."""
+    trace = STATE.trace
+    v = value if not isinstance(value, Tensor) or value.dim() == 0 else value.reshape(())
+    old = x._value()
+    new: Any = trace.emit(
+        REGISTRY["where"],
+        (as_value(trace, mask, dtypes.bool_), as_value(trace, v, x.dtype), old),
+        {},
+    )
+    if new.type.shape != old.type.shape:
+        raise OpError(f"masked_fill_(): a mask of shape {list(mask.shape)} for a tensor of type {old.type}")
+    return x._put(new)
+
+
+def gather(input: Tensor, dim: int, index: Tensor) -> Tensor:
+    """`out[i][j] = input[index[i][j]][j]` for dim 0, and so on."""
+    trace = STATE.trace
+    d = normalize_axis(dim, input.dim())
+    return Tensor(
+        trace.emit(REGISTRY["gather"], (input._value(), as_value(trace, index, dtypes.int64)), {"dim": d})
+    )
+
+
+def index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
+    """The slices along `dim` at the indices."""
+    trace = STATE.trace
+    d = normalize_axis(dim, input.dim())
+    return Tensor(trace.emit(REGISTRY["take"], (input._value(), as_value(trace, index, dtypes.int64)), {"dim": d}))
+
+
+def scatter(input: Tensor, dim: int, index: Tensor, src: Any, *, reduce: str | None = None) -> Tensor:
+    """`input` with `src` written at `index` along `dim`."""
+    trace = STATE.trace
+    i = as_value(trace, index, dtypes.int64)
+    s: Any = as_value(trace, src, input.dtype)
+    if s.type.rank == 0:
+        s = _broadcast(s, i.type.shape)
+    how = {None: "none", "add": "add", "multiply": "prod"}[reduce]
+    attrs = {"dim": normalize_axis(dim, input.dim()), "reduce": how}
+    return Tensor(trace.emit(REGISTRY["scatter"], (input._value(), i, s), attrs))
+
+
+def scatter_add(input: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
+    """`input` with `src` added at `index` along `dim`."""
+    return scatter(input, dim, index, src, reduce="add")
+
+
+def index_put(input: Tensor, indices: tuple[Tensor, ...], values: Tensor, accumulate: bool = False) -> Tensor:
+    """`input` with `values` written (or added) at the indices of its leading dimensions."""
+    trace = STATE.trace
+    ints = tuple(as_value(trace, i, dtypes.int64) for i in indices)
+    v = as_value(trace, values, input.dtype)
+    attrs = {"dims": tuple(range(len(ints))), "accumulate": bool(accumulate)}
+    return Tensor(trace.emit(REGISTRY["index_put"], (input._value(), v, *ints), attrs))
+
+
+for _fn in (
+    nonzero, masked_select, masked_fill, gather, index_select, scatter, scatter_add, index_put,
+):  # fmt: skip
+    FUNCTIONS[_fn.__name__] = _fn
+
+__all__ = ["FUNCTIONS", "getitem", "setitem", "squeeze"]

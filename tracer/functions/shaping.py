@@ -1,0 +1,281 @@
+"""Views and other functions that move elements without computing: view, transpose, cat, expand, flip, ..."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ...ir.errors import OpError
+from ...ir.op import REGISTRY
+from ...ir.types import normalize_axis
+from ..operands import as_value, result_type, tensor_operand
+from ..recording import STATE
+from ..tensor import Tensor, make_view, ready
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {}
+
+
+def _dims(args: tuple[Any, ...]) -> tuple[int, ...]:
+    if len(args) == 1 and isinstance(args[0], (tuple, list)):
+        args = tuple(args[0])
+    return tuple(int(a) for a in args)
+
+
+def resolve_shape(t: Tensor, shape: tuple[int, ...], what: str) -> tuple[int, ...]:
+    """`shape` with its -1 worked out. Raises if the element counts differ."""
+    n = t.numel()
+    if -1 in shape:
+        known = 1
+        for d in shape:
+            known *= 1 if d == -1 else d
+        if shape.count(-1) > 1 or known == 0 or n % known:
+            raise OpError(f"{what}(): shape {list(shape)} is invalid for a tensor of type {t._value().type}")
+        shape = tuple(n // known if d == -1 else d for d in shape)
+    size = 1
+    for d in shape:
+        size *= d
+    if size != n or any(d < 0 for d in shape):
+        raise OpError(f"{what}(): shape {list(shape)} is invalid for a tensor of type {t._value().type}")
+    return shape
+
+
+def view(input: Tensor, *shape: Any) -> Tensor:
+    """The same elements in another shape; one dimension may be -1. Shares memory. `view(dtype)` reinterprets bits."""
+    return make_view(input, REGISTRY["view"], {"shape": resolve_shape(input, _dims(shape), "view")})
+
+
+def reshape(input: Tensor, *shape: Any) -> Tensor:
+    """The same elements in another shape; one dimension may be -1. Shares memory."""
+    if len(shape) == 1 and isinstance(shape[0], (tuple, list)):
+        shape = tuple(shape[0])
+    return make_view(input, REGISTRY["view"], {"shape": resolve_shape(input, _dims(shape), "reshape")})
+
+
+def flatten(input: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
+    """Dimensions `start_dim` to `end_dim` as one."""
+    shape = tuple(input.shape)
+    a, b = normalize_axis(start_dim, len(shape)), normalize_axis(end_dim, len(shape))
+    if a > b:
+        raise OpError(f"flatten(): start_dim {start_dim} comes after end_dim {end_dim}")
+    n = 1
+    for d in shape[a : b + 1]:
+        n *= d
+    return reshape(input, (*shape[:a], n, *shape[b + 1 :]))
+
+
+def unflatten(input: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
+    """Dimension `dim` split into `sizes` (one may be -1)."""
+    shape = tuple(input.shape)
+    a = normalize_axis(dim, len(shape))
+    sizes = list(sizes)
+    if -1 in sizes:
+        known = 1
+        for s in sizes:
+            known *= 1 if s == -1 else s
+        sizes[sizes.index(-1)] = shape[a] // max(known, 1)
+    return reshape(input, (*shape[:a], *sizes, *shape[a + 1 :]))
+
+
+def permute(input: Tensor, *dims: Any) -> Tensor:
+    """Dimensions in a new order."""
+    order = tuple(normalize_axis(d, input.dim()) for d in _dims(dims))
+    return make_view(input, REGISTRY["permute"], {"dims": order})
+
+
+def transpose(input: Tensor, dim0: int, dim1: int) -> Tensor:
+    """Two dimensions swapped."""
+    r = input.dim()
+    return make_view(
+        input, REGISTRY["transpose"], {"dim0": normalize_axis(dim0, r), "dim1": normalize_axis(dim1, r)}
+    )
+
+
+def t(input: Tensor) -> Tensor:
+    """A matrix transposed; tensors of fewer dimensions as they are."""
+    if input.dim() > 2:
+        raise OpError(f"t() takes tensors of at most 2 dimensions, got {input._value().type}")
+    return make_view(input, REGISTRY["t"], {})
+
+
+def movedim(input: Tensor, source: Any, destination: Any) -> Tensor:
+    """Dimensions moved to new positions, the others in order."""
+    r = input.dim()
+    src = [normalize_axis(d, r) for d in ([source] if isinstance(source, int) else source)]
+    dst = [normalize_axis(d, r) for d in ([destination] if isinstance(destination, int) else destination)]
+    order: list[int] = [-1] * r
+    for s, d in zip(src, dst):
+        order[d] = s
+    rest = iter(i for i in range(r) if i not in src)
+    return permute(input, [next(rest) if o < 0 else o for o in order])
+
+
+def unsqueeze(input: Tensor, dim: int) -> Tensor:
+    """A dimension of size 1 put in at `dim`."""
+    return make_view(input, REGISTRY["unsqueeze"], {"dim": normalize_axis(dim, input.dim() + 1)})
+
+
+def squeeze(input: Tensor, dim: Any = None) -> Tensor:
+    """Dimensions of size 1 dropped: all, or those in `dim`."""
+    shape = tuple(input.shape)
+    dims = range(len(shape)) if dim is None else ((dim,) if isinstance(dim, int) else dim)
+    gone = tuple(d for d in (normalize_axis(d, len(shape)) for d in dims) if shape and shape[d] == 1)
+    return make_view(input, REGISTRY["squeeze"], {"dims": gone})
+
+
+def expand(input: Tensor, *sizes: Any) -> Tensor:
+    """Dimensions of size 1 stretched to `sizes` without copying; -1 keeps a size."""
+    size = _dims(sizes)
+    shape = tuple(input.shape)
+    extra = len(size) - len(shape)
+    if extra < 0:
+        raise OpError(f"expand(): {list(size)} has fewer dimensions than {input._value().type}")
+    full = tuple(shape[i - extra] if n == -1 and i >= extra else n for i, n in enumerate(size))
+    return make_view(input, REGISTRY["expand"], {"shape": full})
+
+
+def expand_as(input: Tensor, other: Tensor) -> Tensor:
+    """`input` expanded to `other`'s shape."""
+    return expand(input, tuple(other.shape))
+
+
+def narrow(input: Tensor, dim: int, start: int, length: int) -> Tensor:
+    """`length` elements from `start` along `dim`."""
+    d = normalize_axis(dim, input.dim())
+    n = input.shape[d]
+    if start < 0:
+        start += n
+    if not 0 <= start <= n or length < 0 or start + length > n:
+        raise OpError(f"narrow(): [{start}, {start + length}) is outside dimension {dim} of {input._value().type}")
+    return slice_dims(input, {d: (start, start + length, 1)})
+
+
+def slice_dims(input: Tensor, ranges: dict[int, tuple[int, int, int]]) -> Tensor:
+    """A view of `[start, stop)` in steps along the given dimensions; steps are positive."""
+    shape = tuple(input.shape)
+    full = [ranges.get(i, (0, n, 1)) for i, n in enumerate(shape)]
+    if all(r == (0, n, 1) for r, n in zip(full, shape)):
+        return make_view(input, REGISTRY["alias"], {})
+    start, stop, step = (tuple(r[k] for r in full) for k in range(3))
+    return make_view(input, REGISTRY["slice"], {"start": start, "stop": stop, "step": step})
+
+
+def select(input: Tensor, dim: int, index: int) -> Tensor:
+    """The slice at `index` along `dim`, without that dimension."""
+    d = normalize_axis(dim, input.dim())
+    n = tuple(input.shape)[d]
+    i = int(index)
+    if not -n <= i < n:
+        from ...ir.errors import IndexOutOfRange
+
+        raise IndexOutOfRange(f"index {i} is out of bounds for dimension {d} with size {n}")
+    return make_view(input, REGISTRY["select"], {"dim": d, "index": i % n})
+
+
+def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """Tensors joined along an existing dimension."""
+    tensors = list(tensors)
+    if not tensors:
+        raise OpError("cat(): expected a non-empty sequence of tensors")
+    for x in tensors:
+        tensor_operand(x, "cat(): every element")
+    trace = STATE.trace
+    if trace.walked_back:
+        ready(trace, *tensors)
+    dtype = result_type(*tensors)
+    parts = [x for x in tensors if tuple(x.shape) != (0,)] or tensors[:1]  # PyTorch skips legacy empty tensors
+    values = tuple(as_value(trace, x, dtype) for x in parts)
+    return Tensor(trace.emit(REGISTRY["concat"], values, {"dim": normalize_axis(dim, parts[0].dim())}))
+
+
+def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """Tensors of one shape joined along a new dimension."""
+    tensors = list(tensors)
+    if not tensors:
+        raise OpError("stack(): expected a non-empty sequence of tensors")
+    trace = STATE.trace
+    if trace.walked_back:
+        ready(trace, *tensors)
+    dtype = result_type(*tensors)
+    values = tuple(as_value(trace, x, dtype) for x in tensors)
+    return Tensor(trace.emit(REGISTRY["stack"], values, {"dim": normalize_axis(dim, tensors[0].dim() + 1)}))
+
+
+def split(tensor: Tensor, split_size_or_sections: Any, dim: int = 0) -> tuple[Tensor, ...]:
+    """Views of pieces of a given size (the last may be smaller) or of given sizes along `dim`."""
+    d = normalize_axis(dim, tensor.dim())
+    n = tuple(tensor.shape)[d]
+    if isinstance(split_size_or_sections, int):
+        k = split_size_or_sections
+        if k <= 0 and n:
+            raise OpError(f"split(): size must be positive, got {k}")
+        sizes = [min(k, n - i) for i in range(0, n, k)] if n else [0]
+    else:
+        sizes = list(split_size_or_sections)
+        if sum(sizes) != n:
+            raise OpError(f"split(): sizes {sizes} do not add up to {n}, the size of dimension {dim}")
+    out, at = [], 0
+    for k in sizes:
+        out.append(narrow(tensor, d, at, k))
+        at += k
+    return tuple(out)
+
+
+def chunk(input: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
+    """At most `chunks` views of equal size (the last may be smaller) along `dim`."""
+    n = tuple(input.shape)[normalize_axis(dim, input.dim())]
+    return split(input, max(-(-n // chunks), 1), dim)
+
+
+def unbind(input: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
+    """The slices along `dim`."""
+    d = normalize_axis(dim, input.dim())
+    return tuple(select(input, d, i) for i in range(tuple(input.shape)[d]))
+
+
+def flip(input: Tensor, *dims: Any) -> Tensor:
+    """Elements in reverse order along `dims`."""
+    axes = tuple(normalize_axis(d, input.dim()) for d in _dims(dims))
+    return Tensor(STATE.trace.emit(REGISTRY["flip"], (input._value(),), {"dims": axes}))
+
+
+def repeat(input: Tensor, *repeats: Any) -> Tensor:
+    """The tensor tiled `repeats` times along each dimension."""
+    r = _dims(repeats)
+    shape = tuple(input.shape)
+    extra = len(r) - len(shape)
+    if extra < 0:
+        raise OpError(f"repeat(): {list(r)} has fewer dimensions than {input._value().type}")
+    shape = (1,) * extra + shape
+    x = reshape(input, [d for n in shape for d in (1, n)])
+    x = expand(x, [d for k, n in zip(r, shape) for d in (k, n)])
+    return reshape(clone_of(x), [k * n for k, n in zip(r, shape)])
+
+
+def tile(input: Tensor, *dims: Any) -> Tensor:
+    """`repeat` with missing leading factors taken as 1."""
+    d = _dims(dims)
+    return repeat(input, *((1,) * (input.dim() - len(d)) + d))
+
+
+def clone_of(x: Tensor) -> Tensor:
+    """A copy with memory of its own."""
+    return Tensor(STATE.trace.emit(REGISTRY["clone"], (x._value(),), {}))
+
+
+def broadcast_to(input: Tensor, size: Sequence[int]) -> Tensor:
+    """`input` expanded to `size`."""
+    return expand(input, *size)
+
+
+def contiguous(input: Tensor, memory_format: Any = None) -> Tensor:
+    """The tensor itself: contents are always contiguous."""
+    return input
+
+
+for _fn in (
+    view, reshape, flatten, unflatten, permute, transpose, t, movedim, unsqueeze, squeeze, expand, expand_as, narrow,
+    select, cat, stack, split, chunk, unbind, flip, repeat, tile, broadcast_to, contiguous,
+):  # fmt: skip
+    FUNCTIONS[_fn.__name__] = _fn
+FUNCTIONS["concat"] = cat
+FUNCTIONS["swapaxes"] = FUNCTIONS["swapdims"] = transpose

@@ -1,0 +1,346 @@
+"""Recording: how operations on tensors become graphs.
+
+`Trace` is a Builder whose nodes hold `TracedValue`s. `LazyTrace` (one per thread) is the pending program of ordinary
+code: it walks a trie of everything ever recorded, so an op seen before in the same place costs a dictionary look-up,
+and finds its compiled program at the end of the walk. `compile` records with its own subclass (tracer/compile.py).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from ..ir import dtypes
+from ..ir.builder import Builder, infer_or_explain
+from ..ir.dtypes import DType
+from ..ir.errors import TraceError
+from ..ir.graph import Graph, Location, Node, Value
+from ..ir.op import REGISTRY, Op
+from ..ir.types import Type
+from ..runtime.buffers import Buffer, copy_of
+from .values import Storage, TracedValue
+
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_OURS = tuple(
+    os.path.join(_ROOT, d) + os.sep
+    for d in ("ir", "backends", "runtime", "tracer", "nn", "optim", "utils", "trainer")
+) + (os.path.join(_ROOT, "__init__.py"), os.path.join(_ROOT, "__main__.py"))
+_CONSTANT = REGISTRY["constant"]
+
+
+def user_location() -> Location | None:
+    """File and line of the innermost frame that isn't ours."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if not file.startswith(_OURS):
+            return Location(file, frame.f_lineno)
+        frame = frame.f_back
+    return None
+
+
+class Trace(Builder):
+    """A program being recorded.
+
+    Attributes:
+        nodes: recorded nodes in order.
+        handles: storages that were given values of this trace.
+        grad_enabled: whether results of ops on values that require grad require it too.
+    """
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self.handles: list[weakref.ref[Storage]] = []
+        self.grad_enabled = True
+        self.walked_back = False
+        self.loc: Location | None = None
+        self.phase = "forward"
+
+    def flush(self) -> None:
+        """Ends the pending program, where there is such a thing."""
+
+    def wrote(self, storage: Storage, old: TracedValue) -> None:
+        """Called after an in-place write to a storage that held `old`."""
+
+    def read_grad(self, tensor: Any, grad: Any) -> Any:
+        """Called when `tensor.grad` is read; gives what the reader sees."""
+        return grad
+
+    def write_grad(self, tensor: Any) -> None:
+        """Called before `tensor.grad` is assigned."""
+
+    def hyperparameter(self, owner: dict[str, Any], key: str) -> Any:
+        """A number that schedulers change (a learning rate): itself, or under `compile` a scalar read at each call."""
+        return owner[key]
+
+    def guard_module(self, module: Any, state: Any) -> None:
+        """Called when a module is used, with what of it a trace relies on."""
+
+    def mark(self, key: Any) -> None:
+        """A step that is no op but changes what the program keeps (a freed graph)."""
+
+    def literal(self, value: Any, dtype: DType) -> TracedValue:
+        """A Python number as a scalar value."""
+        raise NotImplementedError  # pragma: no cover - abstract
+
+    def const(self, value: Any, like: Value | DType = dtypes.float32) -> Value:
+        dtype = like if isinstance(like, DType) else like.type.dtype
+        return self.literal(value, dtype)
+
+    def materialize(self, value: TracedValue) -> Buffer:
+        """The contents of a value, running what is pending."""
+        raise NotImplementedError  # pragma: no cover - abstract
+
+    def _append(
+        self,
+        op: Op,
+        operands: tuple[Any, ...],
+        attrs: dict[str, Any],
+        types: Sequence[Type],
+        grads: Sequence[bool],
+        loc: Location | None,
+    ) -> Any:
+        node = Node(op, operands, attrs, loc, self.phase)
+        self.nodes.append(node)
+        if len(types) == 1:
+            value = TracedValue(types[0], node, 0, self, None, grads[0])
+            node.results = (value,)
+            return value
+        node.results = results = tuple(
+            TracedValue(t, node, i, self, None, g) for i, (t, g) in enumerate(zip(types, grads))
+        )
+        return results
+
+    def _infer(
+        self, op: Op, operands: tuple[Any, ...], attrs: dict[str, Any]
+    ) -> tuple[tuple[Type, ...], tuple[bool, ...], Location | None]:
+        loc = self.loc or user_location()
+        types = infer_or_explain(op, operands, attrs, loc)
+        grad = self.grad_enabled and op.differentiable and any(v.requires_grad for v in operands)
+        return types, tuple(grad and t.dtype.kind == "f" for t in types), loc
+
+
+class TrieNode:
+    """A place in the trie of recorded programs: what the op that leads here made, and where one can go from here."""
+
+    __slots__ = ("baked", "children", "grads", "lifted", "loc", "programs", "types")
+
+    def __init__(self) -> None:
+        self.children: dict[Any, TrieNode] = {}
+        self.types: tuple[Type, ...] = ()
+        self.grads: tuple[bool, ...] = ()
+        self.loc: Location | None = None
+        self.baked: Any = None
+        self.lifted = False
+        self.programs: dict[Any, Any] | None = None
+
+
+class LazyTrace(Trace):
+    """The pending program of one thread.
+
+    A new forward computation after a `backward()` starts a new program (a training loop's body is one), as does a
+    trace of `LIMIT` ops; otherwise it ends when a value is needed.
+    """
+
+    LIMIT = 4096
+
+    def __init__(self, run: Callable[[LazyTrace, TrieNode], None]) -> None:
+        super().__init__()
+        self.root = TrieNode()
+        self.lock = threading.RLock()
+        self._run = run
+        self._reset()
+
+    def _reset(self) -> None:
+        self.at_node = self.root
+        self.nodes = []
+        self.handles = []
+        self.slots: dict[Any, int] = {}
+        self.values: list[TracedValue] = []
+        self.inputs: list[tuple[int, TracedValue, Buffer]] = []
+        self.literals: list[tuple[int, Any, TrieNode]] = []
+        self.undo: list[tuple[Storage, TracedValue]] = []
+        self.walked_back = False
+
+    def _step(self, key: Any) -> TrieNode | None:
+        child = self.at_node.children.get(key)
+        if child is not None:
+            self.at_node = child
+        return child
+
+    def _grow(self, key: Any) -> TrieNode:
+        child = TrieNode()
+        self.at_node.children[key] = child
+        self.at_node = child
+        return child
+
+    def _define(self, value: TracedValue) -> int:
+        slot = len(self.values)
+        self.slots[value] = slot
+        self.values.append(value)
+        return slot
+
+    def enter(self, value: TracedValue) -> int:
+        """Makes a concrete value an input of the pending program; gives its slot."""
+        buffer = value.buffer
+        if buffer is None:
+            if value.trace is None or value.trace is self:
+                raise TraceError(
+                    "a tensor's contents are gone: it was made inside a compiled function that did not return it"
+                )
+            buffer = value.trace.materialize(value)
+        if buffer.shared_outside():
+            buffer = copy_of(buffer.array, value.type.dtype)
+        key = (value.type, value.requires_grad)
+        if self._step(key) is None:
+            self._grow(key)
+        slot = self._define(value)
+        self.inputs.append((slot, value, buffer))
+        return slot
+
+    def literal(self, value: Any, dtype: DType) -> TracedValue:
+        if dtype.kind == "f":
+            value = float(value)
+        elif dtype.kind != "b":
+            value = int(value)
+        key = dtype
+        child = self._step(key)
+        if child is None:
+            child = self._grow(key)
+            child.baked = value
+            child.types = (Type(dtype, ()),)
+            child.loc = self.loc or user_location()
+        elif not child.lifted and child.baked != value:
+            child.lifted = value == value or child.baked == child.baked  # NaN stays NaN
+        elif value == 0 and not child.lifted and str(value) != str(child.baked):  # 0.0 became -0.0
+            child.lifted = True
+        node = Node(_CONSTANT, (), {"value": value, "dtype": dtype}, child.loc, self.phase)
+        self.nodes.append(node)
+        made = TracedValue(child.types[0], node, 0, self)
+        node.results = (made,)
+        self.literals.append((self._define(made), value, child))
+        return made
+
+    def emit(self, op: Op, operands: tuple[Any, ...], attrs: dict[str, Any]) -> Any:
+        slots = self.slots
+        found = []
+        for v in operands:
+            slot = slots.get(v)
+            found.append(self.enter(v) if slot is None else slot)
+        key = (op, tuple(found), tuple(attrs.items()), self.grad_enabled)
+        child = self.at_node.children.get(key)
+        if child is None:
+            types, grads, loc = self._infer(op, operands, attrs)
+            child = self._grow(key)
+            child.types, child.grads, child.loc = types, grads, loc
+        else:
+            self.at_node = child
+        out = self._append(op, operands, attrs, child.types, child.grads, child.loc)
+        if out.__class__ is tuple:
+            for v in out:
+                self._define(v)
+        else:
+            slots[out] = len(self.values)
+            self.values.append(out)
+        return out
+
+    def mark(self, key: Any) -> None:
+        if self._step(key) is None:
+            self._grow(key)
+
+    def wrote(self, storage: Storage, old: TracedValue) -> None:
+        if old.trace is not self:
+            self.undo.append((storage, old))
+        if storage.shared is not None:
+            self.flush()
+
+    def flush(self) -> None:
+        """Runs what is pending; every value a tensor holds, or backward will read, gets its contents."""
+        with self.lock:
+            if not self.nodes:
+                self._reset()
+                return
+            try:
+                self._run(self, self.at_node)
+            except BaseException:
+                for storage, old in reversed(self.undo):  # a failed run leaves every tensor as it was
+                    storage.value = old
+                    storage.version += 1
+                raise
+            finally:
+                self._reset()
+
+    def materialize(self, value: TracedValue) -> Buffer:
+        self.flush()
+        if value.buffer is None:
+            raise TraceError("a tensor's contents are gone: an earlier error kept them from being computed")
+        return value.buffer
+
+
+class ThreadState(threading.local):
+    """Per-thread tracing state: the lazy trace and the trace that ops go to now."""
+
+    def __init__(self) -> None:
+        from .lazy import run_pending
+
+        self.lazy = LazyTrace(run_pending)
+        self.trace: Trace = self.lazy
+
+
+STATE = ThreadState()
+
+
+@contextmanager
+def recording_into(trace: Trace) -> Any:
+    """Ops recorded inside go to `trace`."""
+    old = STATE.trace
+    STATE.trace = trace
+    try:
+        yield trace
+    finally:
+        STATE.trace = old
+
+
+@contextmanager
+def outside_traces() -> Any:
+    """Ops inside go to the thread's ordinary lazy trace even while a function is being compiled (optimiser state made
+    at the first step)."""
+    with recording_into(STATE.lazy):
+        yield
+
+
+def freeze(
+    name: str,
+    nodes: Sequence[Node],
+    inputs: Sequence[Value],
+    outputs: Sequence[Value],
+    updates: Sequence[tuple[Value, Value]] = (),
+    names: dict[Value, str] | None = None,
+) -> Graph:
+    """A Graph of plain IR values from recorded nodes: only what outputs and updates need."""
+    needed: set[Node] = set()
+    wanted = {v.node for v in [*outputs, *(new for _, new in updates)] if v.node is not None}
+    env: dict[Value, Value] = {}
+    graph = Graph(name)
+    for v in inputs:
+        env[v] = graph.add_input(v.type, (names or {}).get(v))
+    for node in reversed(nodes):
+        if node in wanted and not all(r in env for r in node.results):
+            needed.add(node)
+            wanted.update(v.node for v in node.operands if v.node is not None and v not in env)
+    for node in nodes:
+        if node not in needed:
+            continue
+        copy = Node(node.op, tuple(env[v] for v in node.operands), node.attrs, node.loc, node.phase)
+        copy.results = tuple(Value(r.type, copy, i) for i, r in enumerate(node.results))
+        for r, c in zip(node.results, copy.results):
+            env.setdefault(r, c)
+        graph.nodes.append(copy)
+    graph.outputs = [env[v] for v in outputs]
+    graph.updates = {env[old]: env[new] for old, new in updates}
+    return graph

@@ -1,0 +1,552 @@
+"""`Tensor`: PyTorch's tensor over a storage cell of traced values. Operations are bound to it in tracer/methods.py.
+
+A tensor is a storage and, for a view, the chain of view ops that leads from the storage's base to it. Reading a view
+after its base was written replays the chain; writing through a view puts the new elements into the base with each
+op's `unview`.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..ir import dtypes
+from ..ir.dtypes import DType
+from ..ir.errors import DTypeError, GradError, TraceError
+from ..ir.op import REGISTRY, Op
+from ..runtime.buffers import Buffer, from_array
+from .recording import STATE, Trace
+from .values import Storage, TracedValue
+
+
+class Size(tuple):
+    """A shape: a tuple of ints that prints and counts as PyTorch's."""
+
+    __slots__ = ()
+
+    def numel(self) -> int:
+        n = 1
+        for d in self:
+            n *= d
+        return n
+
+    def __repr__(self) -> str:
+        return f"tracegrad.Size({list(self)})"
+
+
+class device:  # noqa: N801 - PyTorch's name
+    """Where a tensor lives: `device("cpu")`."""
+
+    __slots__ = ("index", "type")
+
+    def __init__(self, type: Any = "cpu", index: int | None = None) -> None:
+        if isinstance(type, device):
+            type, index = type.type, type.index
+        name, _, number = str(type).partition(":")
+        if name not in ("cpu", "cuda"):
+            raise TraceError(f"unknown device {type!r}; there are 'cpu' and 'cuda'")
+        self.type = name
+        self.index = int(number) if number else index
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, device) and (self.type, self.index) == (other.type, other.index)
+
+    def __hash__(self) -> int:
+        return hash((self.type, self.index))
+
+    def __repr__(self) -> str:
+        return f"device(type='{self.type}'" + (f", index={self.index})" if self.index is not None else ")")
+
+    def __str__(self) -> str:
+        return self.type if self.index is None else f"{self.type}:{self.index}"
+
+
+CPU = device("cpu")
+View = tuple[tuple[Op, dict[str, Any]], ...]
+
+
+class GradFn:
+    """What `tensor.grad_fn` shows: a node of the recorded graph under PyTorch's name."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: TracedValue) -> None:
+        self._value = value
+
+    def name(self) -> str:
+        """PyTorch's name of the backward function, such as `MulBackward0`."""
+        if self._value.leaf is not None or self._value.node is None:
+            return "AccumulateGrad"
+        name: Any = self._value.node.op.grad_name
+        return name(self._value.node) if callable(name) else name
+
+    @property
+    def next_functions(self) -> tuple[tuple[GradFn | None, int], ...]:
+        """The functions of this node's operands (None where no gradient flows), with their output numbers."""
+        if self._value.leaf is not None or self._value.node is None:
+            return ()
+        return tuple(
+            (GradFn(v), v.index if v.node is not None else 0) if v.requires_grad else (None, 0)  # type: ignore
+            for v in self._value.node.operands
+        )
+
+    @property
+    def variable(self) -> Tensor | None:
+        """The leaf that an AccumulateGrad adds to."""
+        return self._value.leaf() if self._value.leaf is not None else None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, GradFn) and self._value is other._value
+
+    def __hash__(self) -> int:
+        return id(self._value)
+
+    def __repr__(self) -> str:
+        return f"<{self.name()}>"
+
+
+class Tensor:
+    """A multi-dimensional array that records what is done to it. Made by `tracegrad.tensor` and the other
+    creation functions, not by calling the class."""
+
+    __slots__ = (
+        "__dict__",
+        "__weakref__",
+        "_cached",
+        "_grad",
+        "_hooks",
+        "_retains",
+        "_storage",
+        "_version_seen",
+        "_view",
+    )
+
+    _storage: Storage
+    _view: View | None
+    _cached: TracedValue | None
+    _version_seen: int
+    _grad: Any
+    _hooks: dict[int, Callable[[Tensor], Tensor | None]] | None
+    _retains: bool
+
+    def __init__(self, value: TracedValue) -> None:
+        self._storage = Storage(value)
+        self._view = None
+        self._cached = None
+        self._version_seen = 0
+        self._grad = None
+        self._hooks = None
+        self._retains = False
+
+    # --- values ---------------------------------------------------------------------------------------------------
+
+    def _value(self) -> TracedValue:
+        """The current SSA value; replays the view chain if the base was written since."""
+        storage = self._storage
+        view = self._view
+        if view is None:
+            return storage.value
+        cached = self._cached
+        trace = STATE.trace
+        if cached is not None and self._version_seen == storage.version:
+            if cached.trace is trace or (cached.buffer is not None and trace is STATE.lazy):
+                return cached
+        value: Any = storage.value
+        for op, attrs in view:
+            value = trace.emit(op, (value,), attrs)
+        self._cached = value
+        self._version_seen = storage.version
+        return value
+
+    def _put(self, new: TracedValue) -> Tensor:
+        """Replaces the contents in place (`new` freshly recorded, of this tensor's type)."""
+        storage = self._storage
+        trace = STATE.trace
+        if storage.leaf is not None and trace.grad_enabled and not _goes_through_detach(self._view):
+            raise GradError(
+                "a leaf tensor that requires grad is being written in place; do it under no_grad(), "
+                "or write to a clone()"
+            )
+        if self._view is None:
+            storage.put(new)
+            return self
+        bases: list[Any] = [storage.value]
+        for op, attrs in self._view[:-1]:
+            bases.append(trace.emit(op, (bases[-1],), attrs))
+        value: Any = new
+        for (op, attrs), base in zip(reversed(self._view), reversed(bases)):
+            if op.unview is None:
+                raise TraceError(
+                    f"writing in place through {op.name} is not possible: several elements share memory; "
+                    f"clone() it first"
+                )
+            value = op.unview(trace, base, value, **attrs)
+        storage.put(value)
+        self._cached = new
+        self._version_seen = storage.version
+        return self
+
+    def _buffer(self) -> Buffer:
+        """The contents, running what is pending. Under `compile` this is an error that names the line."""
+        value = self._value()
+        if value.buffer is not None and STATE.trace is STATE.lazy:
+            return value.buffer
+        if self._view is not None and value.buffer is None:
+            # A view's contents are those of a fresh copy, which the flush must keep.
+            keep = Tensor(STATE.trace.emit(REGISTRY["alias"], (value,), {}))
+            return STATE.trace.materialize(keep._storage.value)
+        return STATE.trace.materialize(value)
+
+    def _array(self) -> np.ndarray:
+        return self._buffer().array
+
+    # --- what it is -----------------------------------------------------------------------------------------------
+
+    @property
+    def shape(self) -> Size:
+        return Size(self._value().type.shape)
+
+    @property
+    def dtype(self) -> DType:
+        return self._storage.value.type.dtype
+
+    @property
+    def device(self) -> device:
+        return CPU
+
+    @property
+    def ndim(self) -> int:
+        return len(self._value().type.shape)
+
+    def dim(self) -> int:
+        """Number of dimensions."""
+        return len(self._value().type.shape)
+
+    def numel(self) -> int:
+        """Number of elements."""
+        return self._value().type.numel
+
+    nelement = numel
+
+    def size(self, dim: int | None = None) -> Any:
+        """The shape, or its extent along `dim`."""
+        shape = self._value().type.shape
+        return Size(shape) if dim is None else shape[dim]
+
+    def element_size(self) -> int:
+        """Bytes of one element."""
+        return self.dtype.itemsize
+
+    @property
+    def itemsize(self) -> int:
+        return self.dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        return self._value().type.nbytes
+
+    def stride(self, dim: int | None = None) -> Any:
+        """Row-major strides in elements (contents are always materialised contiguously)."""
+        strides, n = [], 1
+        for d in reversed(self._value().type.shape):
+            strides.append(n)
+            n *= max(d, 1)
+        strides.reverse()
+        return tuple(strides) if dim is None else strides[dim]
+
+    def is_contiguous(self, memory_format: Any = None) -> bool:
+        return True
+
+    def is_floating_point(self) -> bool:
+        return self.dtype.kind == "f"
+
+    def is_complex(self) -> bool:
+        return False
+
+    @property
+    def is_cuda(self) -> bool:
+        return False
+
+    @property
+    def _version(self) -> int:
+        """Number of in-place writes to the storage."""
+        return self._storage.version
+
+    def _is_view(self) -> bool:
+        return self._view is not None
+
+    def __len__(self) -> int:
+        shape = self._value().type.shape
+        if not shape:
+            raise TypeError("len() of a 0-d tensor")
+        return shape[0]
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    # --- out of the graph -----------------------------------------------------------------------------------------
+
+    def item(self) -> Any:
+        """The Python number in a tensor of one element."""
+        value = self._value()
+        if value.type.numel != 1:
+            raise TraceError(f"item(): a tensor of type {value.type} has {value.type.numel} elements, not one")
+        return self._buffer().array.reshape(()).item()
+
+    def tolist(self) -> Any:
+        """Nested lists of Python numbers."""
+        a = self._array()
+        return (a.astype(np.float32) if self.dtype is dtypes.bfloat16 else a).tolist()
+
+    def numpy(self, *, force: bool = False) -> np.ndarray:
+        """The contents as a NumPy array that shares memory. Raises for tensors that require grad, as PyTorch."""
+        if self.requires_grad and not force:
+            raise GradError("can't call numpy() on a tensor that requires grad; use tensor.detach().numpy()")
+        buffer = self._buffer()
+        if self._view is None or all(op.name in ("detach", "alias") for op, _ in self._view):
+            self._storage.shared = buffer
+        return buffer.array
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        a = self.numpy()
+        return a if dtype is None else a.astype(dtype, copy=bool(copy))
+
+    def __bool__(self) -> bool:
+        n = self.numel()
+        if n != 1:
+            raise TraceError(
+                f"the truth value of a tensor of type {self._value().type} is ambiguous; use .any() or .all()"
+            )
+        return bool(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __index__(self) -> int:
+        if self.dtype.kind not in "iu":
+            raise DTypeError(f"only integer tensors of one element can be an index, not {self._value().type}")
+        return int(self.item())
+
+    def __repr__(self) -> str:
+        from .printing import tensor_repr
+
+        return tensor_repr(self)
+
+    def __format__(self, spec: str) -> str:
+        if self.dim() == 0 and spec:
+            return format(self.item(), spec)
+        return format(str(self), spec)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return (_rebuild, (type(self), self.detach().numpy().copy(), self.dtype.name, self.requires_grad))
+
+    # --- autograd -------------------------------------------------------------------------------------------------
+
+    @property
+    def requires_grad(self) -> bool:
+        return self._value().requires_grad
+
+    @requires_grad.setter
+    def requires_grad(self, flag: bool) -> None:
+        self.requires_grad_(flag)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Tensor:
+        """Says whether gradients are wanted for this leaf. Only floating-point leaves can require grad."""
+        value = self._value()
+        if requires_grad == value.requires_grad:
+            return self
+        if requires_grad and value.type.dtype.kind != "f":
+            raise GradError(
+                f"only floating-point tensors can require gradients, not {value.type}; convert it, e.g. x.float()"
+            )
+        if not requires_grad and not self.is_leaf:
+            raise GradError("requires_grad can only be switched off on leaves; use detach()")
+        trace = STATE.trace
+        if self._view is not None and requires_grad:
+            # A detached view that becomes a leaf of its own keeps sharing memory only if nothing else does.
+            fresh = Tensor(trace.emit(REGISTRY["alias"], (value,), {}))
+            self._storage, self._view, self._cached = fresh._storage, None, None
+            value = self._storage.value
+        storage = self._storage
+        if value.buffer is not None:
+            made = TracedValue(value.type, None, 0, None, value.buffer)
+        else:
+            made = trace.emit(REGISTRY["alias"], (value,), {})
+        storage.leaf = weakref.ref(self) if requires_grad else None
+        made.requires_grad = requires_grad
+        made.leaf = storage.leaf
+        made.storage = storage.ref
+        storage.value = made
+        if made.trace is not None:
+            made.trace.handles.append(storage.ref)
+        note_change()
+        return self
+
+    @property
+    def is_leaf(self) -> bool:
+        value = self._value()
+        return not value.requires_grad or value.leaf is not None
+
+    @property
+    def grad_fn(self) -> GradFn | None:
+        value = self._value()
+        return GradFn(value) if value.requires_grad and value.leaf is None else None
+
+    @property
+    def grad(self) -> Tensor | None:
+        g = self._grad
+        if g is None or isinstance(g, Tensor):
+            return STATE.trace.read_grad(self, g)
+        raise TraceError(str(g))
+
+    @grad.setter
+    def grad(self, new: Tensor | None) -> None:
+        if new is not None and tuple(new.shape) != tuple(self.shape):
+            raise GradError(f"a gradient of shape {list(new.shape)} assigned to a tensor of {list(self.shape)}")
+        STATE.trace.write_grad(self)
+        self._grad = new
+
+    @property
+    def retains_grad(self) -> bool:
+        return self._retains
+
+    def retain_grad(self) -> None:
+        """Keeps `.grad` for this non-leaf in the next backward."""
+        if not self.requires_grad:
+            raise GradError("retain_grad() on a tensor that does not require grad")
+        if not self.is_leaf:
+            self._retains = True
+            _watch(self)
+
+    def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> Any:
+        """Calls `hook(grad)` when this tensor's gradient is computed; what it returns replaces the gradient."""
+        if not self.requires_grad:
+            raise GradError("register_hook() on a tensor that does not require grad")
+        if self._hooks is None:
+            self._hooks = {}
+        handle = _HookHandle(self._hooks)
+        self._hooks[id(handle)] = hook
+        _watch(self)
+        return handle
+
+    def detach(self) -> Tensor:
+        """A view of the same contents that gradients do not flow through."""
+        return make_view(self, REGISTRY["detach"], {})
+
+    def detach_(self) -> Tensor:
+        """Cuts this tensor off its history."""
+        value = self._value()
+        self._storage.leaf = None
+        fresh = STATE.trace.emit(REGISTRY["detach"], (value,), {})
+        self._storage.put(fresh)
+        return self
+
+    @property
+    def data(self) -> Tensor:
+        return self.detach()
+
+    @data.setter
+    def data(self, new: Tensor) -> None:
+        if new.dtype is not self.dtype or tuple(new.shape) != tuple(self.shape):
+            raise GradError(f".data of type {self._value().type} set to a tensor of type {new._value().type}")
+        trace = STATE.trace
+        enabled, trace.grad_enabled = trace.grad_enabled, False
+        try:
+            self._put(trace.emit(REGISTRY["alias"], (new._value(),), {}))
+        finally:
+            trace.grad_enabled = enabled
+
+    def backward(
+        self,
+        gradient: Tensor | None = None,
+        retain_graph: bool | None = None,
+        create_graph: bool = False,
+        inputs: Any = None,
+    ) -> None:
+        """Adds the gradients of this tensor (times `gradient`) to `.grad` of the leaves it depends on."""
+        from .autograd import backward
+
+        backward([self], [gradient], retain_graph, create_graph, inputs)
+
+
+class _HookHandle:
+    def __init__(self, hooks: dict[int, Any]) -> None:
+        self._hooks = hooks
+
+    def remove(self) -> None:
+        """Takes the hook off again."""
+        self._hooks.pop(id(self), None)
+
+
+#: Tensors with hooks or retain_grad, which `backward` must look at.
+WATCHED: list[weakref.ref[Tensor]] = []
+
+
+def _watch(t: Tensor) -> None:
+    WATCHED[:] = [r for r in WATCHED if r() is not None and r() is not t]
+    WATCHED.append(weakref.ref(t))
+
+
+def _goes_through_detach(view: View | None) -> bool:
+    return view is not None and any(op.name == "detach" for op, _ in view)
+
+
+def _rebuild(cls: type, array: np.ndarray, dtype: str, requires_grad: bool) -> Tensor:
+    t = concrete(from_array(np.ascontiguousarray(array)))
+    return t.requires_grad_() if requires_grad else t
+
+
+def note_change() -> None:
+    """Called when Python changes what compiled functions must look at again (flags, parameters)."""
+    EPOCH[0] += 1
+
+
+#: Counts changes to train/eval flags, requires_grad flags and parameters; compiled functions re-check their guards
+#: only when it moved.
+EPOCH = [0]
+
+
+def concrete(buffer: Buffer) -> Tensor:
+    """A leaf tensor over given memory. While a function is being compiled: a constant of its program."""
+    value = TracedValue(buffer.type, None, 0, None, buffer)
+    trace = STATE.trace
+    return Tensor(value if trace is STATE.lazy else trace.emit(REGISTRY["alias"], (value,), {}))
+
+
+def ready(trace: Trace, *tensors: Any) -> None:
+    """Called with a user op's operands before it is recorded: a forward computation after a backward starts a new
+    program."""
+    if trace.walked_back and trace.grad_enabled and any(isinstance(t, Tensor) and t.requires_grad for t in tensors):
+        trace.flush()
+
+
+def apply(op: Op, *tensors: Tensor, **attrs: Any) -> Any:
+    """Records one op on tensors; gives a tensor, or a tuple of them."""
+    trace = STATE.trace
+    if trace.walked_back:
+        ready(trace, *tensors)
+    out = trace.emit(op, tuple([t._value() for t in tensors]), attrs)
+    return tuple([Tensor(v) for v in out]) if out.__class__ is tuple else Tensor(out)
+
+
+def make_view(t: Tensor, op: Op, attrs: dict[str, Any]) -> Tensor:
+    """A tensor that shares `t`'s storage, seen through a view op."""
+    trace = STATE.trace
+    if trace.walked_back:
+        ready(trace, t)
+    value = trace.emit(op, (t._value(),), attrs)
+    out = Tensor.__new__(Tensor)
+    out._storage = t._storage
+    out._view = (*(t._view or ()), (op, attrs))
+    out._cached = value
+    out._version_seen = t._storage.version
+    out._grad = None
+    out._hooks = None
+    out._retains = False
+    return out

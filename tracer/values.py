@@ -1,0 +1,90 @@
+"""What the tracer adds to the IR's values, and the cells that tensors keep them in.
+
+A `TracedValue` is an SSA value that may also hold its contents. A `Storage` is PyTorch's storage made functional: the
+cell whose current value an in-place write replaces, shared by a tensor and its views.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from ..ir.graph import Node, Value
+from ..ir.types import Type
+from ..runtime.buffers import Buffer
+
+if TYPE_CHECKING:
+    from .recording import Trace
+
+
+class TracedValue(Value):
+    """A value that was recorded or is concrete.
+
+    Attributes:
+        buffer: contents, or None while pending (and for values nobody needed).
+        trace: the trace it is pending in, or None.
+        requires_grad: whether gradients flow to it.
+        leaf: weak reference to the leaf Tensor whose `.grad` its gradient adds to, or None.
+        storage: weak reference to the storage it was put in, or None.
+        freed: its node's saved values are gone (`backward` ran without `retain_graph`).
+    """
+
+    __slots__ = ("buffer", "freed", "leaf", "requires_grad", "storage", "trace")
+
+    def __init__(
+        self,
+        type: Type,
+        node: Node | None = None,
+        index: int = 0,
+        trace: Trace | None = None,
+        buffer: Buffer | None = None,
+        requires_grad: bool = False,
+    ) -> None:
+        self.type = type
+        self.node = node
+        self.index = index
+        self.name = None
+        self.trace = trace
+        self.buffer = buffer
+        self.requires_grad = requires_grad
+        self.leaf: weakref.ref[Any] | None = None
+        self.storage: weakref.ref[Storage] | None = None
+        self.freed = False
+
+
+class Storage:
+    """The cell of one tensor and all its views.
+
+    Attributes:
+        value: current contents of the base tensor.
+        version: counts in-place writes; views compare it with theirs.
+        leaf: weak reference to the leaf tensor that requires grad and lives here, or None.
+        shared: memory that is visible outside (a NumPy array made from or for it), or None; writes end up there.
+    """
+
+    __slots__ = ("__weakref__", "leaf", "ref", "shared", "value", "version")
+
+    def __init__(self, value: TracedValue) -> None:
+        self.value = value
+        self.version = 0
+        self.leaf: weakref.ref[Any] | None = None
+        self.shared: Buffer | None = None
+        self.ref = weakref.ref(self)
+        value.storage = self.ref
+        trace = value.trace
+        if trace is not None:
+            trace.handles.append(self.ref)
+
+    def put(self, value: TracedValue) -> None:
+        """Replaces the contents by a freshly recorded value; a leaf stays the leaf it was."""
+        if self.leaf is not None:
+            value.requires_grad = True
+            value.leaf = self.leaf
+        old = self.value
+        self.value = value
+        self.version += 1
+        value.storage = self.ref
+        trace = value.trace
+        if trace is not None:
+            trace.handles.append(self.ref)
+            trace.wrote(self, old)
