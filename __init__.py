@@ -16,6 +16,7 @@ from .ir.dtypes import (
     uint8,
 )
 from .ir.errors import TracegradError
+from .tracer import autograd as autograd
 from .tracer import methods as _methods
 from .tracer.autograd import enable_grad, inference_mode, is_grad_enabled, no_grad, set_grad_enabled
 from .tracer.compile import compile, trace

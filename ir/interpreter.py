@@ -127,11 +127,9 @@ _DECOMPOSED: dict[Any, Graph] = {}
 
 def decomposition(node: Node) -> Graph:
     """The graph an op with `decompose` stands for, with one input per operand; cached by types and attributes."""
-    key = (node.op.name, tuple(v.type for v in node.operands), tuple(sorted(node.attrs.items())))
-    try:
-        found = _DECOMPOSED.get(key)
-    except TypeError:  # an attribute that can't be hashed
-        found, key = None, None
+    # repr, because equal attributes can mean different programs: 0.0 and -0.0, 1 and True
+    key = (node.op.name, tuple(v.type for v in node.operands), repr(sorted(node.attrs.items())))
+    found = _DECOMPOSED.get(key)
     if found is not None:
         return found
     graph = Graph(node.op.name)
@@ -142,10 +140,9 @@ def decomposition(node: Node) -> Graph:
     for made, result in zip(graph.outputs, node.results):
         if made.type != result.type:
             raise VerifyError(f"{node.op.name} decomposes to {made.type} where its type is {result.type}")
-    if key is not None:
-        if len(_DECOMPOSED) >= 4096:
-            _DECOMPOSED.clear()
-        _DECOMPOSED[key] = graph
+    if len(_DECOMPOSED) >= 4096:
+        _DECOMPOSED.clear()
+    _DECOMPOSED[key] = graph
     return graph
 
 

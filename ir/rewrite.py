@@ -177,6 +177,12 @@ class Rewriter(Builder):
         """`v` expanded to `shape`, or `v` itself where it has it."""
         return v if v.type.shape == shape else self.expand(v, shape=shape)
 
+    def again(self, n: Node, operands: Iterable[Value]) -> Value:
+        """The op of `n`, a node with one result, on other operands."""
+        made = self.emit(n.op, tuple(operands), n.attrs)
+        assert isinstance(made, Value)
+        return made
+
     # --- the walk -------------------------------------------------------------------------------------------------
 
     def run(self) -> Graph:

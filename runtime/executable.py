@@ -51,8 +51,6 @@ class Lowered:
 
     @cached_property
     def machine(self) -> MachineModel:
-        from ..backends.machine import host_machine
-
         return self._machine or host_machine()
 
     @cached_property
@@ -80,6 +78,25 @@ class Lowered:
         if stage == "asm":
             return self.native.assembly()
         raise ValueError(f"no stage {stage!r}; there are {', '.join(STAGES)}")
+
+
+def host_machine() -> MachineModel:
+    """What the scheduler should know of this machine."""
+    from ..backends.llvm.pool import get_num_threads
+    from ..backends.llvm.target import host_target
+    from ..backends.machine import MachineModel
+
+    target = host_target()
+    wide = target.vector_bytes == 64
+    return MachineModel(
+        vector_bytes=target.vector_bytes,
+        vector_registers=target.num_vector_registers,
+        masked_memory=target.vector_bytes >= 32,
+        threads=get_num_threads(),
+        l1_bytes=(48 if wide else 32) << 10,
+        l2_bytes=1 << 20,
+        flops_per_cycle=target.vector_bytes,
+    )
 
 
 class Context:

@@ -14,8 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from ...ir.dtypes import DType
-from ...ir.expr import Const, Expr, LaneReduce, Load, Local, Var, walk
+from ...ir.expr import Expr, LaneReduce, Load, Local, Var, walk
 from ...ir.loops import (
     Alloc, Barrier, Buffer, For, If, Let, Stmt, Store, While, expressions, statements,
 )
@@ -36,7 +35,7 @@ class Kernels(Module):
     Attributes:
         attributes: text of the attribute group of every function, such as `#0`.
         threads: parallel loops may use the pool.
-        scratch_groups: next number for groups of scratch buffers.
+        scratch_group: last number given to a group of one scratch buffer.
     """
 
     def __init__(self, fma: bool, f16: bool, attributes: str, threads: bool) -> None:
@@ -45,6 +44,7 @@ class Kernels(Module):
         self.threads = threads
         self.scratch_group = 1 << 20
         self.stores: dict[For | While, frozenset[Buffer]] = {}
+        self.vectorizable: dict[For, bool] = {}
 
     def stored(self, s: For | While) -> frozenset[Buffer]:
         """The buffers that a loop writes to."""
@@ -68,6 +68,7 @@ class KernelWriter(ExprWriter):
     Attributes:
         name: of the kernel, for the names of functions made on the way.
         pool: name of the address of the thread pool (an i64, 0: none), or "" in a function that must not use it.
+        noalias: groups of a single buffer, whose pointers alias nothing.
     """
 
     module: Kernels
@@ -76,8 +77,11 @@ class KernelWriter(ExprWriter):
         super().__init__(module)
         self.name = name
         self.pool = pool
+        self.noalias: frozenset[int] = frozenset()
         self._scratch: dict[Alloc, Place] = {}
+        self._groups: dict[Buffer, int] = {}
         self._stack = 0
+        self._fresh: list[tuple[str, dict[tuple[str, str], None]]] = []
 
     def block(self, body: Iterable[Stmt]) -> None:
         """Statements in order."""
@@ -112,6 +116,11 @@ class KernelWriter(ExprWriter):
         v = self.value(s.value)
         self.env[s.local] = v
 
+    def function_text(self, header: str) -> str:
+        for marker, slots in self._fresh:
+            self.later[marker] = [f"  store {ty} poison, ptr {ref}" for ref, ty in slots]
+        return super().function_text(header)
+
     # --- loops ------------------------------------------------------------------------------------------------------
 
     def _for(self, s: For) -> None:
@@ -128,13 +137,19 @@ class KernelWriter(ExprWriter):
             for i in range(0, s.extent, s.step):
                 self.env[s.var] = i
                 self.block(s.body)
-        elif kind == "vector" and not self.lanes and s.step == 1 and _vectorizable(s):
+        elif kind == "vector" and not self.lanes and s.step == 1 and self._can_vectorize(s):
             self._vector(s)
         elif kind == "parallel" and self.pool and self.module.threads and not self.lanes:
             self._parallel(s, trips)
         else:
             self._serial(s, "0", str(trips * s.step), (0, (trips - 1) * s.step))
         self.env.pop(s.var, None)
+
+    def _can_vectorize(self, s: For) -> bool:
+        got = self.module.vectorizable.get(s)
+        if got is None:
+            got = self.module.vectorizable[s] = _fits_lanes(s)
+        return got
 
     def _vector(self, s: For) -> None:
         self.lanes = s.extent
@@ -239,9 +254,15 @@ class KernelWriter(ExprWriter):
                 self.entry.append(f"  {ref} = alloca [{count} x {memory_type(b.dtype)}], align {_ALIGN}")
             else:
                 self._heap(ref, size)
-            place = Place(ref, self._group(b), _ALIGN, b.dtype, b.shape, private, lanes)
+            slots = {} if b.space == "register" else None
+            place = Place(ref, self._group(b), _ALIGN, b.dtype, b.shape, private, lanes, slots)
             self._scratch[s] = place
         self.env[s.buffer] = place
+        if place.slots is not None and len(self.regions) > 1:
+            # Says that contents don't survive, or LLVM keeps old accumulators in registers around the loop.
+            marker = f"  ; {self.label(s.buffer.name)}"
+            self.line(marker[2:])
+            self._fresh.append((marker, place.slots))
 
     def _heap(self, ref: str, size: int) -> None:
         self.module.declares["declare noalias ptr @malloc(i64)"] = None
@@ -346,7 +367,7 @@ class KernelWriter(ExprWriter):
         return f"{alone}align {place.align} " if place.align > 1 else alone
 
 
-def _vectorizable(s: For) -> bool:
+def _fits_lanes(s: For) -> bool:
     """No statement inside that lanes can't do together."""
     for x in statements(s.body):
         if isinstance(x, While) or (isinstance(x, For) and x.kind in ("vector", "parallel") and x.extent > 1):

@@ -123,6 +123,7 @@ class Place(NamedTuple):
         shape: for turning multi-dimensional indices into flat ones.
         private: for scratch declared inside a vector loop, that loop's variable: every lane has its own copy.
         lanes: how many copies there are, side by side (1: one).
+        slots: for `register` buffers, collects the constant places that are accessed: (pointer, type).
     """
 
     ref: str
@@ -132,6 +133,7 @@ class Place(NamedTuple):
     shape: tuple[int, ...]
     private: Any = None
     lanes: int = 1
+    slots: dict[tuple[str, str], None] | None = None
 
 
 class Region:
@@ -205,6 +207,7 @@ class Writer:
         depth: SSA name -> index of the region that defines it; names that are not there hold everywhere.
         entry: allocations, at the very top.
         exits: what to do before returning.
+        later: lines that stand for others, decided when all is written.
     """
 
     def __init__(self, module: Module) -> None:
@@ -213,6 +216,7 @@ class Writer:
         self.depth: dict[str, int] = {}
         self.entry: list[str] = []
         self.exits: list[str] = []
+        self.later: dict[str, list[str]] = {}
 
     def fresh(self, hint: str) -> str:
         """A new SSA name."""
@@ -326,8 +330,11 @@ class Writer:
     def function_text(self, header: str) -> str:
         """The whole function; only the entry region may be open."""
         (region,) = self.regions
-        body = [f"{header} {{", "entry:", *self.entry, *region.lines, *self.exits, "  ret void", "}"]
-        return "\n".join(body)
+        lines = region.lines
+        if self.later:
+            later = self.later
+            lines = [x for line in lines for x in (later[line] if line in later else (line,))]
+        return "\n".join([f"{header} {{", "entry:", *self.entry, *lines, *self.exits, "  ret void", "}"])
 
 
 _ZEROS = frozenset(("0", "false", "0x0000000000000000"))

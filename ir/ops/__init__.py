@@ -6,8 +6,12 @@ from . import (  # noqa: F401
     elementwise,
     functions,
     identity,
+    indexing,
     logic,
+    loss,
     movement,
     reduction,
     source,
+    statistics,
+    views,
 )

@@ -210,9 +210,7 @@ def _matmul(b: Any, x: Any, y: Any) -> Any:
 def _matmul_name(node: Any) -> str:
     ranks = tuple(v.type.rank for v in node.operands)
     known = {(1, 1): "DotBackward0", (2, 1): "MvBackward0", (1, 2): "SqueezeBackward4", (2, 2): "MmBackward0"}
-    if ranks in known:
-        return known[ranks]
-    return "BmmBackward0" if ranks == (3, 3) else "UnsafeViewBackward0"
+    return known.get(ranks, "UnsafeViewBackward0")
 
 
 composite(

@@ -33,7 +33,7 @@ def _whole(node: Any) -> bool:
     return len(node.attrs["axes"]) == node.operands[0].type.rank and not node.attrs.get("keepdim", False)
 
 
-def _numbered(base: str) -> Any:
+def numbered(base: str) -> Any:
     """PyTorch numbers the overloads: 0 over everything, 1 over given dimensions."""
     return lambda node: f"{base}Backward{0 if _whole(node) else 1}"
 
@@ -73,7 +73,7 @@ def _sum_grad(b: Any, n: Any, g: Any) -> Any:
 
 
 _reduce(
-    "sum", _infer(NUMERIC, False), _sum_numpy, "add", _sum_grad, _samples(), grad_name=_numbered("Sum"),
+    "sum", _infer(NUMERIC, False), _sum_numpy, "add", _sum_grad, _samples(), grad_name=numbered("Sum"),
     doc="The sum over `axes`; f16 and bf16 accumulate in f32. Integers keep their type and wrap.",
 )  # fmt: skip
 
@@ -118,7 +118,7 @@ def _prod_grad(b: Any, n: Any, g: Any) -> Any:
 
 
 _reduce(
-    "prod", _infer(NUMERIC, False), _prod_numpy, "mul", _prod_grad, _samples(), grad_name=_numbered("Prod"),
+    "prod", _infer(NUMERIC, False), _prod_numpy, "mul", _prod_grad, _samples(), grad_name=numbered("Prod"),
     doc="The product over `axes`; its gradient holds where elements are zero.",
 )  # fmt: skip
 

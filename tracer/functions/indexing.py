@@ -45,6 +45,7 @@ def _basic(x: Tensor, index: tuple[Any, ...]) -> tuple[Tensor, list[Tensor | Non
     if not any(i is Ellipsis for i in index):
         index = (*index, Ellipsis)
     out, advanced, dim = x, [], 0
+    source = 0  # the dimension of x that `dim` of the view came from, for messages
     for i in index:
         if i is None:
             out = unsqueeze(out, dim)
@@ -54,6 +55,7 @@ def _basic(x: Tensor, index: tuple[Any, ...]) -> tuple[Tensor, list[Tensor | Non
             n = x.dim() - used
             advanced.extend([None] * n)
             dim += n
+            source += n
         elif isinstance(i, slice):
             n = tuple(out.shape)[dim]
             step = 1 if i.step is None else int(i.step)
@@ -65,6 +67,7 @@ def _basic(x: Tensor, index: tuple[Any, ...]) -> tuple[Tensor, list[Tensor | Non
                 out = slice_dims(out, {dim: (start, max(stop, start), step)})
             advanced.append(None)
             dim += 1
+            source += 1
         elif isinstance(i, (bool, np.bool_)):
             out = unsqueeze(out, dim)
             advanced.append(tensor([0] if i else [], dtype=dtypes.int64))
@@ -72,7 +75,11 @@ def _basic(x: Tensor, index: tuple[Any, ...]) -> tuple[Tensor, list[Tensor | Non
         elif isinstance(i, (int, np.integer)) or (
             isinstance(i, Tensor) and i.dim() == 0 and i.dtype.kind in "iu" and STATE.trace is STATE.lazy
         ):
-            out = select(out, dim, int(i))
+            n, k = tuple(out.shape)[dim], int(i)
+            if not -n <= k < n:
+                raise IndexOutOfRange(f"index {k} is out of bounds for dimension {source} with size {n}")
+            out = select(out, dim, k)
+            source += 1
         elif _is_advanced(i):
             t = _index_tensor(i)
             if t.dtype in (dtypes.bool_, dtypes.uint8):
@@ -84,9 +91,11 @@ def _basic(x: Tensor, index: tuple[Any, ...]) -> tuple[Tensor, list[Tensor | Non
                 for k in nonzero(t, as_tuple=True):
                     advanced.append(k)
                     dim += 1
+                    source += 1
             else:
                 advanced.append(t)
                 dim += 1
+                source += 1
         else:
             raise DTypeError(f"a tensor can't be indexed by {type(i).__name__}: {i!r:.60}")
     return out, advanced

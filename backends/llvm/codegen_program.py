@@ -1,0 +1,242 @@
+"""A whole LoopProgram to one LLVM module: buffers to pointers, a function per kernel, and the two entry points.
+
+    void run(ptr table)                 one execution
+    void repeat(ptr table, i64 n)       n executions; output pointers advance by their byte size after each
+
+`table` is an array of 64-bit slots: the inputs' pointers, the outputs' pointers, the arena's, and the address of
+`tg_parallel_for` (0: run serially). An output that the program does not write itself (an input, or the same buffer
+as an earlier output) is copied to its slot's pointer at the end of a run, unless that is null. `repeat` does not change
+the table. Called by compile.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+
+from ...ir.expr import Load, walk
+from ...ir.loops import Buffer, Kernel, LoopProgram, Store, expressions, statements
+from .codegen import Kernels, KernelWriter
+from .codegen_memory import zeros_global
+from .codegen_text import Place
+from .target import CompileError, Target
+
+ENTRY_POINTS = ("run", "repeat")
+
+
+def generate(program: LoopProgram, target: Target, threads: bool = True) -> str:
+    """LLVM IR text for a program.
+
+    - `threads`: parallel loops may use the pool; without, the module never refers to it.
+
+    :raises CompileError: the program has parts that only GPUs have.
+    """
+    return _Program(program, target, threads).text()
+
+
+class _Program:
+    def __init__(self, program: LoopProgram, target: Target, threads: bool) -> None:
+        self.program = program
+        f16 = target.has_fma or target.arch == "aarch64"  # every x86 with FMA converts halves
+        self.module = Kernels(target.has_fma, f16, "#0", threads)
+        self.attributes = f"attributes #0 = {{ nounwind {target.attribute_text()} }}"
+        self.buffers = [_buffers(k) for k in program.kernels]
+        self.groups, self.single = overlap_groups(itertools.chain(program.inputs, program.outputs, *self.buffers))
+        self.slots: dict[Buffer, int] = {}
+        for i, b in enumerate([*program.inputs, *program.outputs]):
+            self.slots.setdefault(b, i)
+        self.arena_slot = len(program.inputs) + len(program.outputs)
+
+    def text(self) -> str:
+        calls = [self._kernel(k, i) for i, k in enumerate(self.program.kernels)]
+        module = self.module
+        module.functions += [self._run(calls), self._repeat()]
+        if module.zeros:
+            module.globals.append(zeros_global())
+        header = f"; program {_plain(self.program.name)}\n"
+        return f"{header}{module.text()}\n{self.attributes}\n"
+
+    # --- kernels ----------------------------------------------------------------------------------------------------
+
+    def _kernel(self, kernel: Kernel, number: int) -> tuple[str, list[Buffer]]:
+        """Writes a kernel's function; its name and the buffers it takes."""
+        module = self.module
+        name = f"k{number}_{_plain(kernel.name)}"
+        writer = KernelWriter(module, name, "%pool")
+        writer.noalias = self.single
+        parameters: list[str] = []
+        arguments: list[Buffer] = []
+        for b in self.buffers[number]:
+            place = self._place(b)
+            if place is None:
+                continue  # scratch
+            if b.space != "const":
+                place = place._replace(ref=f"%{_plain(b.name)}.{len(parameters)}")
+                parameters.append(f"ptr {writer.pointer_attributes(b, place)}{place.ref}")
+                arguments.append(b)
+            writer.env[b] = place
+        writer.block(kernel.body)
+        signature = ", ".join([*parameters, "i64 %pool"])
+        lines = [f"; {_plain_line(kernel.comment)}"] if kernel.comment else []
+        if kernel.locs:
+            lines.append("; " + _plain_line(", ".join(map(str, kernel.locs))))
+        lines.append(writer.function_text(f"define internal void @{name}({signature}) #0"))
+        module.functions.append("\n".join(lines))
+        return name, arguments
+
+    def _place(self, b: Buffer) -> Place | None:
+        if b.space in ("local", "register", "shared"):
+            return None
+        if b.space == "const":
+            return Place(self._constant(b), self.groups[b], 64, b.dtype, b.shape)
+        if b.space != "arena" and b not in self.slots:
+            raise CompileError(f"buffer {b.name} ({b.space}) is not among the program's inputs and outputs")
+        align = 64 if b.space == "arena" else b.dtype.itemsize
+        return Place("", self.groups[b], align, b.dtype, b.shape)
+
+    def _constant(self, b: Buffer) -> str:
+        name = f"@c.{_plain(b.name)}"
+        if b not in self.groups:
+            self.groups[b] = -2 - len(self.groups)
+            data = "".join(f"\\{x:02X}" for x in b.data)
+            size = len(b.data)
+            value = f'c"{data}"' if any(b.data) else "zeroinitializer"
+            self.module.globals.append(f"{name} = internal constant [{size} x i8] {value}, align 64")
+        return name
+
+    # --- entry points -----------------------------------------------------------------------------------------------
+
+    def _run(self, calls: list[tuple[str, list[Buffer]]]) -> str:
+        lines = ["define void @run(ptr %table) #0 {", "entry:"]
+        pointers: dict[Buffer, str] = {}
+
+        def slot(i: int, ty: str = "ptr") -> str:
+            lines.append(f"  %slot{i} = getelementptr i64, ptr %table, i64 {i}")
+            lines.append(f"  %in{i} = load {ty}, ptr %slot{i}, align 8")
+            return f"%in{i}"
+
+        arena = ""
+        used = dict.fromkeys(itertools.chain.from_iterable(buffers for _, buffers in calls))
+        for b in used:
+            if b.space == "arena":
+                arena = arena or slot(self.arena_slot)
+                name = f"%arena.{len(pointers)}"
+                lines.append(f"  {name} = getelementptr i8, ptr {arena}, i64 {b.offset}")
+                pointers[b] = name
+            else:
+                pointers[b] = slot(self.slots[b])
+        pool = slot(self.arena_slot + 1, "i64") if self.module.threads else "0"
+        for name, buffers in calls:
+            arguments = [*[f"ptr {pointers[b]}" for b in buffers], f"i64 {pool}"]
+            lines.append(f"  call void @{name}({', '.join(arguments)})")
+        lines += self._copies(pointers)
+        return "\n".join([*lines, "  ret void", "}"])
+
+    def _copies(self, pointers: dict[Buffer, str]) -> list[str]:
+        """Outputs that are something else's buffer."""
+        lines: list[str] = []
+        first = len(self.program.inputs)
+        for i, b in enumerate(self.program.outputs):
+            at = first + i
+            if self.slots.get(b) == at and b.space == "output":
+                continue
+            source = pointers.get(b)
+            if source is None:
+                if b.space == "arena":
+                    lines += [f"  %arena.o{i} = getelementptr i64, ptr %table, i64 {self.arena_slot}",
+                              f"  %arena.p{i} = load ptr, ptr %arena.o{i}, align 8",
+                              f"  %from{i} = getelementptr i8, ptr %arena.p{i}, i64 {b.offset}"]
+                elif b.space == "const":
+                    lines.append(f"  %from{i} = getelementptr i8, ptr {self._constant(b)}, i64 0")
+                else:
+                    lines += [f"  %at{i} = getelementptr i64, ptr %table, i64 {self.slots[b]}",
+                              f"  %from{i} = load ptr, ptr %at{i}, align 8"]
+                source = f"%from{i}"
+            lines += [
+                f"  %out{i} = getelementptr i64, ptr %table, i64 {at}",
+                f"  %to{i} = load ptr, ptr %out{i}, align 8",
+                f"  %none{i} = icmp eq ptr %to{i}, null",
+                f"  br i1 %none{i}, label %copied{i}, label %copy{i}",
+                f"copy{i}:",
+                f"  call void @llvm.memmove.p0.p0.i64(ptr %to{i}, ptr {source}, i64 {b.nbytes}, i1 false)",
+                f"  br label %copied{i}",
+                f"copied{i}:",
+            ]
+            self.module.declares["declare void @llvm.memmove.p0.p0.i64(ptr, ptr, i64, i1)"] = None
+        return lines
+
+    def _repeat(self) -> str:
+        count = self.arena_slot + 2
+        self.module.declares["declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)"] = None
+        advance: list[str] = []
+        for i, b in enumerate(self.program.outputs, len(self.program.inputs)):
+            if b.nbytes:
+                advance += [
+                    f"  %s{i} = getelementptr i64, ptr %slots, i64 {i}",
+                    f"  %p{i} = load i64, ptr %s{i}, align 8",
+                    f"  %n{i} = add i64 %p{i}, {b.nbytes}",
+                    f"  %z{i} = icmp eq i64 %p{i}, 0",
+                    f"  %q{i} = select i1 %z{i}, i64 0, i64 %n{i}",
+                    f"  store i64 %q{i}, ptr %s{i}, align 8",
+                ]
+        return "\n".join([
+            "define void @repeat(ptr %table, i64 %n) #0 {", "entry:",
+            f"  %slots = alloca [{count} x i64], align 64",
+            f"  call void @llvm.memcpy.p0.p0.i64(ptr align 8 %slots, ptr align 8 %table, i64 {count * 8}, i1 false)",
+            "  %some = icmp sgt i64 %n, 0", "  br i1 %some, label %loop, label %exit",
+            "loop:", "  %i = phi i64 [ 0, %entry ], [ %next, %loop ]",
+            "  call void @run(ptr %slots)", *advance,
+            "  %next = add nuw nsw i64 %i, 1", "  %more = icmp slt i64 %next, %n",
+            "  br i1 %more, label %loop, label %exit", "exit:", "  ret void", "}",
+        ])
+
+
+def overlap_groups(buffers: Iterable[Buffer]) -> tuple[dict[Buffer, int], frozenset[int]]:
+    """(group of each buffer that all kernels see, groups of one buffer).
+
+    Two buffers of different groups never share memory: inputs and outputs are separate, arena buffers are in one group
+    with all whose bytes they overlap, directly or through others.
+    """
+    groups: dict[Buffer, int] = {}
+    count: dict[int, int] = {}
+    numbers = itertools.count(1)
+    arena: list[Buffer] = []
+    for b in buffers:
+        if b in groups or b.space in ("local", "register", "shared", "const"):
+            continue
+        if b.space == "arena":
+            groups[b] = 0
+            arena.append(b)
+        else:
+            g = groups[b] = next(numbers)
+            count[g] = 1
+    end, g = -1, 0
+    for b in sorted(arena, key=lambda b: b.offset):
+        if b.offset >= end:
+            g = next(numbers)
+        end = max(end, b.offset + b.nbytes)
+        groups[b] = g
+        count[g] = count.get(g, 0) + 1
+    return groups, frozenset(g for g, n in count.items() if n == 1)
+
+
+def _buffers(kernel: Kernel) -> list[Buffer]:
+    """Buffers that a kernel reads or writes, in order."""
+    found: dict[Buffer, None] = {}
+    for s in statements(kernel.body):
+        for root in expressions(s):
+            for e in walk(root):
+                if isinstance(e, Load):
+                    found.setdefault(e.buffer)
+        if isinstance(s, Store):
+            found.setdefault(s.buffer)
+    return list(found)
+
+
+def _plain(name: str) -> str:
+    """Letters LLVM takes in a name."""
+    return "".join(c if c.isascii() and (c.isalnum() or c == "_") else "_" for c in name)
+
+
+def _plain_line(text: str) -> str:
+    return " ".join(text.split())
