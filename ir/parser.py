@@ -84,7 +84,7 @@ class _Parser:
         self.starts = [0]
         self._tokenize()
 
-    # --- tokens ---------------------------------------------------------------------------------------------------
+    # --- tokens ---------------------------------------------------------------------------------------------
 
     def _tokenize(self) -> None:
         for m in _TOKEN.finditer(self.text):
@@ -122,7 +122,9 @@ class _Parser:
         start = self.starts[line - 1]
         source = self.text[start:].split("\n", 1)[0].rstrip()
         caret = re.sub(r"[^\t]", " ", source[: token.pos - start]) + "^" * max(1, len(token.text))
-        raise ParseError(f"line {line}, column {token.pos - start + 1}: {message}\n  {source}\n  {caret}") from None
+        raise ParseError(
+            f"line {line}, column {token.pos - start + 1}: {message}\n  {source}\n  {caret}"
+        ) from None
 
     @property
     def token(self) -> _Token:
@@ -152,7 +154,7 @@ class _Parser:
     def found(self) -> str:
         return f"'{self.token.text}'" if self.token.kind != "end" else "the end of the text"
 
-    # --- grammar --------------------------------------------------------------------------------------------------
+    # --- grammar --------------------------------------------------------------------------------------------
 
     def whole(self) -> Graph:
         self.expect("graph", " (a graph reads `graph name(%x: f32[2]) { ... return %x }`)")
@@ -191,7 +193,9 @@ class _Parser:
             elif self.at("}"):
                 self.fail(t, "expected `return` with the outputs (none is fine) before '}'")
             else:
-                self.fail(t, f"expected an op `%x: type = op ...`, `update` or `return`, found {self.found()}")
+                self.fail(
+                    t, f"expected an op `%x: type = op ...`, `update` or `return`, found {self.found()}"
+                )
 
     def type(self) -> Type:
         t = self.take("type", "a type such as f32[4,2]")
@@ -292,7 +296,10 @@ class _Parser:
                 self.fail(t, f"attribute '{t.text}' is given twice")
             if op.attr_defaults and t.text not in op.attr_defaults:
                 takes = ", ".join(op.attr_defaults)
-                self.fail(t, f"{op.name} has no attribute '{t.text}'{near(t.text, op.attr_defaults)} (it takes {takes})")
+                self.fail(
+                    t,
+                    f"{op.name} has no attribute '{t.text}'{near(t.text, op.attr_defaults)} (it takes {takes})",
+                )
             self.expect("=", " and the attribute's value")
             out[t.text] = self.literal()
             if not self.at("}"):

@@ -36,11 +36,11 @@ def fold(graph: Graph, options: PassOptions | None = None) -> Graph:
         if op.name in ("constant", "iota"):
             if splat(v) is None and op.name == "constant":
                 dense.add(v)
-        elif not node.operands or not all(x in known for x in node.operands):
+        elif not node.operands or not all(x in known for x in node.operands) or (op.scalar is None and op.kernel not in _KINDS):
             continue
-        elif op.scalar is None and op.kernel not in _KINDS:
-            continue
-        elif any(x in dense for x in node.operands) or v.type.numel == 1 or op.kernel not in (None, "movement"):
+        elif (
+            any(x in dense for x in node.operands) or v.type.numel == 1 or op.kernel not in (None, "movement")
+        ):
             dense.add(v)
         known.add(v)
         inside.append(node)
@@ -59,7 +59,11 @@ def _frontier(graph: Graph, known: set[Value], dense: set[Value]) -> list[Value]
     """The values worth computing that something else than their own kind reads."""
     read = dict.fromkeys(v for node in graph.nodes if node.results[0] not in known for v in node.operands)
     read.update(dict.fromkeys(graph.live_outs()))
-    return [v for v in read if v in dense and v.node is not None and v.node.op.name != "constant" and splat(v) is None]
+    return [
+        v
+        for v in read
+        if v in dense and v.node is not None and v.node.op.name != "constant" and splat(v) is None
+    ]
 
 
 class _Constants(Rewriter):

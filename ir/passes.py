@@ -66,7 +66,7 @@ class PassRecord:
         return f"{head}\n{print_graph(self.graph)}"
 
 
-# --- the passes -------------------------------------------------------------------------------------------------------
+# --- the passes ---------------------------------------------------------------------------------------------
 
 
 def dce(graph: Graph, options: PassOptions | None = None) -> Graph:
@@ -98,7 +98,9 @@ class _Decomposer(Rewriter):
                 raise VerifyError(f"{node.op.name} decomposes to {new.type} where its type is {old.type}")
         return results
 
-    def emit(self, op: Op, operands: tuple[Value, ...], attrs: dict[str, object]) -> Value | tuple[Value, ...]:
+    def emit(
+        self, op: Op, operands: tuple[Value, ...], attrs: dict[str, object]
+    ) -> Value | tuple[Value, ...]:
         if op.decompose is not None:
             return op.decompose(self, *operands, **attrs)
         return super().emit(op, operands, attrs)
@@ -131,7 +133,7 @@ _MOST_WALKS = 16
 PASSES: tuple[Pass, ...] = (dce, cse, decompose, simplify, fold, simplify)
 
 
-# --- the driver -------------------------------------------------------------------------------------------------------
+# --- the driver ---------------------------------------------------------------------------------------------
 
 
 def optimize(

@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import ast
 import math
-from typing import Any
 
 from .graph import Value
 
 #: Ops whose two operands may be exchanged.
 COMMUTATIVE = frozenset(
-    "add mul eq ne maximum minimum logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor".split()
+    ["add", "mul", "eq", "ne", "maximum", "minimum", "logical_and", "logical_or", "logical_xor", "bitwise_and", "bitwise_or", "bitwise_xor"]
 )
 
 _SPLAT_KEEPERS = frozenset(("expand", "reshape", "permute", "slice", "flip"))

@@ -23,7 +23,7 @@ from .builder import Builder, infer_or_explain
 from .errors import TracegradError
 from .graph import Graph, Node, Value
 from .op import Op
-from .pattern import COMMUTATIVE, Call, parse_pattern
+from .pattern import COMMUTATIVE, Call, Number, parse_pattern, splat
 
 _DEEPEST = 48
 
@@ -37,17 +37,25 @@ class Rule:
         fn: `fn(b, ...)`, its other parameters named after what the pattern binds; `n` is the node matched. Returns the
             replacement (of the same dtype; of the shape, or one that broadcasts to it) or None to decline.
         fast: may change NaN, Inf or signed-zero results.
+        some: if given, at least one operand is made by one of these ops (`number`: is one number everywhere).
         doc: the rule as `before --> after`.
     """
 
-    __slots__ = ("_forms", "doc", "fast", "fn", "name", "params", "patterns")
+    __slots__ = ("_forms", "doc", "fast", "fn", "name", "params", "patterns", "some")
 
-    def __init__(self, patterns: tuple[str, ...], fn: Callable[..., Value | None], fast: bool) -> None:
+    def __init__(
+        self,
+        patterns: tuple[str, ...],
+        fn: Callable[..., Value | None],
+        fast: bool,
+        some: tuple[str, ...] = (),
+    ) -> None:
         code = fn.__code__
         self.name = fn.__name__
         self.patterns = patterns
         self.fn = fn
         self.fast = fast
+        self.some = some
         self.doc = (fn.__doc__ or "").strip()
         self.params = code.co_varnames[1 : code.co_argcount]
         self._forms: list[Call] | None = None
@@ -72,11 +80,13 @@ class Rule:
 RULES: dict[str, Rule] = {}
 
 
-def rule(*patterns: str, fast: bool = False) -> Callable[[Callable[..., Value | None]], Rule]:
-    """Registers the decorated function as a rewrite of what `patterns` match."""
+def rule(
+    *patterns: str, fast: bool = False, some: tuple[str, ...] = ()
+) -> Callable[[Callable[..., Value | None]], Rule]:
+    """Registers the decorated function as a rewrite of what `patterns` match; see Rule for `fast` and `some`."""
 
     def add(fn: Callable[..., Value | None]) -> Rule:
-        r = Rule(patterns, fn, fast)
+        r = Rule(patterns, fn, fast, some)
         if r.name in RULES:
             raise ValueError(f"rule {r.name} is defined twice")
         RULES[r.name] = r
@@ -94,22 +104,58 @@ class RuleSet:
         for r in self.rules:
             for root in dict.fromkeys(r.roots):
                 self._by_root.setdefault(root, []).append(r)
-        self._index: dict[Op, list[tuple[Rule, Call]]] = {}
+        self._of_op: dict[Op, list[tuple[Rule, Call]]] = {}
+        self._of_kinds: dict[Any, list[tuple[Rule, Call]]] = {}
 
-    def of(self, op: Op) -> list[tuple[Rule, Call]]:
-        """The rules to try on a node of `op`, with the form of pattern each matches."""
-        found = self._index.get(op)
+    def of(self, node: Node) -> list[tuple[Rule, Call]]:
+        """The rules that may match `node` by its op and what makes its operands, with the form of pattern that does.
+
+        Found once for each combination, so that a node costs one look-up and not an attempt at every rule of its op.
+        """
+        of_op = self._of_op.get(node.op)
+        if of_op is None:
+            of_op = self._of_op[node.op] = self._find(node.op)
+        if not of_op:
+            return of_op
+        kinds = tuple([_kind(v) for v in node.operands])
+        key = (node.op, kinds)
+        found = self._of_kinds.get(key)
         if found is None:
-            of_class = "any_scalar" if op.scalar is not None else f"any_{op.kernel}"
-            found = [
-                (r, f)
-                for root in (op.name, of_class)
-                for r in self._by_root.get(root, ())
-                for f in r.forms
-                if f.op == root
-            ]
-            self._index[op] = found
+            found = self._of_kinds[key] = [(r, f) for r, f in of_op if _may_match(r, f, kinds)]
         return found
+
+    def _find(self, op: Op) -> list[tuple[Rule, Call]]:
+        of_class = "any_scalar" if op.scalar is not None else f"any_{op.kernel}"
+        return [
+            (r, f)
+            for root in (op.name, of_class)
+            for r in self._by_root.get(root, ())
+            for f in r.forms
+            if f.op == root
+        ]
+
+
+Kind = tuple[str, bool]
+
+
+def _kind(v: Value) -> Kind:
+    """What a first look at an operand tells: the op that makes it and whether it is a number."""
+    node = v.node
+    return ("", False) if node is None else (node.op.name, splat(v) is not None)
+
+
+def _may_match(r: Rule, form: Call, kinds: tuple[Kind, ...]) -> bool:
+    if r.some and not any(name in r.some or (number and "number" in r.some) for name, number in kinds):
+        return False
+    if len(kinds) != len(form.args) and (not form.rest or len(kinds) < len(form.args)):
+        return False
+    for a, (name, number) in zip(form.args, kinds):
+        if isinstance(a, Call):
+            if a.op != name:
+                return False
+        elif not number and (isinstance(a, Number) or a.constant):
+            return False
+    return True
 
 
 NO_RULES = RuleSet(())
@@ -167,7 +213,7 @@ class Rewriter(Builder):
         self._uses: dict[Value, int] = {}
         self._stack: list[str] = []
 
-    # --- what rules may ask ---------------------------------------------------------------------------------------
+    # --- what rules may ask ---------------------------------------------------------------------------------
 
     def only_use(self, v: Value) -> bool:
         """Whether the node being rewritten is the only reader of `v`, so that `v` dies if the rule drops it."""
@@ -183,7 +229,7 @@ class Rewriter(Builder):
         assert isinstance(made, Value)
         return made
 
-    # --- the walk -------------------------------------------------------------------------------------------------
+    # --- the walk -------------------------------------------------------------------------------------------
 
     def run(self) -> Graph:
         """The rewritten graph, or `source` itself where nothing changed. Dead nodes stay (`dce` drops them)."""
@@ -209,7 +255,12 @@ class Rewriter(Builder):
                     if was is not now:
                         env[was] = now
                         uses[now] = uses.get(now, 0) + uses.get(was, 0)
-                        if now.name is None and was.name and len(out.nodes) > before and out.nodes[-1] is now.node:
+                        if (
+                            now.name is None
+                            and was.name
+                            and len(out.nodes) > before
+                            and out.nodes[-1] is now.node
+                        ):
                             now.name = was.name
                 if new is not node.results:
                     self._release(node.operands)
@@ -236,7 +287,7 @@ class Rewriter(Builder):
     def place(self, node: Node) -> tuple[Value, ...]:
         """What a node over values of the new graph becomes: a rule's replacement, an equal node's results, or, added
         to the graph, itself."""
-        rules = self.rules.of(node.op)
+        rules = self.rules.of(node)
         if rules and len(node.results) == 1:
             replaced = self._apply(rules, node)
             if replaced is not None:

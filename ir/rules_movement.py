@@ -43,7 +43,7 @@ def same_number(a: float | None, b: float | None) -> bool:
     return (a == b and math.copysign(1, a) == math.copysign(1, b)) or (a != a and b != b)
 
 
-# --- numbers and broadcasting -----------------------------------------------------------------------------------------
+# --- numbers and broadcasting -------------------------------------------------------------------------------
 
 
 @rule("reshape(C)", "permute(C)", "slice(C)", "flip(C)", "expand(C)")
@@ -56,7 +56,7 @@ def move_number(b: Rewriter, n: Node, C: Value) -> Value | None:
     return b.const(value, C)
 
 
-@rule("any_scalar(x, ...)")
+@rule("any_scalar(x, ...)", some=("expand", "reshape"))
 def strip_expand(b: Rewriter, n: Node) -> Value | None:
     """op(x, expand(y)) --> op(x, y); op(expand(x), c) --> expand(op(x, c))"""
     stripped = False
@@ -84,6 +84,8 @@ def expand_nothing(b: Rewriter, n: Node, x: Value) -> Value | None:
     shape = n.results[0].type.shape
     if shape == x.type.shape:
         return x
+    if splat(x) is not None:  # a number is expanded to every shape, a one-element one too
+        return None
     return b.reshape(x, shape=shape) if n.results[0].type.numel == x.type.numel else None
 
 
@@ -130,10 +132,10 @@ def reshape_expand(b: Rewriter, n: Node, e: Value, x: Value) -> Value | None:
     return b.expand(b.reshape(x, shape=tuple(1 if n == 1 else next(kept) for n in shape)), shape=shape)
 
 
-# --- towards the users of elementwise ops -----------------------------------------------------------------------------
+# --- towards the users of elementwise ops -------------------------------------------------------------------
 
 
-@rule("any_scalar(x, ...)")
+@rule("any_scalar(x, ...)", some=("permute",))
 def permute_below(b: Rewriter, n: Node) -> Value | None:
     """op(permute(x), permute(y)) --> permute(op(x, y)), with one order"""
     dims: Ints | None = None
@@ -150,7 +152,7 @@ def permute_below(b: Rewriter, n: Node) -> Value | None:
     return b.permute(b.again(n, operands), dims=dims)
 
 
-@rule("any_scalar(x, ...)")
+@rule("any_scalar(x, ...)", some=("reshape",))
 def reshape_below(b: Rewriter, n: Node) -> Value | None:
     """op(reshape(x), reshape(y)) --> reshape(op(x, y)), from one shape to one shape"""
     inner: Shape | None = None
@@ -170,7 +172,7 @@ def reshape_below(b: Rewriter, n: Node) -> Value | None:
     return b.reshape(b.again(n, operands), shape=outer)
 
 
-# --- reshape and permute ----------------------------------------------------------------------------------------------
+# --- reshape and permute ------------------------------------------------------------------------------------
 
 
 @rule("reshape(x)")
@@ -218,7 +220,7 @@ def reshape_permute_ones(b: Rewriter, n: Node, p: Value, x: Value) -> Value | No
     return b.permute(small, dims=tuple(kept.index(d) for d in dims if d in kept))
 
 
-# --- slice, pad, flip, concat -----------------------------------------------------------------------------------------
+# --- slice, pad, flip, concat -------------------------------------------------------------------------------
 
 
 @rule("slice(x)")
@@ -232,7 +234,9 @@ def slice_slice(b: Rewriter, n: Node, s: Value, x: Value) -> Value:
     """x[a:b:c][d:e:f] --> x[g:h:i]"""
     start, stop, step = [], [], []
     shape = n.results[0].type.shape
-    for d, (a, lo, c, f) in enumerate(zip(attr_of(s, "start"), n.attrs["start"], attr_of(s, "step"), n.attrs["step"])):
+    for d, (a, lo, c, f) in enumerate(
+        zip(attr_of(s, "start"), n.attrs["start"], attr_of(s, "step"), n.attrs["step"])
+    ):
         start.append(min(a + lo * c, x.type.shape[d]))
         step.append(c * f)
         stop.append(start[-1] + (shape[d] - 1) * c * f + 1 if shape[d] else start[-1])
@@ -369,7 +373,7 @@ def slice_concat(b: Rewriter, n: Node, c: Value) -> Value | None:
     return None
 
 
-# --- slice_put --------------------------------------------------------------------------------------------------------
+# --- slice_put ----------------------------------------------------------------------------------------------
 
 _RANGE = ("start", "stop", "step")
 
@@ -439,4 +443,6 @@ def add_pads(b: Rewriter, p: Value, q: Value, x: Value, y: Value) -> Value | Non
         return None
     zero = b.const(0, x)
     both = b.concat(b.add(x, zero), b.add(y, zero), dim=d)
-    return b.pad(both, low=low, high=(*attr_of(p, "high")[:d], high2[d], *attr_of(p, "high")[d + 1 :]), value=0.0)
+    return b.pad(
+        both, low=low, high=(*attr_of(p, "high")[:d], high2[d], *attr_of(p, "high")[d + 1 :]), value=0.0
+    )

@@ -48,7 +48,7 @@ def _rounds_late(v: Value) -> bool:
     return is_float(v) and v.type.dtype.bits == 16
 
 
-# --- reductions -------------------------------------------------------------------------------------------------------
+# --- reductions ---------------------------------------------------------------------------------------------
 
 
 @rule(*_each("reduce(x)"))
@@ -83,7 +83,9 @@ def reduce_permute(b: Rewriter, n: Node, p: Value, x: Value) -> Value:
     if attr(n, "keepdim"):
         return b.permute(_reduce(b, n, x, inner, True), dims=dims)
     left = [d for d in range(x.type.rank) if d not in inner]
-    return b.permute(_reduce(b, n, x, inner), dims=tuple(left.index(d) for a, d in enumerate(dims) if a not in axes))
+    return b.permute(
+        _reduce(b, n, x, inner), dims=tuple(left.index(d) for a, d in enumerate(dims) if a not in axes)
+    )
 
 
 def _groups(source: Shape, out: Shape) -> list[tuple[range, range]]:
@@ -173,7 +175,7 @@ def sum_of_products(b: Rewriter, n: Node, m: Value, x: Value, y: Value) -> Value
     return _shaped(b, b.contract(*small, spec=f"{xs},{ys}->{out}"), n.results[0].type.shape)
 
 
-# --- contractions -----------------------------------------------------------------------------------------------------
+# --- contractions -------------------------------------------------------------------------------------------
 
 
 @rule("contract(p := permute(x), y)", "contract(y, p := permute(x))")
@@ -272,5 +274,3 @@ def contract_expand(b: Rewriter, n: Node, e: Value, x: Value, y: Value) -> Value
 def contract_expand_sum(b: Rewriter, n: Node, e: Value, x: Value, y: Value) -> Value | None:
     """contract(expand(x), y) --> expand(x * sum(y))"""
     return None if _rounds_late(x) else _drop_expanded(b, n, e, x, y, True)
-
-

@@ -45,10 +45,10 @@ def wrapped(value: int, dtype: DType) -> int:
     return value - (1 << dtype.bits) if dtype.kind == "i" and value >> (dtype.bits - 1) else value
 
 
-# --- numbers ----------------------------------------------------------------------------------------------------------
+# --- numbers ------------------------------------------------------------------------------------------------
 
 
-@rule("any_scalar(x, ...)")
+@rule("any_scalar(x, ...)", some=("number",))
 def fold_scalar(b: Rewriter, n: Node) -> Value | None:
     """op of numbers --> number"""
     values = []
@@ -75,7 +75,7 @@ def constant_of_equals(b: Rewriter, n: Node) -> Value | None:
     return b.const(values[0], dtype)
 
 
-# --- neutral elements -------------------------------------------------------------------------------------------------
+# --- neutral elements ---------------------------------------------------------------------------------------
 
 
 @rule("add(x, -0.0)", "sub(x, 0.0)", "add(x, False)")
@@ -145,7 +145,7 @@ def clamp_nothing(b: Rewriter, n: Node, x: Value) -> Value | None:
     return x if low in (None, -math.inf) and high in (None, math.inf) else None
 
 
-# --- signs ------------------------------------------------------------------------------------------------------------
+# --- signs --------------------------------------------------------------------------------------------------
 
 
 @rule("neg(neg(x))")
@@ -231,16 +231,29 @@ def square_of_sign(b: Rewriter, x: Value) -> Value:
     return b.square(x)
 
 
-# --- equal operands ---------------------------------------------------------------------------------------------------
+# --- equal operands -----------------------------------------------------------------------------------------
 
 
-@rule("maximum(x, x)", "minimum(x, x)", "clamp_min(x, x)", "clamp_max(x, x)", "bitwise_and(x, x)", "bitwise_or(x, x)")
+@rule(
+    "maximum(x, x)",
+    "minimum(x, x)",
+    "clamp_min(x, x)",
+    "clamp_max(x, x)",
+    "bitwise_and(x, x)",
+    "bitwise_or(x, x)",
+)
 def same_twice(b: Rewriter, x: Value) -> Value:
     """max(x, x) --> x"""
     return x
 
 
-@rule("relu(r := relu(x))", "floor(r := floor(x))", "ceil(r := ceil(x))", "trunc(r := trunc(x))", "abs(r := square(x))")
+@rule(
+    "relu(r := relu(x))",
+    "floor(r := floor(x))",
+    "ceil(r := ceil(x))",
+    "trunc(r := trunc(x))",
+    "abs(r := square(x))",
+)
 def done_already(b: Rewriter, r: Value) -> Value:
     """relu(relu(x)) --> relu(x)"""
     return r
@@ -270,7 +283,7 @@ def equal_self(b: Rewriter, n: Node, x: Value) -> Value | None:
     return None if is_float(x) else b.const(n.op.name != "ne", dtypes.bool_)
 
 
-# --- selection --------------------------------------------------------------------------------------------------------
+# --- selection ----------------------------------------------------------------------------------------------
 
 
 @rule("where(c, x, x)", "where(True, x, y)", "where(False, y, x)")
@@ -309,7 +322,7 @@ def where_where_false(b: Rewriter, c: Value, x: Value, y: Value) -> Value:
     return b.where(c, x, y)
 
 
-# --- casts ------------------------------------------------------------------------------------------------------------
+# --- casts --------------------------------------------------------------------------------------------------
 
 _MANTISSA = {"f64": 53, "f32": 24, "f16": 11, "bf16": 8}
 _EXPONENT = {"f64": 11, "f32": 8, "f16": 5, "bf16": 8}
@@ -322,7 +335,11 @@ def lossless(a: DType, b: DType) -> bool:
     if b.kind == "b":
         return False
     if a.kind == "f":
-        return b.kind == "f" and _MANTISSA[a.name] <= _MANTISSA[b.name] and _EXPONENT[a.name] <= _EXPONENT[b.name]
+        return (
+            b.kind == "f"
+            and _MANTISSA[a.name] <= _MANTISSA[b.name]
+            and _EXPONENT[a.name] <= _EXPONENT[b.name]
+        )
     digits = a.bits - (a.kind == "i")
     if b.kind == "f":
         return digits <= _MANTISSA[b.name] and b.name != "f16"
@@ -365,7 +382,7 @@ def not_bool_as_number(b: Rewriter, c: Value) -> Value | None:
     return b.logical_not(c) if is_bool(c) else None
 
 
-# --- logic ------------------------------------------------------------------------------------------------------------
+# --- logic --------------------------------------------------------------------------------------------------
 
 
 @rule("logical_not(logical_not(x))", "bitwise_not(bitwise_not(x))")
@@ -389,7 +406,12 @@ def not_ne(b: Rewriter, x: Value, y: Value) -> Value:
 _OPPOSITE = {"lt": "ge", "le": "gt", "gt": "le", "ge": "lt"}
 
 
-@rule("logical_not(c := lt(x, y))", "logical_not(c := le(x, y))", "logical_not(c := gt(x, y))", "logical_not(c := ge(x, y))")
+@rule(
+    "logical_not(c := lt(x, y))",
+    "logical_not(c := le(x, y))",
+    "logical_not(c := gt(x, y))",
+    "logical_not(c := ge(x, y))",
+)
 def not_less(b: Rewriter, c: Value, x: Value, y: Value) -> Value | None:
     """not x < y --> x >= y, of integers"""
     assert c.node is not None
@@ -423,7 +445,7 @@ def logical_same(b: Rewriter, x: Value) -> Value | None:
     return x if is_bool(x) else None
 
 
-# --- powers, divisions, functions -------------------------------------------------------------------------------------
+# --- powers, divisions, functions ---------------------------------------------------------------------------
 
 
 @rule("pow(x, C)")
@@ -453,7 +475,11 @@ def div_power_of_two(b: Rewriter, x: Value, C: Value) -> Value | None:
     if c == 0 or not math.isfinite(c) or abs(math.frexp(c)[0]) != 0.5:
         return None
     # The reciprocal must be held exactly and not be subnormal.
-    fits = held(c, dtype) == c and held(1 / c, dtype) == 1 / c and abs(1 / c) >= (6.2e-5 if dtype.name == "f16" else 2e-38)
+    fits = (
+        held(c, dtype) == c
+        and held(1 / c, dtype) == 1 / c
+        and abs(1 / c) >= (6.2e-5 if dtype.name == "f16" else 2e-38)
+    )
     return b.mul(x, b.const(1 / c, x)) if fits else None
 
 
@@ -488,7 +514,7 @@ def sqrt_square(b: Rewriter, x: Value) -> Value:
     return b.abs(x)
 
 
-# --- numbers gathered -------------------------------------------------------------------------------------------------
+# --- numbers gathered ---------------------------------------------------------------------------------------
 
 
 @rule("mul(mul(x, C), D)", "add(add(x, C), D)")

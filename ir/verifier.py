@@ -59,7 +59,10 @@ class _Verifier:
             if state not in inputs:
                 self.fail(f"{state!r} is updated and is no input", state.node)
             if new not in defined:
-                self.fail(f"the update of {state!r}, {new!r}, is not defined in the graph{self._hint(new)}", new.node)
+                self.fail(
+                    f"the update of {state!r}, {new!r}, is not defined in the graph{self._hint(new)}",
+                    new.node,
+                )
             if new.type != state.type:
                 self.fail(f"the update of {state!r} has type {new.type}", new.node)
 
@@ -106,10 +109,16 @@ class _Verifier:
         got = tuple(r.type for r in node.results)
         if got != types:
             want = ", ".join(map(str, types))
-            self.fail(f"results have types {', '.join(map(str, got)) or 'none'}, {node.op.name} gives {want}", node)
+            self.fail(
+                f"results have types {', '.join(map(str, got)) or 'none'}, {node.op.name} gives {want}", node
+            )
 
     def _hint(self, v: Value) -> str:
-        return "; it belongs to the graph around this region, pass it in as an operand" if v in self.outer else ""
+        return (
+            "; it belongs to the graph around this region, pass it in as an operand"
+            if v in self.outer
+            else ""
+        )
 
 
 def _is_literal(value: Any) -> bool:

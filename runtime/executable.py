@@ -7,7 +7,7 @@ reaching it. `Executable` calls the native code; safe to call from several threa
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +16,22 @@ import numpy as np
 from ..ir.dtypes import uint8
 from ..ir.graph import Graph
 from ..ir.interpreter import evaluate
+from ..ir.loops import For, statements
 from ..ir.types import Type
 from .buffers import Buffer, empty
+from .report import Cost, Memory, cost_of, memory_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ..backends.llvm.compile import NativeProgram
     from ..backends.machine import MachineModel
     from ..ir.loops import LoopProgram
     from ..ir.passes import PassRecord
 
 STAGES = ("graph", "optimized", "loops", "llvm", "asm")
+#: Called with every `Lowered` when it is made: how tools see what a script compiles.
+LISTENERS: list[Callable[[Lowered], None]] = []
 
 
 class Lowered:
@@ -40,6 +46,8 @@ class Lowered:
         self.graph = graph
         self._machine = machine
         self.records: list[PassRecord] = []
+        for listener in LISTENERS:
+            listener(self)
 
     # The compiler is imported when the first program is compiled: interpreting needs none of it.
 
@@ -78,6 +86,20 @@ class Lowered:
         if stage == "asm":
             return self.native.assembly()
         raise ValueError(f"no stage {stage!r}; there are {', '.join(STAGES)}")
+
+    def cost(self) -> Cost:
+        """Operations and bytes moved of one run, kernel by kernel; nothing runs."""
+        return cost_of(self.loops)
+
+    def memory(self) -> Memory:
+        """Bytes that one run needs, its peak included; nothing runs."""
+        return memory_of(self.optimized, self.loops)
+
+    def show(self, path: str | Path | None = None, open_browser: bool = False) -> Path:
+        """Writes all stages as one HTML page and gives its path (default: a new temporary file)."""
+        from .page import show  # the viewer is large and rarely wanted
+
+        return show(self, path, open_browser)
 
 
 def host_machine() -> MachineModel:
@@ -127,6 +149,8 @@ class Executable:
         self.n_slots = self.n_inputs + len(self.output_types) + 2
         self.run = ctypes.CFUNCTYPE(None, ctypes.c_uint64)(native.run_address)
         self.repeat = ctypes.CFUNCTYPE(None, ctypes.c_uint64, ctypes.c_int64)(native.repeat_address)
+        loops = (s for k in native.program.kernels for s in statements(k.body))
+        self.parallel = any(isinstance(s, For) and s.kind == "parallel" for s in loops)
         self._idle: list[Context] = []
 
     def context(self) -> Context:
@@ -140,7 +164,10 @@ class Executable:
         arena = empty(Type(uint8, (nbytes,))) if nbytes else None
         ctx = Context(self.n_slots, arena)
         ctx.table[self.n_slots - 2] = arena.ptr if arena is not None else 0
-        ctx.table[self.n_slots - 1] = self.native.parallel_for_address()
+        if self.parallel:
+            from ..backends.llvm.pool import parallel_for_address
+
+            ctx.table[self.n_slots - 1] = parallel_for_address()
         return ctx
 
     def release(self, ctx: Context) -> None:
@@ -159,16 +186,6 @@ class Executable:
             table[i] = b.ptr
             i += 1
         self.run(ctx.address)
-        self._idle.append(ctx)
-        return outputs
-
-    def call_repeat(self, inputs: Sequence[Buffer], n: int) -> list[Buffer]:
-        """Runs n times natively; outputs come stacked along a new first dimension."""
-        ctx = self.context()
-        outputs = [empty(Type(t.dtype, (n, *t.shape))) for t in self.output_types]
-        for i, b in enumerate([*inputs, *outputs]):
-            ctx.table[i] = b.ptr
-        self.repeat(ctx.address, n)
         self._idle.append(ctx)
         return outputs
 

@@ -1,4 +1,4 @@
-"""What all tests share: an object cache of their own, Hypothesis without deadlines, a root that is no package."""
+"""What tests share: an object cache of their own, Hypothesis without deadlines, a root that is no package."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ settings.load_profile("tracegrad")
 
 
 class PlainRoot:
-    """Keeps pytest from taking the repository's root for a package of test modules because of its `__init__.py`.
+    """Keeps pytest from taking the repository's root, for its `__init__.py`, for a package of test modules.
     It would be imported a second time, under the name of the checkout's folder, or fail to be."""
 
     @pytest.hookimpl(tryfirst=True)

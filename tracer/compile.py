@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -110,18 +111,29 @@ class Specialization:
             outputs.append(b)
             at += 1
         executable.run(ctx.address)
-        executable._idle.append(ctx)
+        executable.release(ctx)
         return self._deliver(outputs, tensors, saved)
 
-    def call_repeated(self, tensors: list[Tensor], n: int) -> Any:
-        """n runs natively; outputs come stacked along a new first dimension."""
+    def call_repeated(self, tensors: list[Tensor], n: int) -> list[Buffer]:
+        """n runs natively; outputs come stacked along a new first dimension.
+
+        Native calls are kept to about a tenth of a second each, so that Ctrl-C gets through between them; what ran
+        until then has happened.
+        """
         ctx = self.bind(tensors).context
         executable = self.executable
         outputs = [empty(t.with_shape((n, *t.shape))) for t in executable.output_types]
-        for i, b in enumerate(outputs):
-            ctx.table[executable.n_inputs + i] = b.ptr
-        executable.repeat(ctx.address, n)
-        executable._idle.append(ctx)
+        done, chunk = 0, 16
+        while done < n:
+            k = min(chunk, n - done)
+            for i, (b, t) in enumerate(zip(outputs, executable.output_types), executable.n_inputs):
+                ctx.table[i] = b.ptr + done * t.nbytes
+            start = time.perf_counter()
+            executable.repeat(ctx.address, k)
+            if time.perf_counter() - start < 0.05:
+                chunk *= 4
+            done += k
+        executable.release(ctx)
         return outputs
 
     def _deliver(self, outputs: list[Buffer], tensors: list[Tensor], saved: Any) -> Any:
@@ -317,6 +329,9 @@ class CompiledFunction:
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else functools.partial(self, instance)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["fn"], name)  # a compiled module still has parameters(), state_dict(), ...
 
     def __repr__(self) -> str:
         n = sum(len(s) for s in self.specializations.values())

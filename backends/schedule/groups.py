@@ -5,7 +5,7 @@ bindings over those variables, and the ones among them that are stored to memory
 - `RowGroup`: reductions over rows of `r` for every `o`, what leads to them, and what follows from them, element by
   element or row by row (softmax, layer norm and losses are one such group).
 - `TinyGroup`: values of a few elements, each element a local; no loops at all.
-- `OpaqueGroup`: one op with loops of its own over stored operands (scatter).
+- `ScatterGroup`: a copy, then writes at places that are data.
 
 Used by the planner (plan.py) and the emitters of this folder only.
 """
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...ir import dtypes
 from ...ir.dtypes import DType, opmath
-from ...ir.expr import Cast, Const, Expr, Load, Local, Prim, Var
+from ...ir.expr import Cast, Const, Expr, Load, Local, Var
 from ...ir.graph import Node, Value
 from ...ir.op import REGISTRY
 from ...ir.scalar import apply_scalar
@@ -410,33 +410,70 @@ def _first_extremum(items: list[Expr], largest: bool) -> Expr:
     return place
 
 
-class OpaqueGroup(Group):
-    """One op with an emitter of its own; its operands are stored, nothing joins it."""
+class ScatterGroup(Group):
+    """`scatter` and `index_put`: a copy of the first operand (domain `f`), then one write per index (domain `g`)."""
 
-    kind = "opaque"
-
-    def canonical(self, v: Value) -> tuple[Expr, ...] | None:
-        return None
+    kind = "scatter"
 
     def take(self, node: Node) -> None:
-        """Makes the group compute `node`."""
+        """Makes the group compute `node`. Operands are pulled in: zeros and computed sources need no buffer."""
+        self.node = node
+        v = node.results[0]
+        base = node.operands[0]
+        source, indices = (
+            (node.operands[2], [node.operands[1]]) if node.op.name == "scatter" else (node.operands[1], node.operands[2:])
+        )
+        grid = indices[0].type.shape if node.op.name == "scatter" else source.type.shape
         self.begin()
-        for u in node.operands:
-            self.plan.ensure_stored(u)
-            if u.node is None:
-                self.pending_reads.append(u)
-            elif u in self.plan.home:
-                self.pending.append(u)
-        for v in node.results:
-            self.members.append(v)
-            self.plan.home[v] = self
+        self.f, self.g = domain_var("i", v.type.numel), domain_var("j", prod(grid))
+        self.base = self.elements.at(base, unravel(self.f, v.type.shape))
+        self.inside: list[Expr] = []  # conditions on the updates that are made at all
+        at = unravel(self.g, grid)
+        self.target = self.positions(node, v.type.shape, at, list(indices))
+        self.value = self.elements.at(source, at)
+        self.members.append(v)
+        self.plan.home[v] = self
         self.nodes[id(node)] = node
         self.finish()
-        for v in node.results:
-            self.plan.demand(v)
+        self.plan.demand(v)
+
+    def positions(self, node: Node, shape: tuple[int, ...], at: tuple[Expr, ...], indices: list[Value]) -> Expr:
+        """Where the update at grid position `at` goes: the flat position. Negative indices count from the end; updates
+        out of range are not made."""
+        if node.op.name == "scatter":
+            dim = node.attrs["dim"]
+            index = list(at)
+            if shape:
+                index[dim] = self.wrapped(indices[0], at, shape[dim])
+            return ravel(tuple(index), shape)
+        dims = node.attrs["dims"]
+        rank = max((i.type.rank for i in indices), default=0)
+        kept = [d for d in range(len(shape)) if d not in dims]
+        consecutive = not dims or list(dims) == list(range(dims[0], dims[0] + len(dims)))
+        first = dims[0] if dims and consecutive else 0
+        data = at[first : first + rank]
+        rest = iter(at[:first] + at[first + rank :])
+        index = [ZERO] * len(shape)
+        for d in kept:
+            index[d] = next(rest)
+        for d, i in zip(dims, indices):
+            skip = rank - i.type.rank
+            where = tuple(ZERO if n == 1 else x for n, x in zip(i.type.shape, data[skip:]))
+            index[d] = self.wrapped(i, where, shape[d])
+        return ravel(tuple(index), shape)
+
+    def wrapped(self, i: Value, at: tuple[Expr, ...], n: int) -> Expr:
+        e = S.cast(self.elements.at(i, at), dtypes.int64)
+        zero = Const(0)
+        place = self.elements.bind(S.select(S.lt(e, zero), S.add(e, Const(n)), e), "place")
+        self.inside += [S.ge(place, zero), S.lt(place, Const(n))]
+        return place
+
+    def canonical(self, v: Value) -> tuple[Expr, ...] | None:
+        return unravel(self.f, v.type.shape) if v in self.members else None
 
     def own(self, v: Value, index: tuple[Expr, ...], mask: Expr | None) -> Expr | None:
-        raise NotFusable("result of an opaque op")
+        raise NotFusable("result of a scatter")
 
 
 def identity(combine: str, dtype: DType) -> Any:
@@ -456,5 +493,5 @@ def identity(combine: str, dtype: DType) -> Any:
 
 
 __all__ = [
-    "Group", "OpaqueGroup", "PointwiseGroup", "Prim", "ReduceSpec", "Reduction", "RowGroup", "TinyGroup", "identity",
+    "Group", "PointwiseGroup", "ReduceSpec", "Reduction", "RowGroup", "ScatterGroup", "TinyGroup", "identity",
 ]  # fmt: skip

@@ -2,6 +2,8 @@
 
 from . import (  # noqa: F401
     activation,
+    attention,
+    classification,
     contraction,
     elementwise,
     functions,
@@ -10,6 +12,7 @@ from . import (  # noqa: F401
     logic,
     loss,
     movement,
+    normalization,
     reduction,
     source,
     statistics,

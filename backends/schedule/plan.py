@@ -1,0 +1,413 @@
+"""The planner: decides for every value of a graph where it is computed and whether it is stored. Graph in, groups out.
+
+Nodes are visited once, in order. A reduction opens or joins a row group, a value of a few elements joins straight-line
+code, an elementwise op joins the group its operands come from where its index fits, and otherwise floats: it is computed
+inside whatever reads it, as movement ops always are. What a group reads of another group is stored by that one, unless
+it is as cheap to compute again. Dependences between groups are kept as bit masks, so that a join never makes a cycle.
+
+Used by schedule/__init__.py.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+from ...ir.errors import OpError
+from ...ir.expr import Expr, Load
+from ...ir.graph import Graph, Node, Value
+from ...ir.loops import Buffer
+from ...ir.op import REGISTRY
+from ..machine import MachineModel
+from .elements import base_of, letter_sizes, scalar_cost, split_spec
+from .groups import Group, PointwiseGroup, ReduceSpec, RowGroup, ScatterGroup, TinyGroup
+from .indexing import Numbering, ravel
+
+#: values of at most this many elements become locals of straight-line code
+TINY = 16
+#: tiny reductions unroll at most this many elements
+TINY_REDUCE = 32
+#: elementwise work cheaper than this (cycles per element) is done again rather than stored and loaded
+CHEAP = 4.0
+#: longest chain of floating values
+MAX_DEPTH = 24
+
+
+class Planner:
+    """See the module docstring. After `run`, `groups` holds the groups and `buffers` what they store."""
+
+    def __init__(self, graph: Graph, machine: MachineModel) -> None:
+        self.graph = graph
+        self.machine = machine
+        self.number = Numbering()
+        self.groups: list[Group] = []
+        self.anc: list[int] = []
+        self.home: dict[Value, Group] = {}
+        self.reach: dict[Value, int] = {}
+        self.depth: dict[Value, int] = {}
+        self.costs: dict[Value, float] = {}
+        self.stored: set[Value] = set()
+        self.buffers: dict[Value, Buffer] = {}
+        self.readers: dict[Buffer, list[Group]] = {}
+        self.constants: list[Buffer] = []
+        self.copies: dict[Value, Value] = {}
+        self.inputs: list[Buffer] = [
+            Buffer(v.name or f"in{i}", v.type.dtype, v.type.shape, "input") for i, v in enumerate(graph.inputs)
+        ]
+        self.buffers.update(zip(graph.inputs, self.inputs))
+        self.updates: dict[Value, Value] = {}
+        self.outputs: list[Value] = []
+        self.live: set[Value] = set()
+        self.nodes = self.prepare()
+        self.uses: dict[Value, int] = {}
+        for node in self.nodes:
+            for o in node.operands:
+                self.uses[o] = self.uses.get(o, 0) + 1
+        for v in self.live:
+            self.uses[v] = self.uses.get(v, 0) + 1
+
+    # --- what must be computed
+
+    def prepare(self) -> list[Node]:
+        """Live nodes in order. An input that is given out or written elsewhere while it changes is copied first."""
+        graph = self.graph
+        taken: set[Value] = set()
+        extra: list[Node] = []
+
+        def copy_of(v: Value) -> Value:
+            node = Node(REGISTRY["reshape"], (v,), {"shape": v.type.shape})
+            node.results = (Value(v.type, node, 0, v.name and f"{v.name}_copy"),)
+            extra.append(node)
+            return node.results[0]
+
+        for i, v in graph.updates.items():
+            if v is i:
+                continue
+            if v.node is None or v in taken:
+                v = copy_of(v)
+            taken.add(v)
+            self.updates[i] = v
+        for v in graph.outputs:
+            if v in self.updates and v.node is None:
+                v = self.copies.setdefault(v, copy_of(v)) if v not in self.copies else self.copies[v]
+            self.outputs.append(v)
+        self.live = {v for v in (*self.outputs, *self.updates.values()) if v.node is not None}
+        needed: set[Node] = set()
+        stack = [v.node for v in self.live]
+        while stack:
+            node = stack.pop()
+            if node is not None and node not in needed:
+                needed.add(node)
+                stack.extend(o.node for o in node.operands)
+        return [n for n in (*graph.nodes, *extra) if n in needed]
+
+    def run(self) -> None:
+        for node in self.nodes:
+            self.visit(node)
+
+    # --- dependences
+
+    def new_group(self, cls: type, *args: Any) -> Any:
+        group = cls(self, len(self.groups), *args)
+        self.groups.append(group)
+        self.anc.append(0)
+        return group
+
+    def depends(self, g: Group, on: Group) -> bool:
+        return bool(self.anc[g.id] >> on.id & 1)
+
+    def add_dependence(self, g: Group, on: Group) -> None:
+        mask = self.anc[on.id] | 1 << on.id
+        if g is on or mask & ~self.anc[g.id] == 0:
+            return
+        bit = 1 << g.id
+        for i, a in enumerate(self.anc):
+            if i == g.id or a & bit:
+                self.anc[i] = a | mask
+
+    def closure(self, homes: int) -> int:
+        out, rest = homes, homes
+        while rest:
+            low = rest & -rest
+            out |= self.anc[low.bit_length() - 1]
+            rest ^= low
+        return out
+
+    def of_mask(self, homes: int) -> list[Group]:
+        """The groups of a mask, latest first."""
+        out = []
+        while homes:
+            i = homes.bit_length() - 1
+            out.append(self.groups[i])
+            homes ^= 1 << i
+        return out
+
+    def read(self, group: Group, v: Value) -> None:
+        readers = self.readers.setdefault(self.buffers[v], [])
+        if group not in readers:
+            readers.append(group)
+
+    # --- storage
+
+    def input_buffer(self, v: Value) -> Buffer:
+        return self.buffers[v]
+
+    def const_buffer(self, v: Value) -> Buffer:
+        got = self.buffers.get(v)
+        if got is None:
+            node = v.node
+            assert node is not None and node.op.numpy is not None
+            data = node.op.numpy(**node.attrs)
+            got = Buffer(v.name or f"c{len(self.constants)}", v.type.dtype, v.type.shape, "const", data=data.tobytes())
+            self.buffers[v] = got
+            self.constants.append(got)
+        return got
+
+    def buffer(self, v: Value) -> Buffer:
+        got = self.buffers.get(v)
+        if got is None:
+            name = v.name or (v.node.op.name if v.node is not None else "v")
+            got = self.buffers[v] = Buffer(name, v.type.dtype, v.type.shape, "arena")
+        return got
+
+    def demand(self, v: Value) -> None:
+        """`v` will be stored by its group."""
+        if v not in self.stored:
+            self.stored.add(v)
+            self.buffer(v)
+            self.home[v].stored.append(v)
+
+    def ensure_home(self, v: Value) -> None:
+        """Gives a floating value a group, so that it can be stored."""
+        if v.node is not None and v not in self.home:
+            if self.is_tiny(v.node):
+                self.home_tiny(v)
+            else:
+                self.home_pointwise(v)
+
+    def reference(
+        self, v: Value, home: Group, group: Group, index: tuple[Expr, ...], mask: Expr | None
+    ) -> Expr | None:
+        """The element of a value that lives in another group: a load, or None to compute it again."""
+        if v not in self.stored and self.again(v):
+            return None
+        if self.depends(home, group):
+            from .elements import NotFusable
+
+            raise NotFusable("cycle")
+        group.pending.append(v)
+        return Load(self.buffer(v), (ravel(index, v.type.shape),), mask)
+
+    def again(self, v: Value) -> bool:
+        """Whether computing `v` again is cheaper than storing it: little work on few values that are stored anyway."""
+        cost, new_bytes = 0.0, 0
+        loads: set[Value] = set()
+        stack = [v]
+        while stack:
+            x = base_of(stack.pop())
+            node = x.node
+            if node is None or x in self.stored:
+                loads.add(x)
+            elif node.op.kernel == "source":
+                continue
+            elif node.op.scalar is None:
+                if node.op.pull is not None:
+                    stack.extend(node.operands)
+                    cost += 1
+                    continue
+                loads.add(x)
+                new_bytes += x.type.nbytes
+            else:
+                cost += scalar_cost(node)
+                stack.extend(node.operands)
+            if cost > CHEAP or len(loads) > 2:
+                return False
+        return new_bytes * 4 <= v.type.nbytes
+
+    # --- costs
+
+    def inline_cost(self, v: Value) -> float:
+        """Cycles per element of computing `v` from values that have a home, or inputs."""
+        got = self.costs.get(v)
+        if got is None:
+            node = v.node
+            if node is None or node.op.kernel == "source":
+                got = 0.0
+            else:
+                got = scalar_cost(node) if node.op.scalar is not None else 0.5
+                got += sum(0.0 if o in self.home else self.inline_cost(o) for o in node.operands)
+            self.costs[v] = got
+        return got
+
+    # --- visiting
+
+    def visit(self, node: Node) -> None:
+        op = node.op
+        v = node.results[0]
+        if op.decompose is not None:
+            raise OpError(f"{op.name} at {node.loc} is a composite; expand it before scheduling")
+        self.reach[v] = 0
+        for o in node.operands:
+            self.reach[v] |= self.reach_of(o)
+        if v.type.numel == 0:
+            if v in self.live:
+                self.buffer(v)
+            return
+        if op.scalar is not None or op.pull is not None or op.kernel == "source" or self.is_trivial(node):
+            self.visit_inline(node, v)
+        elif op.kernel == "reduce":
+            self.visit_reduce(node, v)
+        elif op.kernel == "contract":
+            self.visit_contract(node, v)
+        elif op.kernel == "scatter":
+            self.new_group(ScatterGroup).take(node)
+        else:
+            raise OpError(f"{op.name} at {node.loc} (kernel class {op.kernel}) has no schedule yet")
+        if v in self.home:
+            self.reach[v] = 1 << self.home[v].id
+
+    def reach_of(self, v: Value) -> int:
+        home = self.home.get(v)
+        return self.reach.get(v, 0) if home is None else 1 << home.id
+
+    def is_trivial(self, node: Node) -> bool:
+        """Reductions of nothing or of single elements, and products without a sum."""
+        if node.op.kernel == "reduce":
+            return ReduceSpec.of(node).R <= 1
+        if node.op.kernel == "contract":
+            sizes = letter_sizes(node)
+            a, _, out = split_spec(node)
+            return prod(sizes[c] for c in a if c not in out) == 1
+        return False
+
+    def is_tiny(self, node: Node) -> bool:
+        v = node.results[0]
+        if not 1 <= v.type.numel <= TINY:
+            return False
+        kernel = node.op.kernel
+        if kernel == "reduce":
+            return node.operands[0].type.numel <= TINY_REDUCE
+        if kernel == "contract":
+            return prod(letter_sizes(node).values()) <= 2 * TINY_REDUCE
+        if kernel == "source":
+            return v in self.live
+        return node.op.scalar is not None
+
+    def visit_inline(self, node: Node, v: Value) -> None:
+        """Scalar ops, movement, gathers, constants."""
+        must = v in self.live
+        self.depth[v] = 1 + max((self.depth.get(o, 0) for o in node.operands if o not in self.home), default=0)
+        if node.op.scalar is None and not must and not (node.op.kernel == "reduce" or node.op.kernel == "contract"):
+            return
+        cost = self.inline_cost(v)
+        must = must or self.depth[v] > MAX_DEPTH or (cost > CHEAP and self.uses.get(v, 0) > 1)
+        homes = self.reach[v]
+        if not homes and not must and not (v.type.numel <= TINY and cost > CHEAP):
+            return
+        for g in self.of_mask(homes):
+            if g.try_join(v):
+                return
+        if v.type.numel <= TINY and (cost > CHEAP or must or self.is_tiny(node)):
+            self.home_tiny(v)
+        elif must or (self.uses.get(v, 0) > 1 and cost > CHEAP):
+            self.home_pointwise(v)
+
+    def home_tiny(self, v: Value) -> None:
+        want = self.closure(self.reach[v])
+        for g in reversed(self.groups):
+            if isinstance(g, TinyGroup) and self.anc[g.id] | 1 << g.id == want | 1 << g.id and g.try_join(v):
+                return
+        group = self.new_group(TinyGroup)
+        if not group.try_join(v):
+            self.groups.pop()
+            self.anc.pop()
+            self.home_pointwise(v)
+
+    def home_pointwise(self, v: Value) -> None:
+        """In a group of the same size that depends on just the same, or a new one."""
+        want = self.closure(self.reach[v])
+        for g in reversed(self.groups):
+            if (
+                isinstance(g, PointwiseGroup)
+                and g.n == v.type.numel
+                and self.anc[g.id] & ~want == 0
+                and not self.depends_any(want, g)
+                and len(g.stored) < 8
+                and g.try_join(v)
+            ):
+                return
+        group = self.new_group(PointwiseGroup, v.type.numel)
+        joined = group.try_join(v)
+        assert joined, v
+
+    def depends_any(self, homes: int, g: Group) -> bool:
+        """Whether a group of the mask needs `g` (other than being it)."""
+        rest = homes & ~(1 << g.id)
+        while rest:
+            low = rest & -rest
+            if self.anc[low.bit_length() - 1] >> g.id & 1:
+                return True
+            rest ^= low
+        return False
+
+    def visit_reduce(self, node: Node, v: Value) -> None:
+        if self.is_tiny(node):
+            self.visit_tiny(v)
+            return
+        spec = ReduceSpec.of(node)
+        for g in self.of_mask(self.reach[v]):
+            if isinstance(g, RowGroup) and g.try_reduce(node):
+                return
+            if isinstance(g, PointwiseGroup) and g.n == spec.O * spec.R:
+                row = self.upgrade(g, spec)
+                if row is not None and row.try_reduce(node):
+                    return
+        want = self.closure(self.reach[v])
+        for g in reversed(self.groups):
+            if (
+                isinstance(g, RowGroup)
+                and g.signature == (spec.shape, spec.axes)
+                and self.anc[g.id] == want
+                and g.try_reduce(node)
+            ):
+                return
+        group = self.new_group(RowGroup, spec.O, spec.R)
+        joined = group.try_reduce(node)
+        assert joined, node
+
+    def visit_tiny(self, v: Value) -> None:
+        for g in self.of_mask(self.reach[v]):
+            if isinstance(g, TinyGroup) and g.try_join(v):
+                return
+        self.home_tiny(v)
+
+    def upgrade(self, g: PointwiseGroup, spec: ReduceSpec) -> RowGroup | None:
+        """The pointwise group as a row group, so that a reduction can join what it reads."""
+        row = RowGroup(self, g.id, spec.O, spec.R)
+        row.set_layout(spec)
+        saved = dict(self.home)
+        self.groups[g.id] = row
+        for v in g.members:
+            del self.home[v]
+        for v in g.members:
+            if not row.try_join(v):
+                self.home = saved
+                self.groups[g.id] = g
+                return None
+        row.stored = g.stored
+        for readers in self.readers.values():
+            readers[:] = [row if r is g else r for r in readers]
+        for buffer, readers in self.readers.items():
+            self.readers[buffer] = list(dict.fromkeys(readers))
+        return row
+
+    def visit_contract(self, node: Node, v: Value) -> None:
+        if self.is_tiny(node):
+            self.visit_tiny(v)
+            return
+        a, _, out = split_spec(node)
+        sizes = letter_sizes(node)
+        inner = prod(sizes[c] for c in a if c not in out)
+        group = self.new_group(RowGroup, v.type.numel, inner)
+        joined = group.try_contract(node)
+        assert joined, node

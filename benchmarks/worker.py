@@ -1,0 +1,46 @@
+"""One contender in a process of its own: sets up, then times blocks of steps on command.
+
+Talks in lines: prints `ready <seconds to the third step>`, then for every `<n>` on standard input prints the seconds
+that n steps took; `end` ends it.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import time
+
+
+def main() -> None:
+    """`python -m benchmarks.worker WORKLOAD CONTENDER THREADS START`."""
+    workload, contender, threads, start = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TRACEGRAD_NUM_THREADS"):
+        os.environ[variable] = str(threads)
+    if threads == 1:
+        os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    from .workloads import WORKLOADS
+
+    step, per_call = WORKLOADS[workload].contenders[contender]()
+    if contender.startswith("torch"):
+        import torch
+
+        torch.set_num_threads(threads)
+    for _ in range(3):
+        step()
+    print(f"ready {time.time() - start:.6f}", file=out, flush=True)
+    for line in sys.stdin:
+        if line.strip() == "end":
+            break
+        n = max(int(line) // per_call, 1)
+        t = time.perf_counter()
+        for _ in range(n):
+            step()
+        print(f"{(time.perf_counter() - t) / (n * per_call):.9f}", file=out, flush=True)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=out, flush=True)
+
+
+if __name__ == "__main__":
+    main()
