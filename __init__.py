@@ -1,11 +1,14 @@
-"""Tracegrad: PyTorch's API on a compiler whose insides anyone can read. The public names, and nothing else."""
+"""Tracegrad: PyTorch's API on a compiler whose insides anyone can read. The public names, and nothing
+else.
+"""
 
 from . import ir as ir
 from .ir import ops as _ops  # noqa: F401 - registers the op records
 from .ir.dtypes import (
     DType as dtype,
+)
+from .ir.dtypes import (
     bfloat16,
-    bool_ as bool,
     float16,
     float32,
     float64,
@@ -14,6 +17,9 @@ from .ir.dtypes import (
     int32,
     int64,
     uint8,
+)
+from .ir.dtypes import (
+    bool_ as bool,
 )
 from .ir.errors import TracegradError
 from .tracer import autograd as autograd

@@ -1,1 +1,3 @@
-"""Speed of whole workloads against PyTorch and JAX. Run `python -m benchmarks --help`; not part of the package."""
+"""Speed of whole workloads against PyTorch and JAX. Run `python -m benchmarks --help`; not part of the
+package.
+"""

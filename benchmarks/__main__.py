@@ -1,8 +1,8 @@
 """`python -m benchmarks [WORKLOAD ...] [--against torch,jax]`: steps of each contender timed in turn.
 
-Every contender runs in a process of its own; blocks of steps alternate A B C A B C ..., so that a machine that
-changes speed changes it for all. The table gives minimum and median time of a step, the ratio of the best peer's to
-ours, the time from process start to the third step, and peak memory.
+Every contender runs in a process of its own; blocks of steps alternate A B C A B C ..., so that a machine
+that changes speed changes it for all. The table gives minimum and median time of a step, the ratio of the
+best peer's to ours, the time from process start to the third step, and peak memory.
 """
 
 from __future__ import annotations
@@ -83,9 +83,7 @@ def main() -> None:
     peers = [p for p in args.against.split(",") if p and importlib.util.find_spec(p.split(".")[0])]
     everything = {}
     for name in args.workloads or list(WORKLOADS):
-        contenders = [
-            c for c in WORKLOADS[name].contenders if c.startswith("tracegrad") or c in peers
-        ]
+        contenders = [c for c in WORKLOADS[name].contenders if c.startswith("tracegrad") or c in peers]
         figures = everything[name] = measure(name, contenders, args.rounds, args.seconds)
         best = min((f["median_us"] for n, f in figures.items() if not n.startswith("tracegrad")), default=0.0)
         print(f"\n{name} ({WORKLOADS[name].threads} thread)")

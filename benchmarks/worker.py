@@ -1,7 +1,7 @@
 """One contender in a process of its own: sets up, then times blocks of steps on command.
 
-Talks in lines: prints `ready <seconds to the third step>`, then for every `<n>` on standard input prints the seconds
-that n steps took; `end` ends it.
+Talks in lines: prints `ready <seconds to the third step>`, then for every `<n>` on standard input prints the
+    seconds that n steps took; `end` ends it.
 """
 
 from __future__ import annotations

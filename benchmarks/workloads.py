@@ -1,4 +1,5 @@
-"""The workloads, one function per contender: each gives a callable that runs one step, and how many steps a call is.
+"""The workloads, one function per contender: each gives a callable that runs one step, and how many steps a
+call is.
 
 `ours` and `torch` read alike on purpose. Nothing is timed here (worker.py does).
 """
@@ -28,7 +29,9 @@ class Workload:
     flops: int = 0
 
 
-def _module_step(tg: Any, sizes: tuple[int, int, int], batch: int, adam: bool, compiled: bool) -> tuple[Any, Any]:
+def _module_step(
+    tg: Any, sizes: tuple[int, int, int], batch: int, adam: bool, compiled: bool
+) -> tuple[Any, Any]:
     tg.manual_seed(0)
     x, y = tg.randn(batch, sizes[0]), tg.randn(batch, sizes[2])
     nn = tg.nn
@@ -145,9 +148,7 @@ def _matmul(n: int) -> Workload:
         f = jax.jit(lambda x, y: x @ y)
         return (lambda: f(a, a).block_until_ready()), 1
 
-    return Workload(
-        f"matmul-{n}", {"tracegrad": ours, "torch": torch_, "jax": jax_}, flops=2 * n**3
-    )
+    return Workload(f"matmul-{n}", {"tracegrad": ours, "torch": torch_, "jax": jax_}, flops=2 * n**3)
 
 
 def _rosenbrock() -> Workload:

@@ -1,5 +1,6 @@
-"""`Builder` adds nodes to a graph: `b.mul(x, y)`, `b.sum(x, axes=(0,))`. Gradient rules, decompositions, rewrites, the
-parser and the tracer all build through this interface, so a rule does not know which of them it works for.
+"""`Builder` adds nodes to a graph: `b.mul(x, y)`, `b.sum(x, axes=(0,))`. Gradient rules, decompositions,
+rewrites, the parser and the tracer all build through this interface, so a rule does not know which of them it
+works for.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from .op import REGISTRY, Op
 from .types import Type
 
 
-def infer_or_explain(op: Op, operands: tuple[Value, ...], attrs: dict[str, Any], loc: Location | None) -> tuple[Type, ...]:
+def infer_or_explain(
+    op: Op, operands: tuple[Value, ...], attrs: dict[str, Any], loc: Location | None
+) -> tuple[Type, ...]:
     """Result types, or the op's error completed with op name, operand types and the user's line."""
     types = tuple(v.type for v in operands)
     try:
@@ -33,7 +36,9 @@ def infer_or_explain(op: Op, operands: tuple[Value, ...], attrs: dict[str, Any],
 
 
 class Builder:
-    """Appends to `graph.nodes`. Subclasses override `emit` (the tracer records, the interpreter could run)."""
+    """Appends to `graph.nodes`. Subclasses override `emit` (the tracer records, the interpreter could
+    run).
+    """
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph

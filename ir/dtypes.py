@@ -1,4 +1,5 @@
-"""Element types of tensors, and PyTorch's promotion between them. Anyone may use it; nothing here knows of shapes.
+"""Element types of tensors, and PyTorch's promotion between them. Anyone may use it; nothing here knows of
+shapes.
 
 In the IR and its text a dtype goes by its short name (`f32`); users see PyTorch's (`tracegrad.float32`).
 """

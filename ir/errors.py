@@ -1,4 +1,6 @@
-"""The errors users see. Every one names the op, the operand types, the user's line and what to do about it."""
+"""The errors users see. Every one names the op, the operand types, the user's line and what to do about
+it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,9 @@ class TracegradError(RuntimeError):
 
 
 class OpError(TracegradError):
-    """Operands or attributes an op does not take. Raised by `infer` without a location; whoever records adds it."""
+    """Operands or attributes an op does not take. Raised by `infer` without a location; whoever records adds
+    it.
+    """
 
 
 class DTypeError(OpError, TypeError):

@@ -1,8 +1,9 @@
-"""Reverse-mode differentiation, graph to graph: the one walk backwards that every gradient in Tracegrad is made by.
+"""Reverse-mode differentiation, graph to graph: the one walk backwards that every gradient in Tracegrad is
+made by.
 
-The walk emits ordinary ops through a Builder, with the forward op's location and phase `backward`, so gradients of
-gradients, passes, dumps and every backend work on them unchanged. It un-broadcasts, casts and accumulates in one
-place; no rule does. The tracer runs the same walk on its recorded nodes.
+The walk emits ordinary ops through a Builder, with the forward op's location and phase `backward`, so
+gradients of gradients, passes, dumps and every backend work on them unchanged. It un-broadcasts, casts and
+accumulates in one place; no rule does. The tracer runs the same walk on its recorded nodes.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from .types import Type
 
 
 class GradNode:
-    """What a gradient rule sees of the forward node: `n[i]` operands, `n.out` the result, attributes as fields."""
+    """What a gradient rule sees of the forward node: `n[i]` operands, `n.out` the result, attributes as
+    fields.
+    """
 
     __slots__ = ("needs", "node")
 
@@ -69,18 +72,26 @@ def unbroadcast(b: Builder, grad: Value, type: Type) -> Value:
     return b.cast_to(grad, type.dtype)
 
 
-def vjp(b: Builder, node: Node, needs: tuple[bool, ...], grads: tuple[Value | None, ...]) -> list[Value | None]:
+def vjp(
+    b: Builder, node: Node, needs: tuple[bool, ...], grads: tuple[Value | None, ...]
+) -> list[Value | None]:
     """The gradients of one node's needed operands from those of its results (None: zero)."""
     op = node.op
     filled: list[Value] = []
     for r, g in zip(node.results, grads):
         if g is None:
-            g = b.full(shape=r.type.shape, value=0.0, dtype=r.type.dtype) if r.type.dtype.kind == "f" else None
+            g = (
+                b.full(shape=r.type.shape, value=0.0, dtype=r.type.dtype)
+                if r.type.dtype.kind == "f"
+                else None
+            )
         filled.append(g)  # type: ignore[arg-type]
     rule = op.grad or _through_decomposition
     entries = rule(b, GradNode(node, needs), *filled)
     if len(entries) != len(node.operands):
-        raise GradError(f"gradient rule of {op.name} gave {len(entries)} entries for {len(node.operands)} operands")
+        raise GradError(
+            f"gradient rule of {op.name} gave {len(entries)} entries for {len(node.operands)} operands"
+        )
     out: list[Value | None] = []
     for operand, need, entry in zip(node.operands, needs, entries):
         if need and callable(entry):
@@ -189,9 +200,11 @@ _READS: dict[Any, tuple[tuple[int, ...], tuple[int, ...]]] = {}
 
 
 def reads(node: Node, needs: tuple[bool, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Which operands and which results of a node its gradient rule reads, found by running the rule symbolically.
+    """Which operands and which results of a node its gradient rule reads, found by running the rule
+    symbolically.
 
-    What a run must keep for a later backward is exactly this; it is cached by op, attributes, types and `needs`.
+    What a run must keep for a later backward is exactly this; it is cached by op, attributes, types and
+    `needs`.
     """
     key = (node.op, tuple(node.attrs.items()), tuple(v.type for v in node.operands), needs)
     got = _READS.get(key)

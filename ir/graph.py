@@ -1,5 +1,5 @@
-"""The graph IR: SSA values, op instances (nodes) and graphs. What a program is, before anything is decided about how
-it runs. Nodes are built through a `Builder` (ir/builder.py), which infers the result types.
+"""The graph IR: SSA values, op instances (nodes) and graphs. What a program is, before anything is decided
+about how it runs. Nodes are built through a `Builder` (ir/builder.py), which infers the result types.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ class Node:
 class Graph:
     """A program: inputs, nodes in an order where definitions precede uses, outputs, and state updates.
 
-    `updates` maps an input that is state (a parameter, a running mean) to the value it holds after the run; the
-    executable writes it back, in place where it can. The IR itself has no mutation.
+    `updates` maps an input that is state (a parameter, a running mean) to the value it holds after the run;
+    the executable writes it back, in place where it can. The IR itself has no mutation.
     """
 
     __slots__ = ("inputs", "name", "nodes", "outputs", "updates")

@@ -1,5 +1,5 @@
-"""The reference interpreter: runs a graph node by node in NumPy, straight from the op records. It is what every backend
-is tested against, and what runs programs seen for the first time.
+"""The reference interpreter: runs a graph node by node in NumPy, straight from the op records. It is
+what every backend is tested against, and what runs programs seen for the first time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ def evaluate(graph: Graph, arrays: Sequence[Any], *, dtype: DType | None = None)
     """Runs `graph` on `arrays`, one per input, of its exact dtype and shape.
 
     Args:
-        dtype: with `float64`, every f32 tensor is held and computed in f64 (inputs are converted, constants too), so
+        dtype: with `float64`, every f32 tensor is held and computed in f64 (inputs are converted,
+        constants too), so
             that a result in f32 can be judged; None computes each op in its own types.
 
     Returns:
@@ -55,8 +56,12 @@ def evaluate(graph: Graph, arrays: Sequence[Any], *, dtype: DType | None = None)
 def _input(value: Value, array: Any, wide: bool) -> np.ndarray:
     array = np.asarray(array)
     t = value.type
-    if array.shape != t.shape or not (array.dtype == t.dtype.numpy or array.dtype == _held(t.dtype, wide).numpy):
-        raise OpError(f"input {value.index} ({value.name or 'unnamed'}) is {t}, got {array.dtype}{list(array.shape)}")
+    if array.shape != t.shape or not (
+        array.dtype == t.dtype.numpy or array.dtype == _held(t.dtype, wide).numpy
+    ):
+        raise OpError(
+            f"input {value.index} ({value.name or 'unnamed'}) is {t}, got {array.dtype}{list(array.shape)}"
+        )
     return array.astype(_held(t.dtype, wide).numpy, copy=False)
 
 
@@ -79,8 +84,8 @@ def _held(d: DType, wide: bool) -> DType:
 
 
 def run_node(node: Node, arrays: Sequence[np.ndarray], *, wide: bool = False) -> Arrays:
-    """The results of one node on its operands' values, each of exactly the node's result type (with `wide`, f64 for
-    f32). May return views of `arrays`."""
+    """The results of one node on its operands' values, each of exactly the node's result type (with
+    `wide`, f64 for f32). May return views of `arrays`."""
     op, attrs = node.op, node.attrs
     if wide and any(a is dtypes.float32 for a in attrs.values()):
         attrs = {k: dtypes.float64 if a is dtypes.float32 else a for k, a in attrs.items()}
@@ -118,7 +123,9 @@ def _exactly(op: Op, array: np.ndarray, t: Type) -> np.ndarray:
     if array.shape == t.shape:
         return array
     if op.scalar is None:
-        raise VerifyError(f"{op.name} gave shape {list(array.shape)} where its type is {t}: a fault in its record")
+        raise VerifyError(
+            f"{op.name} gave shape {list(array.shape)} where its type is {t}: a fault in its record"
+        )
     return np.broadcast_to(array, t.shape)  # a lambda that ignores an operand
 
 
@@ -126,7 +133,8 @@ _DECOMPOSED: dict[Any, Graph] = {}
 
 
 def decomposition(node: Node) -> Graph:
-    """The graph an op with `decompose` stands for, with one input per operand; cached by types and attributes."""
+    """The graph an op with `decompose` stands for, with one input per operand; cached by types and
+    attributes."""
     # repr, because equal attributes can mean different programs: 0.0 and -0.0, 1 and True
     key = (node.op.name, tuple(v.type for v in node.operands), repr(sorted(node.attrs.items())))
     found = _DECOMPOSED.get(key)

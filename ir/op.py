@@ -1,7 +1,7 @@
 """The op record and the registry. An op is defined in exactly one place: a record in `ir/ops/`, made here.
 
-From the record are derived the interpreter, constant folding, both code generators, Tensor methods, the docs table
-and the parametrised tests.
+From the record are derived the interpreter, constant folding, both code generators, Tensor methods, the docs
+table and the parametrised tests.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from .types import Type
 
-REGISTRY: dict[str, "Op"] = {}
+REGISTRY: dict[str, Op] = {}
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Sample:
         types: operand types; a test may run it in other float dtypes by replacing f32.
         attrs: attributes.
         domain: open interval that float operands are drawn from, one for all or one per operand.
-        make: optional `make(rng, types) -> list[np.ndarray]` where a uniform draw is not enough (indices, masks).
+        make: optional `make(rng, types) -> list[np.ndarray]` where a uniform draw is not enough (indices,
+            masks).
         smooth: False where a finite difference at a random point is meaningless.
     """
 
@@ -37,8 +38,9 @@ class Sample:
 
 @dataclass(frozen=True)
 class Piece:
-    """Where an element of a movement op's result comes from: operand `operand` at `index`, where `where` holds
-    (None: always). Pieces are tried in order; if none holds, the element is the op's `value` attribute (or 0)."""
+    """Where an element of a movement op's result comes from: operand `operand` at `index`, where `where`
+    holds (None: always). Pieces are tried in order; if none holds, the element is the op's `value` attribute
+    (or 0)."""
 
     operand: int
     index: tuple[Any, ...]
@@ -51,27 +53,29 @@ class Op:
 
     Attributes:
         name: the name in the text and on the builder.
-        infer: `infer(*operand_types, **attrs) -> Type | tuple[Type, ...]`; raises OpError on bad operands, with a
-            message that says what was expected (the caller adds op name, all types and location). Its keyword
-            parameters are the op's attributes and their defaults.
-        scalar: elementwise meaning `scalar(s, *elements, **attrs) -> element` over a scalar builder (ir/scalar.py).
-            Operands broadcast; all have the dtype `infer` accepts.
+        infer: `infer(*operand_types, **attrs) -> Type | tuple[Type, ...]`; raises OpError on bad operands,
+            with a message that says what was expected (the caller adds op name, all types and location). Its
+            keyword parameters are the op's attributes and their defaults.
+        scalar: elementwise meaning `scalar(s, *elements, **attrs) -> element` over a scalar builder
+            (ir/scalar.py). Operands broadcast; all have the dtype `infer` accepts.
         decompose: `decompose(b, *values, **attrs) -> Value | tuple[Value, ...]`: the same in simpler ops.
         kernel: for structured ops the scheduler knows, the class it schedules them as: `movement`, `reduce`,
             `contract`, `gather`, `scatter`, `scan`, `sort`, `window`, `source`, `random`, `control`.
         numpy: for kernel ops, the interpreter's meaning `numpy(*arrays, **attrs) -> array | tuple`.
-        pull: for movement and gather ops, `pull(index, in_types, out_type, read, **attrs) -> list[Piece]`: where the
-            result's element at `index` (a tuple of i64 expressions, ir/expr.py) comes from. `read(k, index)` is the
-            element of operand k, for indices that are data.
+        pull: for movement and gather ops, `pull(index, in_types, out_type, read, **attrs) -> list[Piece]`:
+            where the result's element at `index` (a tuple of i64 expressions, ir/expr.py) comes from.
+            `read(k, index)` is the element of operand k, for indices that are data.
         combine: for reductions and scans, the primitive that combines two elements (`add`, `maximum`, ...).
         grad: symbolic VJP `grad(b, n, *grads_of_results) -> tuple`, one entry per operand: a Value, None (no
-            gradient) or a thunk called only if that gradient is needed. `n` is a GradNode (ir/grad.py). Entries may
-            be unreduced over broadcast dimensions; the driver un-broadcasts and casts. None: differentiate the
-            decomposition.
+            gradient) or a thunk called only if that gradient is needed. `n` is a GradNode (ir/grad.py).
+            Entries may be unreduced over broadcast dimensions; the driver un-broadcasts and casts. None:
+            differentiate the decomposition.
         samples: instances for generated tests.
-        grad_name: PyTorch's `grad_fn` name, or a function of the node that gives it; default derived from `name`.
+        grad_name: PyTorch's `grad_fn` name, or a function of the node that gives it; default derived from
+            `name`.
         differentiable: False for ops whose results never carry gradients (comparisons, argmax).
-        unview: for view ops, `unview(b, base, new, **attrs) -> Value`: base with the viewed part replaced by `new`.
+        unview: for view ops, `unview(b, base, new, **attrs) -> Value`: base with the viewed part replaced by
+            `new`.
     """
 
     name: str
@@ -88,7 +92,8 @@ class Op:
     differentiable: bool = True
     unview: Callable[..., Any] | None = None
     doc: str = ""
-    #: attribute names and defaults, derived from `infer`'s keyword-only parameters (inspect.Parameter.empty: required)
+    #: attribute names and defaults, derived from `infer`'s keyword-only parameters (inspect.Parameter.empty:
+    #: required)
     attr_defaults: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:

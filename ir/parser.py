@@ -1,5 +1,5 @@
-"""Reads the graph IR's text (ir/text.py prints it). Every type is inferred again and compared with the written one,
-so a hand-edited file either means what it says or is refused with line, column and a caret.
+"""Reads the graph IR's text (ir/text.py prints it). Every type is inferred again and compared with the
+written one, so a hand-edited file either means what it says or is refused with line, column and a caret.
 
 Grammar, with comments anywhere (`# file:line` after an op is its location, `// backward` its phase):
 
@@ -295,11 +295,8 @@ class _Parser:
             if t.text in out:
                 self.fail(t, f"attribute '{t.text}' is given twice")
             if op.attr_defaults and t.text not in op.attr_defaults:
-                takes = ", ".join(op.attr_defaults)
-                self.fail(
-                    t,
-                    f"{op.name} has no attribute '{t.text}'{near(t.text, op.attr_defaults)} (it takes {takes})",
-                )
+                hint = f"{near(t.text, op.attr_defaults)} (it takes {', '.join(op.attr_defaults)})"
+                self.fail(t, f"{op.name} has no attribute '{t.text}'{hint}")
             self.expect("=", " and the attribute's value")
             out[t.text] = self.literal()
             if not self.at("}"):

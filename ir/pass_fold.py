@@ -1,5 +1,5 @@
-"""The pass that computes at compile time what depends on small constant tensors only. Numbers, broadcast or not, are
-folded by the rewrite rules (ir/rules_scalar.py) already.
+"""The pass that computes at compile time what depends on small constant tensors only. Numbers, broadcast or
+not, are folded by the rewrite rules (ir/rules_scalar.py) already.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import numpy as np
 
 from .graph import Graph, Node, Value
 from .interpreter import evaluate
+from .op import Op
 from .pattern import splat
 from .rewrite import Rewriter
 
@@ -36,11 +37,9 @@ def fold(graph: Graph, options: PassOptions | None = None) -> Graph:
         if op.name in ("constant", "iota"):
             if splat(v) is None and op.name == "constant":
                 dense.add(v)
-        elif not node.operands or not all(x in known for x in node.operands) or (op.scalar is None and op.kernel not in _KINDS):
+        elif not node.operands or not all(x in known for x in node.operands) or not _can_run(op):
             continue
-        elif (
-            any(x in dense for x in node.operands) or v.type.numel == 1 or op.kernel not in (None, "movement")
-        ):
+        elif v.type.numel == 1 or _computes(op) or any(x in dense for x in node.operands):
             dense.add(v)
         known.add(v)
         inside.append(node)
@@ -53,6 +52,15 @@ def fold(graph: Graph, options: PassOptions | None = None) -> Graph:
     program.nodes, program.outputs = inside, wanted
     arrays, _ = evaluate(program, [])
     return _Constants(graph, dict(zip(wanted, arrays))).run()
+
+
+def _can_run(op: Op) -> bool:
+    return op.scalar is not None or op.kernel in _KINDS
+
+
+def _computes(op: Op) -> bool:
+    """More than arithmetic on positions."""
+    return op.kernel not in (None, "movement")
 
 
 def _frontier(graph: Graph, known: set[Value], dense: set[Value]) -> list[Value]:

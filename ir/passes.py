@@ -1,7 +1,8 @@
-"""The pipeline that takes a traced graph to what the scheduler sees: scalar and kernel ops only, simplified, each value
-computed once, nothing dead. `PASSES` is the order; a pass is a function from a graph to a graph.
+"""The pipeline that takes a traced graph to what the scheduler sees: scalar and kernel ops only, simplified,
+each value computed once, nothing dead. `PASSES` is the order; a pass is a function from a graph to a graph.
 
-Passes never change the graph they are given; what they leave alone is shared with it. Inputs stay all, in their order.
+Passes never change the graph they are given; what they leave alone is shared with it. Inputs stay all, in
+their order.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
-"""The pattern language of rewrite rules: op calls in Python's syntax, matched against the operand tree of a node.
+"""The pattern language of rewrite rules: op calls in Python's syntax, matched against the operand tree of a
+node.
 
-    mul(x, 1)                  `x` binds any value; a number matches a constant of that value, broadcast or not
-    maximum(x, x)              a name twice must be the same value twice
-    pow(x, C)                  a name in capitals binds a value that is one number everywhere (`splat`)
-    permute(p := permute(x))   `:=` binds the result of an inner op
-    concat(...)                any operands; `concat(x, ...)` at least one
+    mul(x, 1)                  `x` binds any value; a number matches a constant of that value, broadcast or
+    not maximum(x, x)              a name twice must be the same value twice pow(x, C)                  a name
+    in capitals binds a value that is one number everywhere (`splat`) permute(p := permute(x))   `:=` binds
+    the result of an inner op concat(...)                any operands; `concat(x, ...)` at least one
     any_scalar(...)            any op of a class: any_scalar, any_movement, any_reduce
 
-Commutative ops match with their operands in either order. Only ir/rewrite.py uses this file; rules only write patterns.
+Commutative ops match with their operands in either order. Only ir/rewrite.py uses this file; rules only write
+patterns.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from .graph import Value
 
 #: Ops whose two operands may be exchanged.
 COMMUTATIVE = frozenset(
-    ["add", "mul", "eq", "ne", "maximum", "minimum", "logical_and", "logical_or", "logical_xor", "bitwise_and", "bitwise_or", "bitwise_xor"]
-)
+    ("add", "mul", "eq", "ne", "maximum", "minimum", "logical_and", "logical_or", "logical_xor",
+     "bitwise_and", "bitwise_or", "bitwise_xor")
+)  # fmt: skip
 
 _SPLAT_KEEPERS = frozenset(("expand", "reshape", "permute", "slice", "flip"))
 
@@ -65,8 +67,8 @@ class Number:
 
 
 class Call:
-    """An op with these operands; `rest` allows more. `first` is what is checked before anything is bound: the op
-    names that operands must have (None: anything)."""
+    """An op with these operands; `rest` allows more. `first` is what is checked before anything is bound: the
+    op names that operands must have (None: anything)."""
 
     __slots__ = ("args", "bind", "first", "op", "rest")
 

@@ -1,16 +1,18 @@
-"""Rewriting of graphs by rules. A rule is a pattern (ir/pattern.py) and a function that builds the replacement:
+"""Rewriting of graphs by rules. A rule is a pattern (ir/pattern.py) and a function that builds the
+replacement:
 
     @rule("mul(x, 1)")
     def mul_one(b, x):
         \"\"\"x*1 --> x\"\"\"
         return x
 
-`Rewriter` copies a graph node by node through its own builder. Whatever is emitted, by the copy or by a rule, is first
-offered to the rules of its op, and merged with an equal op that exists. Operands are always in normal form by then, so
-one walk reaches the fixpoint in time proportional to the ops made; passes (ir/passes.py) are such walks.
+`Rewriter` copies a graph node by node through its own builder. Whatever is emitted, by the copy or by a rule,
+is first offered to the rules of its op, and merged with an equal op that exists. Operands are always in
+normal form by then, so one walk reaches the fixpoint in time proportional to the ops made; passes
+(ir/passes.py) are such walks.
 
-Rules live in ir/rules*.py. None may change a NaN, Inf or signed-zero result unless it is tagged `fast`; the order in
-which a reduction adds is not part of its result.
+Rules live in ir/rules*.py. None may change a NaN, Inf or signed-zero result unless it is tagged `fast`; the
+order in which a reduction adds is not part of its result.
 """
 
 from __future__ import annotations
@@ -34,8 +36,9 @@ class Rule:
     Attributes:
         name: the function's name; dumps count it and golden tests are found by it.
         patterns: texts in the pattern language.
-        fn: `fn(b, ...)`, its other parameters named after what the pattern binds; `n` is the node matched. Returns the
-            replacement (of the same dtype; of the shape, or one that broadcasts to it) or None to decline.
+        fn: `fn(b, ...)`, its other parameters named after what the pattern binds; `n` is the node matched.
+            Returns the replacement (of the same dtype; of the shape, or one that broadcasts to it) or None to
+            decline.
         fast: may change NaN, Inf or signed-zero results.
         some: if given, at least one operand is made by one of these ops (`number`: is one number everywhere).
         doc: the rule as `before --> after`.
@@ -83,7 +86,8 @@ RULES: dict[str, Rule] = {}
 def rule(
     *patterns: str, fast: bool = False, some: tuple[str, ...] = ()
 ) -> Callable[[Callable[..., Value | None]], Rule]:
-    """Registers the decorated function as a rewrite of what `patterns` match; see Rule for `fast` and `some`."""
+    """Registers the decorated function as a rewrite of what `patterns` match; see Rule for `fast` and
+    `some`."""
 
     def add(fn: Callable[..., Value | None]) -> Rule:
         r = Rule(patterns, fn, fast, some)
@@ -108,9 +112,11 @@ class RuleSet:
         self._of_kinds: dict[Any, list[tuple[Rule, Call]]] = {}
 
     def of(self, node: Node) -> list[tuple[Rule, Call]]:
-        """The rules that may match `node` by its op and what makes its operands, with the form of pattern that does.
+        """The rules that may match `node` by its op and what makes its operands, with the form of pattern
+        that does.
 
-        Found once for each combination, so that a node costs one look-up and not an attempt at every rule of its op.
+        Found once for each combination, so that a node costs one look-up and not an attempt at every rule of
+        its op.
         """
         of_op = self._of_op.get(node.op)
         if of_op is None:
@@ -172,10 +178,14 @@ def node_key(node: Node) -> tuple[Any, ...] | None:
     if node.regions:
         return None
     operands = node.operands
-    if len(operands) == 2 and node.op.name in COMMUTATIVE and id(operands[0]) > id(operands[1]):
+    if (
+        len(operands) == 2
+        and node.op.name in COMMUTATIVE
+        and id(operands[0]) > id(operands[1])
         # maximum(-0, 0) may be either zero, so their order counts.
-        if node.op.name not in ("maximum", "minimum") or operands[0].type.dtype.kind != "f":
-            operands = (operands[1], operands[0])
+        and (node.op.name not in ("maximum", "minimum") or operands[0].type.dtype.kind != "f")
+    ):
+        operands = (operands[1], operands[0])
     attrs = node.attrs
     if not node.op.attr_defaults:
         return (node.op, operands)
@@ -216,7 +226,8 @@ class Rewriter(Builder):
     # --- what rules may ask ---------------------------------------------------------------------------------
 
     def only_use(self, v: Value) -> bool:
-        """Whether the node being rewritten is the only reader of `v`, so that `v` dies if the rule drops it."""
+        """Whether the node being rewritten is the only reader of `v`, so that `v` dies if the rule drops
+        it."""
         return self._uses.get(v, 0) <= (1 if len(self._stack) == 1 else 0)
 
     def fit(self, v: Value, shape: tuple[int, ...]) -> Value:
@@ -232,7 +243,8 @@ class Rewriter(Builder):
     # --- the walk -------------------------------------------------------------------------------------------
 
     def run(self) -> Graph:
-        """The rewritten graph, or `source` itself where nothing changed. Dead nodes stay (`dce` drops them)."""
+        """The rewritten graph, or `source` itself where nothing changed. Dead nodes stay (`dce` drops
+        them)."""
         source, out, uses = self.source, self.graph, self._uses
         out.inputs = source.inputs
         for node in source.nodes:
@@ -285,8 +297,8 @@ class Rewriter(Builder):
         return results[0] if len(results) == 1 else results
 
     def place(self, node: Node) -> tuple[Value, ...]:
-        """What a node over values of the new graph becomes: a rule's replacement, an equal node's results, or, added
-        to the graph, itself."""
+        """What a node over values of the new graph becomes: a rule's replacement, an equal node's results,
+        or, added to the graph, itself."""
         rules = self.rules.of(node)
         if rules and len(node.results) == 1:
             replaced = self._apply(rules, node)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from . import rules_movement, rules_reduce, rules_scalar  # noqa: F401  (they register)
+from . import rules_logic, rules_movement, rules_reduce, rules_scalar  # noqa: F401  (they register)
 from .rewrite import RULES, Rule, RuleSet
 
 __all__ = ["RULES", "Rule", "rule_set"]

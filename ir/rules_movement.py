@@ -1,5 +1,6 @@
-"""Rewrite rules of movement ops. They cancel, merge, and move towards the users of elementwise ops and reductions, where
-they meet others to cancel with; numbers and broadcast operands lose theirs, because scalar ops broadcast by themselves.
+"""Rewrite rules of movement ops. They cancel, merge, and move towards the users of elementwise ops and
+reductions, where they meet others to cancel with; numbers and broadcast operands lose theirs, because scalar
+ops broadcast by themselves.
 """
 
 from __future__ import annotations

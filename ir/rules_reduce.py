@@ -1,8 +1,8 @@
-"""Rewrite rules of reductions and contractions. Both take the permutes around them into their axes and specs, lose what
-was broadcast into them, and give way to elementwise ops where nothing is left to add.
+"""Rewrite rules of reductions and contractions. Both take the permutes around them into their axes and specs,
+lose what was broadcast into them, and give way to elementwise ops where nothing is left to add.
 
-Sums and contractions start from +0, so a rule that takes away the adding adds +0. None merges what f16 or bf16 round,
-and may overflow, in between.
+Sums and contractions start from +0, so a rule that takes away the adding adds +0. None merges what f16 or
+bf16 round, and may overflow, in between.
 """
 
 from __future__ import annotations
@@ -108,7 +108,8 @@ def _groups(source: Shape, out: Shape) -> list[tuple[range, range]]:
 
 @rule(*_each("reduce(r := reshape(x))"))
 def reduce_reshape(b: Rewriter, n: Node, r: Value, x: Value) -> Value | None:
-    """sum(reshape(x)) --> reshape(sum(x)), where the reshape groups or splits dimensions that go or stay together"""
+    """sum(reshape(x)) --> reshape(sum(x)), where the reshape groups or splits dimensions that go or stay
+    together"""
     if x.type.numel == 0:
         return None
     axes: list[int] = []
@@ -211,7 +212,7 @@ def _with_ones(shape: Shape, letters: str, kept: str) -> Shape:
 @rule("contract(x, y)")
 def contract_ones(b: Rewriter, n: Node, x: Value, y: Value) -> Value | None:
     """contract(x[m,1], y[1,n]) --> contract(x[m], y[n])"""
-    xs, ys, out = parse_spec(n.attrs["spec"])
+    xs, ys, _ = parse_spec(n.attrs["spec"])
     if 1 not in x.type.shape and 1 not in y.type.shape:
         return None
     ones = {c for s, v in ((xs, x), (ys, y)) for c, k in zip(s, v.type.shape) if k == 1}
@@ -236,8 +237,8 @@ def contract_outer(b: Rewriter, n: Node, x: Value, y: Value) -> Value | None:
 
 
 def _drop_expanded(b: Rewriter, n: Node, e: Value, x: Value, y: Value, summed: bool) -> Value | None:
-    """`contract` without the letters along which `e = expand(x)` repeats. A letter to be summed over needs the other
-    operand's sum, which is the same only up to overflow: those go if `summed`."""
+    """`contract` without the letters along which `e = expand(x)` repeats. A letter to be summed over needs
+    the other operand's sum, which is the same only up to overflow: those go if `summed`."""
     if n.results[0].type.numel == 0 or e.type.numel == 0:
         return None
     first = n.operands[0] is e

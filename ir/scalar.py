@@ -1,9 +1,10 @@
-"""The abstract scalar builder: the primitives that elementwise meaning is written in, and NumPy's version of it.
+"""The abstract scalar builder: the primitives that elementwise meaning is written in, and NumPy's version of
+it.
 
-An op's `scalar` lambda receives a builder `s` and elements, and combines them with the primitives of `PRIMITIVES`:
-`lambda s, x: s.div(s.one(x), s.add(s.one(x), s.exp(s.neg(x))))`. The lambda runs with `NumpyScalar` in the
-interpreter, with `ExprScalar` (ir/expr.py) in scheduling; the code generators translate primitives, never ops, so a
-new elementwise op touches no backend.
+An op's `scalar` lambda receives a builder `s` and elements, and combines them with the primitives of
+`PRIMITIVES`: `lambda s, x: s.div(s.one(x), s.add(s.one(x), s.exp(s.neg(x))))`. The lambda runs with
+`NumpyScalar` in the interpreter, with `ExprScalar` (ir/expr.py) in scheduling; the code generators translate
+primitives, never ops, so a new elementwise op touches no backend.
 
 f16 and bf16 arithmetic is done in f32 and rounded once per op (`apply_scalar`), as PyTorch does.
 """
@@ -136,8 +137,8 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 class ScalarBuilder:
-    """What lambdas see. Subclasses implement `prim`, `const`, `cast`, `bitcast` and `dtype_of`; each primitive of the
-    table is a method (`s.add(x, y)`)."""
+    """What lambdas see. Subclasses implement `prim`, `const`, `cast`, `bitcast` and `dtype_of`; each
+    primitive of the table is a method (`s.add(x, y)`)."""
 
     def prim(self, name: str, *args: Any) -> Any:
         raise NotImplementedError  # pragma: no cover - abstract

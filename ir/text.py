@@ -31,8 +31,8 @@ def print_graph(graph: Graph, *, full_paths: bool = False) -> str:
 
 
 def print_node(node: Node) -> str:
-    """One op on its own, for messages: values without a name are numbered in the order they are met, and operands
-    carry their types."""
+    """One op on its own, for messages: values without a name are numbered in the order they are met, and
+    operands carry their types."""
     p = _Printer(False)
     operands = ", ".join(f"{p.name(v)}: {v.type}" for v in node.operands)
     results = ", ".join(f"{p.name(v)}: {v.type}" for v in node.results)

@@ -1,5 +1,5 @@
-"""The graph IR's rules, checked. Runs between passes in tests and under `TRACEGRAD_VERIFY=1`, and on files that people
-edit; a failure is a bug in whatever made the graph.
+"""The graph IR's rules, checked. Runs between passes in tests and under `TRACEGRAD_VERIFY=1`, and on files
+that people edit; a failure is a bug in whatever made the graph.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from .text import print_node
 def verify(graph: Graph, after: str = "") -> None:
     """Raises VerifyError unless `graph` is well-formed.
 
-    Checked: definitions come before uses and happen once; every result's type is the one the op infers; operand and
-    attribute values are legal; phases exist; outputs and updates are defined, updates keep their input's type; and
-    all of that in regions, which may use nothing of the graph around them.
+    Checked: definitions come before uses and happen once; every result's type is the one the op infers;
+        operand and attribute values are legal; phases exist; outputs and updates are defined, updates keep
+        their input's type; and all of that in regions, which may use nothing of the graph around them.
 
     Args:
         after: the pass that made the graph, named in the error.
@@ -82,8 +82,8 @@ class _Verifier:
         for name, value in node.attrs.items():
             if not _is_literal(value):
                 self.fail(
-                    f"attribute {name} is a {type(value).__name__}; attributes are int, float, bool, str, None, "
-                    f"dtypes and tuples of them",
+                    f"attribute {name} is a {type(value).__name__}; they are int, float, bool, str, None, "
+                    "dtypes and tuples of them",
                     node,
                 )
         for region in node.regions:

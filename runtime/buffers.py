@@ -33,7 +33,9 @@ class Buffer:
 
     __slots__ = ("_array", "_block", "ptr", "type")
 
-    def __init__(self, type: Type, block: tuple[np.ndarray, int] | None, array: np.ndarray | None, ptr: int) -> None:
+    def __init__(
+        self, type: Type, block: tuple[np.ndarray, int] | None, array: np.ndarray | None, ptr: int
+    ) -> None:
         self.type = type
         self._block = block
         self._array = array

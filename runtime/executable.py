@@ -1,7 +1,8 @@
-"""Executables: a graph made runnable, by the interpreter or natively, and the texts of every stage on the way.
+"""Executables: a graph made runnable, by the interpreter or natively, and the texts of every stage on the
+way.
 
-`Lowered` carries one graph through optimise -> schedule -> LLVM lazily, so that asking for a stage costs no more than
-reaching it. `Executable` calls the native code; safe to call from several threads at once.
+`Lowered` carries one graph through optimise -> schedule -> LLVM lazily, so that asking for a stage costs no
+more than reaching it. `Executable` calls the native code; safe to call from several threads at once.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Autograd as PyTorch users know it: backward, grad_fn, accumulation, modes, hooks, higher derivatives, errors."""
+"""Autograd as PyTorch users know it: backward, grad_fn, accumulation, modes, hooks, higher derivatives,
+errors.
+"""
 
 import pytest
-
 import tracegrad as tg
 from tracegrad.ir.errors import GradError
 
@@ -154,7 +155,7 @@ def test_errors() -> None:
     x = tg.tensor([1.0, 2.0], requires_grad=True)
     loss = (x * x).sum()
     loss.backward()
-    with pytest.raises(GradError, match="second time.*retain_graph"):
+    with pytest.raises(GradError, match=r"second time.*retain_graph"):
         loss.backward()
     assert x.grad.tolist() == [2, 4]
     with pytest.raises(GradError, match="floating-point"):

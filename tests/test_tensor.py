@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-
 import tracegrad as tg
 from tracegrad.ir.errors import DTypeError, GradError, IndexOutOfRange, OpError, TraceError
 

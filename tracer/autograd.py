@@ -49,11 +49,11 @@ class _GradMode:
         return wrapped
 
 
-class no_grad(_GradMode):  # noqa: N801 - PyTorch's name
+class no_grad(_GradMode):
     """Operations inside don't record for gradients. Also a decorator."""
 
 
-class inference_mode(_GradMode):  # noqa: N801 - PyTorch's name
+class inference_mode(_GradMode):
     """The same as `no_grad` here."""
 
     def __init__(self, mode: Any = True) -> None:
@@ -61,13 +61,13 @@ class inference_mode(_GradMode):  # noqa: N801 - PyTorch's name
         self.enabled = not mode if isinstance(mode, bool) else False
 
 
-class enable_grad(_GradMode):  # noqa: N801 - PyTorch's name
+class enable_grad(_GradMode):
     """Operations inside record for gradients. Also a decorator."""
 
     enabled = True
 
 
-class set_grad_enabled(_GradMode):  # noqa: N801 - PyTorch's name
+class set_grad_enabled(_GradMode):
     """Sets the grad mode at once; as a context manager, restores it at the end."""
 
     def __init__(self, mode: bool) -> None:
@@ -91,7 +91,9 @@ def _stops(v: Any) -> bool:
 
 
 def _explore(roots: Sequence[TracedValue]) -> tuple[list[TracedValue], list[Any]]:
-    """The leaves the roots depend on, in order of discovery, and the nodes between. Raises where a graph is freed."""
+    """The leaves the roots depend on, in order of discovery, and the nodes between. Raises where a graph is
+    freed.
+    """
     leaves: list[TracedValue] = []
     nodes: list[Any] = []
     seen: set[Any] = set()
@@ -108,8 +110,8 @@ def _explore(roots: Sequence[TracedValue]) -> tuple[list[TracedValue], list[Any]
             continue
         if v.freed:
             raise GradError(
-                f"backward through {node.op.name} (made at {node.loc}) a second time: what it saved was freed by the "
-                f"first; pass retain_graph=True to the first backward, or compute the forward again"
+                f"backward through {node.op.name} (made at {node.loc}) a second time: what it saved was freed "
+                f"by the first; pass retain_graph=True to the first backward, or compute the forward again"
             )
         seen.add(node)
         nodes.append(node)
@@ -121,10 +123,13 @@ def _seed(trace: Trace, root: Tensor, value: TracedValue, gradient: Any) -> Any:
     if gradient is None:
         if value.type.numel != 1:
             raise GradError(
-                f"gradients can be created implicitly only for scalars; this tensor is {value.type}: pass `gradient`"
+                f"gradients can be created implicitly only for scalars; this tensor is "
+                f"{value.type}: pass `gradient`"
             )
         one = trace.literal(1.0, value.type.dtype)
-        return trace.emit(REGISTRY["expand"], (one,), {"shape": value.type.shape}) if value.type.shape else one
+        return (
+            trace.emit(REGISTRY["expand"], (one,), {"shape": value.type.shape}) if value.type.shape else one
+        )
     g = gradient._value()
     if g.type.shape != value.type.shape:
         raise GradError(f"a gradient of type {g.type} given for a tensor of type {value.type}")
@@ -143,8 +148,8 @@ def _run(
     for t, v in zip(tensors, values):
         if not v.requires_grad:
             raise GradError(
-                f"backward() of a tensor of type {v.type} that does not require grad and has no grad_fn: no operand of "
-                f"its computation had requires_grad=True, or it was made under no_grad()"
+                f"backward() of a tensor of type {v.type} that does not require grad and has no grad_fn: no "
+                f"operand of its computation had requires_grad=True, or it was made under no_grad()"
             )
         if not isinstance(t, Tensor):
             raise GradError("backward() takes tensors")
@@ -279,7 +284,9 @@ def grad(
         grad_outputs = [grad_outputs]
     for t in inputs:
         if not t.requires_grad:
-            raise GradError(f"grad() with respect to a tensor of type {t._value().type} that does not require grad")
+            raise GradError(
+                f"grad() with respect to a tensor of type {t._value().type} that does not require grad"
+            )
     keep = create_graph if retain_graph is None else retain_graph
     wrt = [t._value() for t in inputs]
     found = _run(outputs, list(grad_outputs), keep, create_graph, wrt)

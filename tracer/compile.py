@@ -1,7 +1,7 @@
 """`tracegrad.compile` and `tracegrad.trace`: Python functions as native programs.
 
-A compiled function is traced once per signature of its arguments. Tensors it touches that are not arguments are
-state, read and written in place at each call; hyper-parameters of optimisers are read at each call.
+A compiled function is traced once per signature of its arguments. Tensors it touches that are not arguments
+are state, read and written in place at each call; hyper-parameters of optimisers are read at each call.
 """
 
 from __future__ import annotations
@@ -117,8 +117,8 @@ class Specialization:
     def call_repeated(self, tensors: list[Tensor], n: int) -> list[Buffer]:
         """n runs natively; outputs come stacked along a new first dimension.
 
-        Native calls are kept to about a tenth of a second each, so that Ctrl-C gets through between them; what ran
-        until then has happened.
+        Native calls are kept to about a tenth of a second each, so that Ctrl-C gets through between them;
+        what ran until then has happened.
         """
         ctx = self.bind(tensors).context
         executable = self.executable
@@ -164,7 +164,9 @@ class Specialization:
         return out
 
     def _attach(self, outputs: list[Buffer], saved: list[TracedValue]) -> list[Tensor]:
-        """Outputs whose gradient leads back through the whole compiled function, recomputed when backward runs."""
+        """Outputs whose gradient leads back through the whole compiled function, recomputed when backward
+        runs.
+        """
         if self._op is None:
             self._op = call_op(self.traced.graph)
         node = Node(self._op, tuple(saved), {}, user_location())
@@ -275,8 +277,8 @@ class CompiledFunction:
             found = self.specializations[key] = []
         if len(found) >= _MAX_SPECIALIZATIONS:
             raise TraceError(
-                f"{self.name!r} was compiled {len(found)} times for the same arguments because what it reads from "
-                f"Python keeps changing (train/eval flags, requires_grad, gradients set to None)"
+                f"{self.name!r} was compiled {len(found)} times for the same arguments because what it "
+                f"reads from Python keeps changing (train/eval flags, requires_grad, gradients set to None)"
             )
         traced = trace_function(self.fn, args, kwargs, self.name, self.keep_grads, lazy.grad_enabled)
         spec = Specialization(traced)
@@ -290,7 +292,8 @@ class CompiledFunction:
         return spec.call(tensors)
 
     def repeat(self, n: int, *args: Any, **kwargs: Any) -> Any:
-        """Runs n calls natively, without Python between them; outputs come stacked along a new first dimension.
+        """Runs n calls natively, without Python between them; outputs come stacked along a new first
+        dimension.
 
         Hyper-parameters are read once, at the start. Arguments are the same for every run.
         """
@@ -331,24 +334,26 @@ class CompiledFunction:
         return self if instance is None else functools.partial(self, instance)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["fn"], name)  # a compiled module still has parameters(), state_dict(), ...
+        return getattr(
+            self.__dict__["fn"], name
+        )  # a compiled module still has parameters(), state_dict(), ...
 
     def __repr__(self) -> str:
         n = sum(len(s) for s in self.specializations.values())
         return f"<compiled {self.name}, {n} specialization{'s' * (n != 1)}>"
 
 
-def compile(  # noqa: A001 - PyTorch's name
+def compile(
     fn: Callable[..., Any] | None = None, *, name: str | None = None, keep_grads: bool = False
 ) -> Any:
     """Compiles a function (a decorator, with or without arguments).
 
     Args:
-        fn: any function of tensors, nested containers of them and hashable Python values. It may read and write
-            tensors that are not arguments, call `backward()` and `optimizer.step()`.
+        fn: any function of tensors, nested containers of them and hashable Python values. It may read and
+            write tensors that are not arguments, call `backward()` and `optimizer.step()`.
         name: the program's name in dumps; the function's by default.
-        keep_grads: also keep `.grad` of parameters that the function itself updates and whose gradients it resets
-            before use (otherwise those gradients exist only inside the native code).
+        keep_grads: also keep `.grad` of parameters that the function itself updates and whose gradients it
+            resets before use (otherwise those gradients exist only inside the native code).
     """
     if fn is None:
         return lambda f: compile(f, name=name, keep_grads=keep_grads)

@@ -1,11 +1,13 @@
 """Tracing one Python function for `compile`: what it reads becomes inputs, what it writes becomes updates.
 
-The trace keeps Python's side of the state (storages, `.grad`) as it was: everything the function did to it while
-being traced is undone at the end, and done again by each call of the compiled program.
+The trace keeps Python's side of the state (storages, `.grad`) as it was: everything the function did to it
+while being traced is undone at the end, and done again by each call of the compiled program.
 """
 
 from __future__ import annotations
 
+import inspect
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,8 +29,8 @@ class Place:
     """Where an input of the compiled program comes from at each call.
 
     Attributes:
-        kind: `arg` (position `index` among the tensor arguments), `state` (a captured storage), `constant` (a value
-            nothing can change), `scalar` (a Python number read by `read`).
+        kind: `arg` (position `index` among the tensor arguments), `state` (a captured storage), `constant` (a
+            value nothing can change), `scalar` (a Python number read by `read`).
     """
 
     kind: str
@@ -47,8 +49,8 @@ class Traced:
         places: sources of the inputs.
         outputs: one value per graph output.
         result: the function's return value with output tensors replaced by `Output`s.
-        grads: `.grad` assignments that each call makes: (owner, Output or None or CONSUMED); the owner is a tensor
-            or the position of a tensor argument.
+        grads: `.grad` assignments that each call makes: (owner, Output or None or CONSUMED); the owner is a
+            tensor or the position of a tensor argument.
         grad_guards: (tensor, whether its `.grad` was None) for gradients read before they were written.
         arg_writes: which argument positions are updated in place.
     """
@@ -79,8 +81,8 @@ class Consumed:
 
     def __str__(self) -> str:
         return (
-            f"this gradient was used up inside the compiled function {self.name!r}, which updates its parameter and "
-            f"resets the gradient when it starts; pass keep_grads=True to tracegrad.compile to keep it"
+            f"this gradient was used up inside the compiled function {self.name!r}, which updates its "
+            f"parameter and resets the gradient when it starts; pass keep_grads=True to tracegrad.compile to keep it"
         )
 
 
@@ -95,8 +97,11 @@ class CompileTrace(Trace):
         self.grads: dict[int, tuple[Tensor, Any, bool]] = {}
         self.guards: list[tuple[Tensor, bool]] = []
         self.modules: dict[int, tuple[Any, Any]] = {}
+        self.names: dict[Storage, str] = {}
+        self.kinds: dict[str, int] = {}
+        self.argument_names: dict[int, str] = {}
 
-    # --- recording ------------------------------------------------------------------------------------------------
+    # --- recording
 
     def emit(self, op: Op, operands: tuple[Any, ...], attrs: dict[str, Any]) -> Any:
         for v in operands:
@@ -150,12 +155,12 @@ class CompileTrace(Trace):
         loc = user_location()
         made = f", made by {value.node.op.name} at {value.node.loc}" if value.node is not None else ""
         raise TraceError(
-            f"{loc}: the value of a traced tensor ({value.type}{made}) is needed while {self.name!r} is being compiled "
-            f"(a branch on it, .item(), print, numpy()), but it is only known when the compiled function runs; "
-            f"return the tensor and read it outside, or write a branch as tracegrad.where"
+            f"{loc}: the value of a traced tensor ({value.type}{made}) is needed while {self.name!r} is being "
+            f"compiled (a branch on it, .item(), print, numpy()), but it is only known when the compiled "
+            f"function runs; return the tensor and read it outside, or write a branch as tracegrad.where"
         )
 
-    # --- state ----------------------------------------------------------------------------------------------------
+    # --- state
 
     def wrote(self, storage: Storage, old: TracedValue) -> None:
         if storage not in self.written and old.trace is not self:
@@ -172,8 +177,27 @@ class CompileTrace(Trace):
             self.grads[id(tensor)] = (tensor, tensor._grad, False)
 
     def guard_module(self, module: Any, state: Any) -> None:
-        """Notes what of a module the trace relied on."""
-        self.modules.setdefault(id(module), (module, state))
+        """Notes what of a module the trace relied on, and names its parameters for the dumps."""
+        if id(module) in self.modules:
+            return
+        self.modules[id(module)] = (module, state)
+        kind = type(module).__name__.lower()
+        number = self.kinds[kind] = self.kinds.get(kind, 0) + 1
+        for table in (module._parameters, module._buffers):
+            for name, t in table.items():
+                if t is not None:
+                    self.names.setdefault(t._storage, f"{kind}{number}_{name}")
+
+    def note_name(self, tensor: Any, name: str) -> None:
+        self.names.setdefault(tensor._storage, name)
+
+    def name_of(self, place: Place, number: int) -> str:
+        """The name of an input in the text."""
+        if place.kind == "arg":
+            return self.argument_names.get(place.index, f"arg{place.index}")
+        if place.storage is not None and place.storage in self.names:
+            return self.names[place.storage]
+        return f"{place.kind}{number}"
 
     def undo(self) -> None:
         """Puts storages and `.grad`s back as they were before the trace."""
@@ -198,8 +222,6 @@ def trace_function(
         made = trace.argument(value, len(tensors))
         fresh = Tensor(made)
         if value.leaf is not None:
-            import weakref
-
             fresh._storage.leaf = made.leaf = weakref.ref(fresh)
         if type(t) is not Tensor:
             fresh.__class__ = type(t)  # a Parameter stays one
@@ -208,6 +230,12 @@ def trace_function(
         return fresh
 
     args, kwargs = map_tensors(args, stand_in), map_tensors(kwargs, stand_in)
+    positions = {id(t): i for i, t in enumerate(tensors)}
+    try:
+        bound = inspect.signature(fn).bind(*args, **kwargs).arguments
+    except (TypeError, ValueError):  # a builtin, or a call that will fail on its own terms
+        bound = kwargs
+    trace.argument_names = {positions[id(t)]: k for k, t in bound.items() if id(t) in positions}
     old, STATE.trace = STATE.trace, trace
     try:
         result = fn(*args, **kwargs)
@@ -239,7 +267,11 @@ def _finish(trace: CompileTrace, arguments: list[Tensor], result: Any, keep_grad
     for tensor, before, read_first in trace.grads.values():
         after = tensor._grad
         owner: Any = argument_ids.get(id(tensor), tensor)
-        external = owner is not tensor or tensor._storage in trace.written or tensor._storage.value.trace is not trace
+        external = (
+            owner is not tensor
+            or tensor._storage in trace.written
+            or tensor._storage.value.trace is not trace
+        )
         if after is before or not external:
             continue
         if not isinstance(after, Tensor):
@@ -264,7 +296,7 @@ def _finish(trace: CompileTrace, arguments: list[Tensor], result: Any, keep_grad
         if new.trace is not trace:
             trace.capture(new)
     inputs: list[Any] = list(trace.places)
-    names: dict[Any, str] = {v: f"{p.kind}{i}" for i, (v, p) in enumerate(trace.places.items())}
+    names: dict[Any, str] = {v: trace.name_of(p, i) for i, (v, p) in enumerate(trace.places.items())}
     graph = freeze(trace.name, trace.nodes, inputs, outputs, updates, names)
     used = {v for n in graph.nodes for v in n.operands} | set(graph.live_outs()) | set(graph.updates)
     keep = [i for i, v in enumerate(graph.inputs) if v in used]

@@ -72,14 +72,16 @@ def _first_number(data: Any) -> Any:
 def _dtype_for(data: Any, array: np.ndarray) -> DType:
     if isinstance(data, Tensor):
         return data.dtype
-    if isinstance(data, (np.ndarray, np.generic)) or isinstance(_first_number(data), (np.ndarray, np.generic, Tensor)):
+    if isinstance(data, (np.ndarray, np.generic)) or isinstance(
+        _first_number(data), (np.ndarray, np.generic, Tensor)
+    ):
         found = dtypes.from_numpy(array.dtype)
         if found is not None:
             return found
     kind = array.dtype.kind
     if kind == "f":
         return get_default_dtype()
-    if kind in "iu" and not (array.size == 0):
+    if kind in "iu" and array.size:
         return dtypes.int64
     if kind == "b":
         return dtypes.bool_
@@ -88,7 +90,9 @@ def _dtype_for(data: Any, array: np.ndarray) -> DType:
     raise DTypeError(f"tensor(): can't make a tensor of {array.dtype} elements: {data!r:.80}")
 
 
-def tensor(data: Any, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+def tensor(
+    data: Any, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False
+) -> Tensor:
     """A new leaf tensor with a copy of `data` (numbers, nested sequences, NumPy arrays, tensors)."""
     array = _contents(data)
     dtype = dtype or _dtype_for(data, array)
@@ -98,7 +102,8 @@ def tensor(data: Any, *, dtype: DType | None = None, device: Any = None, require
         from ..ir.errors import GradError
 
         raise GradError(
-            f"only floating-point tensors can require gradients, not {dtype.name}; pass dtype=tracegrad.float32"
+            f"only floating-point tensors can require gradients, not {dtype.name}; "
+            f"pass dtype=tracegrad.float32"
         )
     trace = STATE.trace
     if trace is not STATE.lazy and isinstance(data, (int, float, bool)):
@@ -200,7 +205,12 @@ def _iota(n: int, dtype: DType, start: Any, step: Any) -> Tensor:
 
 
 def arange(
-    start: Any, end: Any = None, step: Any = 1, *, dtype: DType | None = None, device: Any = None,
+    start: Any,
+    end: Any = None,
+    step: Any = 1,
+    *,
+    dtype: DType | None = None,
+    device: Any = None,
     requires_grad: bool = False,
 ) -> Tensor:
     """Values from `start` (0 if one argument) in steps up to, not including, `end`."""
@@ -217,7 +227,13 @@ def arange(
 
 
 def linspace(
-    start: Any, end: Any, steps: int, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False
+    start: Any,
+    end: Any,
+    steps: int,
+    *,
+    dtype: DType | None = None,
+    device: Any = None,
+    requires_grad: bool = False,
 ) -> Tensor:
     """`steps` values from `start` to `end`, both included."""
     start, end = (x.item() if isinstance(x, Tensor) else x for x in (start, end))
@@ -235,7 +251,12 @@ def linspace(
 
 
 def eye(
-    n: int, m: int | None = None, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False
+    n: int,
+    m: int | None = None,
+    *,
+    dtype: DType | None = None,
+    device: Any = None,
+    requires_grad: bool = False,
 ) -> Tensor:
     """The identity matrix."""
     trace: Any = STATE.trace

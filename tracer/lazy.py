@@ -1,7 +1,9 @@
-"""Running the pending program of a thread: what must be kept, the program cache in the trie, interpret or compile.
+"""Running the pending program of a thread: what must be kept, the program cache in the trie, interpret or
+compile.
 
-A program met for the first time runs on the interpreter; one that comes back is compiled. `TRACEGRAD_LAZY=interpret`
-never compiles, `TRACEGRAD_LAZY=compile` compiles at first sight (both for tests and debugging).
+A program met for the first time runs on the interpreter; one that comes back is compiled.
+`TRACEGRAD_LAZY=interpret` never compiles, `TRACEGRAD_LAZY=compile` compiles at first sight (both for tests
+and debugging).
 """
 
 from __future__ import annotations
@@ -32,7 +34,15 @@ class LazyProgram:
         output_slots: slots of the values that get contents.
     """
 
-    __slots__ = ("executable", "graph", "input_positions", "literal_positions", "output_slots", "runs", "scalars")
+    __slots__ = (
+        "executable",
+        "graph",
+        "input_positions",
+        "literal_positions",
+        "output_slots",
+        "runs",
+        "scalars",
+    )
 
     def __init__(
         self, graph: Graph, input_positions: list[int], literal_positions: list[int], output_slots: list[int]
@@ -41,7 +51,9 @@ class LazyProgram:
         self.input_positions = input_positions
         self.literal_positions = literal_positions
         self.output_slots = output_slots
-        self.scalars = [graph.inputs[len(input_positions) + i].type.dtype for i in range(len(literal_positions))]
+        self.scalars = [
+            graph.inputs[len(input_positions) + i].type.dtype for i in range(len(literal_positions))
+        ]
         self.executable: Executable | None = None
         self.runs = 0
 
@@ -124,7 +136,10 @@ def run_pending(trace: LazyTrace, at: TrieNode) -> None:
             v.index = i
         n = len(inputs)
         program = LazyProgram(
-            graph, [i for i in keep if i < n], [lifted[i - n] for i in keep if i >= n], [slots[v] for v in outputs]
+            graph,
+            [i for i in keep if i < n],
+            [lifted[i - n] for i in keep if i >= n],
+            [slots[v] for v in outputs],
         )
         programs[key] = program
     if program.output_slots:
@@ -138,7 +153,9 @@ def run_pending(trace: LazyTrace, at: TrieNode) -> None:
 
 
 def _settle(trace: LazyTrace) -> None:
-    """After a run: values are no longer pending; what backward won't walk is cut loose; shared memory is refreshed."""
+    """After a run: values are no longer pending; what backward won't walk is cut loose; shared memory is
+    refreshed.
+    """
     for node in trace.nodes:
         cut = True
         for v in node.results:

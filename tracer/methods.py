@@ -1,4 +1,6 @@
-"""Binds functions to `Tensor`: methods, operators, in-place variants. Importing this module completes the class."""
+"""Binds functions to `Tensor`: methods, operators, in-place variants. Importing this module completes the
+class.
+"""
 
 from __future__ import annotations
 
@@ -25,24 +27,28 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     **indexing.FUNCTIONS,
 }
 _NOT_METHODS = {"cat", "concat", "stack", "where", "linear"}
-_INPLACE = """add sub mul div pow clamp clamp_min clamp_max neg abs sqrt rsqrt reciprocal exp exp2 expm1 log log2 log10
-log1p sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh sigmoid erf erfc floor ceil trunc round frac sign
-square relu floor_divide remainder fmod bitwise_and bitwise_or bitwise_xor bitwise_not eq ne lt le gt ge addcmul addcdiv
-lerp masked_fill scatter scatter_add index_put logical_and logical_or logical_xor logical_not multiply subtract divide
-negative absolute clip true_divide""".split()
+_NO_INPLACE = {"where", "clone", "isnan", "isinf", "isfinite"}
+_INPLACE = [n for n in elementwise.FUNCTIONS if n not in _NO_INPLACE]
+_INPLACE += ["masked_fill", "scatter", "scatter_add", "index_put"]
 
 
 def inplace(self: Tensor, result: Tensor) -> Tensor:
-    """Writes an out-of-place result into `self`: same shape, cast to its dtype where that loses no category."""
+    """Writes an out-of-place result into `self`: same shape, cast to its dtype where that loses no
+    category.
+    """
     new: Any = result._value()
     old = self._value().type
     if new.type.shape != old.shape:
-        raise OpError(f"the result of an in-place op has type {new.type}, which does not fit the tensor's {old}")
+        raise OpError(
+            f"the result of an in-place op has type {new.type}, which does not fit the tensor's {old}"
+        )
     if new.type.dtype is not old.dtype:
         if "biuf".index(new.type.dtype.kind) > max("biuf".index(old.dtype.kind), 0) and not (
             new.type.dtype.kind in "iu" and old.dtype.kind in "iu"
         ):
-            raise DTypeError(f"the result of type {new.type} can't be written in place into a tensor of {old}")
+            raise DTypeError(
+                f"the result of type {new.type} can't be written in place into a tensor of {old}"
+            )
         new = STATE.trace.emit(REGISTRY["cast"], (new,), {"dtype": old.dtype})
     return self._put(new)
 
@@ -82,7 +88,9 @@ def _fill(self: Tensor, value: Any) -> Tensor:
     trace: Any = STATE.trace
     t = self._value().type
     v = as_value(trace, value, t.dtype)
-    return self._put(trace.emit(REGISTRY["expand"], (v,), {"shape": t.shape}) if t.shape else _fresh(trace, v))
+    return self._put(
+        trace.emit(REGISTRY["expand"], (v,), {"shape": t.shape}) if t.shape else _fresh(trace, v)
+    )
 
 
 def _fresh(trace: Any, v: Any) -> Any:
@@ -103,12 +111,24 @@ def _to(self: Tensor, *args: Any, dtype: DType | None = None, copy: bool = False
     return Tensor(STATE.trace.emit(REGISTRY["cast"], (self._value(),), {"dtype": dtype}))
 
 
+_CLASS_NAMES = {
+    dtypes.float32: "Float",
+    dtypes.float64: "Double",
+    dtypes.float16: "Half",
+    dtypes.bfloat16: "BFloat16",
+    dtypes.int64: "Long",
+    dtypes.int32: "Int",
+    dtypes.int16: "Short",
+    dtypes.int8: "Char",
+    dtypes.uint8: "Byte",
+    dtypes.bool_: "Bool",
+}
+
+
 def _type(self: Tensor, dtype: Any = None) -> Any:
     """The dtype's PyTorch class name, or the tensor converted."""
     if dtype is None:
-        names = {"float32": "Float", "float64": "Double", "float16": "Half", "bfloat16": "BFloat16", "int64": "Long",
-                 "int32": "Int", "int16": "Short", "int8": "Char", "uint8": "Byte", "bool": "Bool"}  # fmt: skip
-        return f"tracegrad.{names[self.dtype.torch_name]}Tensor"
+        return f"tracegrad.{_CLASS_NAMES[self.dtype]}Tensor"
     return _to(self, dtype)
 
 

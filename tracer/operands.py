@@ -1,4 +1,6 @@
-"""Operands of user operations: PyTorch's dtype promotion among tensors and Python numbers, and conversion to values."""
+"""Operands of user operations: PyTorch's dtype promotion among tensors and Python numbers, and conversion to
+values.
+"""
 
 from __future__ import annotations
 

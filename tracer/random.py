@@ -93,7 +93,10 @@ def _made(array: np.ndarray, dtype: DType, requires_grad: bool) -> Tensor:
 
 
 def rand(
-    *size: Any, generator: Generator | None = None, dtype: DType | None = None, device: Any = None,
+    *size: Any,
+    generator: Generator | None = None,
+    dtype: DType | None = None,
+    device: Any = None,
     requires_grad: bool = False,
 ) -> Tensor:
     """Samples of U[0, 1)."""
@@ -102,7 +105,10 @@ def rand(
 
 
 def randn(
-    *size: Any, generator: Generator | None = None, dtype: DType | None = None, device: Any = None,
+    *size: Any,
+    generator: Generator | None = None,
+    dtype: DType | None = None,
+    device: Any = None,
     requires_grad: bool = False,
 ) -> Tensor:
     """Samples of the standard normal distribution."""
@@ -111,8 +117,14 @@ def randn(
 
 
 def randint(
-    low: int, high: Any = None, size: Any = None, *, generator: Generator | None = None, dtype: DType | None = None,
-    device: Any = None, requires_grad: bool = False,
+    low: int,
+    high: Any = None,
+    size: Any = None,
+    *,
+    generator: Generator | None = None,
+    dtype: DType | None = None,
+    device: Any = None,
+    requires_grad: bool = False,
 ) -> Tensor:
     """Integers of [low, high), i64 unless a dtype is given; `randint(high, size)` starts at 0."""
     if size is None:
@@ -123,7 +135,11 @@ def randint(
 
 
 def randperm(
-    n: int, *, generator: Generator | None = None, dtype: DType | None = None, device: Any = None,
+    n: int,
+    *,
+    generator: Generator | None = None,
+    dtype: DType | None = None,
+    device: Any = None,
     requires_grad: bool = False,
 ) -> Tensor:
     """A random permutation of 0 .. n-1."""

@@ -1,8 +1,10 @@
 """Recording: how operations on tensors become graphs.
 
-`Trace` is a Builder whose nodes hold `TracedValue`s. `LazyTrace` (one per thread) is the pending program of ordinary
-code: it walks a trie of everything ever recorded, so an op seen before in the same place costs a dictionary look-up,
-and finds its compiled program at the end of the walk. `compile` records with its own subclass (tracer/compile.py).
+`Trace` is a Builder whose nodes hold `TracedValue`s. `LazyTrace` (one per thread) is the pending program of
+ordinary
+code: it walks a trie of everything ever recorded, so an op seen before in the same place costs a dictionary
+    look-up, and finds its compiled program at the end of the walk. `compile` records with its own subclass
+    (tracer/compile.py).
 """
 
 from __future__ import annotations
@@ -26,10 +28,8 @@ from ..runtime.buffers import Buffer, copy_of
 from .values import Storage, TracedValue
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-_OURS = tuple(
-    os.path.join(_ROOT, d) + os.sep
-    for d in ("ir", "backends", "runtime", "tracer", "nn", "optim", "utils", "trainer")
-) + (os.path.join(_ROOT, "__init__.py"), os.path.join(_ROOT, "__main__.py"))
+_ROOMS = ("ir", "backends", "runtime", "tracer", "nn", "optim", "utils", "trainer")
+_OURS = tuple(os.path.join(_ROOT, r) for r in (*(r + os.sep for r in _ROOMS), "__init__.py", "__main__.py"))
 _CONSTANT = REGISTRY["constant"]
 
 
@@ -61,6 +61,10 @@ class Trace(Builder):
         self.loc: Location | None = None
         self.phase = "forward"
 
+    def emit(self, op: Op, operands: tuple[Any, ...], attrs: dict[str, Any]) -> Any:
+        """Records one op on values; gives its `TracedValue`, or a tuple of them."""
+        raise NotImplementedError  # pragma: no cover - abstract
+
     def flush(self) -> None:
         """Ends the pending program, where there is such a thing."""
 
@@ -75,11 +79,16 @@ class Trace(Builder):
         """Called before `tensor.grad` is assigned."""
 
     def hyperparameter(self, owner: dict[str, Any], key: str) -> Any:
-        """A number that schedulers change (a learning rate): itself, or under `compile` a scalar read at each call."""
+        """A number that schedulers change (a learning rate): itself, or under `compile` a scalar read at each
+        call.
+        """
         return owner[key]
 
     def guard_module(self, module: Any, state: Any) -> None:
         """Called when a module is used, with what of it a trace relies on."""
+
+    def note_name(self, tensor: Any, name: str) -> None:
+        """Suggests a name for a tensor in dumps (optimiser state)."""
 
     def mark(self, key: Any) -> None:
         """A step that is no op but changes what the program keeps (a freed graph)."""
@@ -126,7 +135,9 @@ class Trace(Builder):
 
 
 class TrieNode:
-    """A place in the trie of recorded programs: what the op that leads here made, and where one can go from here."""
+    """A place in the trie of recorded programs: what the op that leads here made, and where one can go from
+    here.
+    """
 
     __slots__ = ("baked", "children", "grads", "lifted", "loc", "programs", "types")
 
@@ -143,8 +154,8 @@ class TrieNode:
 class LazyTrace(Trace):
     """The pending program of one thread.
 
-    A new forward computation after a `backward()` starts a new program (a training loop's body is one), as does a
-    trace of `LIMIT` ops; otherwise it ends when a value is needed.
+    A new forward computation after a `backward()` starts a new program (a training loop's body is one), as
+    does a trace of `LIMIT` ops; otherwise it ends when a value is needed.
     """
 
     LIMIT = 4096
@@ -191,7 +202,8 @@ class LazyTrace(Trace):
         if buffer is None:
             if value.trace is None or value.trace is self:
                 raise TraceError(
-                    "a tensor's contents are gone: it was made inside a compiled function that did not return it"
+                    "a tensor's contents are gone: it was made inside a compiled function that did "
+                    "not return it"
                 )
             buffer = value.trace.materialize(value)
         if buffer.shared_outside():
@@ -308,8 +320,8 @@ def recording_into(trace: Trace) -> Any:
 
 @contextmanager
 def outside_traces() -> Any:
-    """Ops inside go to the thread's ordinary lazy trace even while a function is being compiled (optimiser state made
-    at the first step)."""
+    """Ops inside go to the thread's ordinary lazy trace even while a function is being compiled (optimiser
+    state made at the first step)."""
     with recording_into(STATE.lazy):
         yield
 

@@ -1,15 +1,16 @@
-"""`Tensor`: PyTorch's tensor over a storage cell of traced values. Operations are bound to it in tracer/methods.py.
+"""`Tensor`: PyTorch's tensor over a storage cell of traced values. Operations are bound to it in
+tracer/methods.py.
 
-A tensor is a storage and, for a view, the chain of view ops that leads from the storage's base to it. Reading a view
-after its base was written replays the chain; writing through a view puts the new elements into the base with each
-op's `unview`.
+A tensor is a storage and, for a view, the chain of view ops that leads from the storage's base to it. Reading
+a view after its base was written replays the chain; writing through a view puts the new elements into the
+base with each op's `unview`.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,94 +19,9 @@ from ..ir.dtypes import DType
 from ..ir.errors import DTypeError, GradError, TraceError
 from ..ir.op import REGISTRY, Op
 from ..runtime.buffers import Buffer, from_array
+from .meta import CPU, GradFn, HookHandle, Size, View, device
 from .recording import STATE, Trace
 from .values import Storage, TracedValue
-
-
-class Size(tuple):
-    """A shape: a tuple of ints that prints and counts as PyTorch's."""
-
-    __slots__ = ()
-
-    def numel(self) -> int:
-        n = 1
-        for d in self:
-            n *= d
-        return n
-
-    def __repr__(self) -> str:
-        return f"tracegrad.Size({list(self)})"
-
-
-class device:  # noqa: N801 - PyTorch's name
-    """Where a tensor lives: `device("cpu")`."""
-
-    __slots__ = ("index", "type")
-
-    def __init__(self, type: Any = "cpu", index: int | None = None) -> None:
-        if isinstance(type, device):
-            type, index = type.type, type.index
-        name, _, number = str(type).partition(":")
-        if name not in ("cpu", "cuda"):
-            raise TraceError(f"unknown device {type!r}; there are 'cpu' and 'cuda'")
-        self.type = name
-        self.index = int(number) if number else index
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, device) and (self.type, self.index) == (other.type, other.index)
-
-    def __hash__(self) -> int:
-        return hash((self.type, self.index))
-
-    def __repr__(self) -> str:
-        return f"device(type='{self.type}'" + (f", index={self.index})" if self.index is not None else ")")
-
-    def __str__(self) -> str:
-        return self.type if self.index is None else f"{self.type}:{self.index}"
-
-
-CPU = device("cpu")
-View = tuple[tuple[Op, dict[str, Any]], ...]
-
-
-class GradFn:
-    """What `tensor.grad_fn` shows: a node of the recorded graph under PyTorch's name."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: TracedValue) -> None:
-        self._value = value
-
-    def name(self) -> str:
-        """PyTorch's name of the backward function, such as `MulBackward0`."""
-        if self._value.leaf is not None or self._value.node is None:
-            return "AccumulateGrad"
-        name: Any = self._value.node.op.grad_name
-        return name(self._value.node) if callable(name) else name
-
-    @property
-    def next_functions(self) -> tuple[tuple[GradFn | None, int], ...]:
-        """The functions of this node's operands (None where no gradient flows), with their output numbers."""
-        if self._value.leaf is not None or self._value.node is None:
-            return ()
-        return tuple(
-            (GradFn(v), v.index if v.node is not None else 0) if v.requires_grad else (None, 0)  # type: ignore
-            for v in self._value.node.operands
-        )
-
-    @property
-    def variable(self) -> Tensor | None:
-        """The leaf that an AccumulateGrad adds to."""
-        return self._value.leaf() if self._value.leaf is not None else None
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, GradFn) and self._value is other._value
-
-    def __hash__(self) -> int:
-        return id(self._value)
-
-    def __repr__(self) -> str:
-        return f"<{self.name()}>"
 
 
 class Tensor:
@@ -141,7 +57,42 @@ class Tensor:
         self._hooks = None
         self._retains = False
 
-    # --- values ---------------------------------------------------------------------------------------------------
+    # --- values
+
+    if TYPE_CHECKING:  # bound in tracer/methods.py
+
+        def __getattr__(self, name: str) -> Any: ...
+        def __getitem__(self, index: Any) -> Tensor: ...
+        def __setitem__(self, index: Any, value: Any) -> None: ...
+        def __iter__(self) -> Iterator[Tensor]: ...
+        def __neg__(self) -> Tensor: ...
+        def __invert__(self) -> Tensor: ...
+        def __abs__(self) -> Tensor: ...
+        def __eq__(self, other: Any) -> Tensor: ...  # type: ignore[override]
+        def __ne__(self, other: Any) -> Tensor: ...  # type: ignore[override]
+        def __add__(self, other: Any) -> Tensor: ...
+        def __radd__(self, other: Any) -> Tensor: ...
+        def __sub__(self, other: Any) -> Tensor: ...
+        def __rsub__(self, other: Any) -> Tensor: ...
+        def __mul__(self, other: Any) -> Tensor: ...
+        def __rmul__(self, other: Any) -> Tensor: ...
+        def __truediv__(self, other: Any) -> Tensor: ...
+        def __rtruediv__(self, other: Any) -> Tensor: ...
+        def __floordiv__(self, other: Any) -> Tensor: ...
+        def __rfloordiv__(self, other: Any) -> Tensor: ...
+        def __mod__(self, other: Any) -> Tensor: ...
+        def __rmod__(self, other: Any) -> Tensor: ...
+        def __pow__(self, other: Any) -> Tensor: ...
+        def __rpow__(self, other: Any) -> Tensor: ...
+        def __matmul__(self, other: Any) -> Tensor: ...
+        def __rmatmul__(self, other: Any) -> Tensor: ...
+        def __and__(self, other: Any) -> Tensor: ...
+        def __or__(self, other: Any) -> Tensor: ...
+        def __xor__(self, other: Any) -> Tensor: ...
+        def __lt__(self, other: Any) -> Tensor: ...
+        def __le__(self, other: Any) -> Tensor: ...
+        def __gt__(self, other: Any) -> Tensor: ...
+        def __ge__(self, other: Any) -> Tensor: ...
 
     def _value(self) -> TracedValue:
         """The current SSA value; replays the view chain if the base was written since."""
@@ -203,7 +154,7 @@ class Tensor:
     def _array(self) -> np.ndarray:
         return self._buffer().array
 
-    # --- what it is -----------------------------------------------------------------------------------------------
+    # --- what it is
 
     @property
     def shape(self) -> Size:
@@ -287,13 +238,15 @@ class Tensor:
     def __hash__(self) -> int:
         return id(self)
 
-    # --- out of the graph -----------------------------------------------------------------------------------------
+    # --- out of the graph
 
     def item(self) -> Any:
         """The Python number in a tensor of one element."""
         value = self._value()
         if value.type.numel != 1:
-            raise TraceError(f"item(): a tensor of type {value.type} has {value.type.numel} elements, not one")
+            raise TraceError(
+                f"item(): a tensor of type {value.type} has {value.type.numel} elements, not one"
+            )
         return self._buffer().array.reshape(()).item()
 
     def tolist(self) -> Any:
@@ -302,7 +255,9 @@ class Tensor:
         return (a.astype(np.float32) if self.dtype is dtypes.bfloat16 else a).tolist()
 
     def numpy(self, *, force: bool = False) -> np.ndarray:
-        """The contents as a NumPy array that shares memory. Raises for tensors that require grad, as PyTorch."""
+        """The contents as a NumPy array that shares memory. Raises for tensors that require grad, as
+        PyTorch.
+        """
         if self.requires_grad and not force:
             raise GradError("can't call numpy() on a tensor that requires grad; use tensor.detach().numpy()")
         buffer = self._buffer()
@@ -346,7 +301,7 @@ class Tensor:
     def __reduce_ex__(self, protocol: Any) -> Any:
         return (_rebuild, (type(self), self.detach().numpy().copy(), self.dtype.name, self.requires_grad))
 
-    # --- autograd -------------------------------------------------------------------------------------------------
+    # --- autograd
 
     @property
     def requires_grad(self) -> bool:
@@ -363,7 +318,8 @@ class Tensor:
             return self
         if requires_grad and value.type.dtype.kind != "f":
             raise GradError(
-                f"only floating-point tensors can require gradients, not {value.type}; convert it, e.g. x.float()"
+                f"only floating-point tensors can require gradients, not {value.type}; convert it, "
+                f"e.g. x.float()"
             )
         if not requires_grad and not self.is_leaf:
             raise GradError("requires_grad can only be switched off on leaves; use detach()")
@@ -408,7 +364,9 @@ class Tensor:
     @grad.setter
     def grad(self, new: Tensor | None) -> None:
         if new is not None and tuple(new.shape) != tuple(self.shape):
-            raise GradError(f"a gradient of shape {list(new.shape)} assigned to a tensor of {list(self.shape)}")
+            raise GradError(
+                f"a gradient of shape {list(new.shape)} assigned to a tensor of {list(self.shape)}"
+            )
         STATE.trace.write_grad(self)
         self._grad = new
 
@@ -425,12 +383,14 @@ class Tensor:
             _watch(self)
 
     def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> Any:
-        """Calls `hook(grad)` when this tensor's gradient is computed; what it returns replaces the gradient."""
+        """Calls `hook(grad)` when this tensor's gradient is computed; what it returns replaces the
+        gradient.
+        """
         if not self.requires_grad:
             raise GradError("register_hook() on a tensor that does not require grad")
         if self._hooks is None:
             self._hooks = {}
-        handle = _HookHandle(self._hooks)
+        handle = HookHandle(self._hooks)
         self._hooks[id(handle)] = hook
         _watch(self)
         return handle
@@ -475,15 +435,6 @@ class Tensor:
         backward([self], [gradient], retain_graph, create_graph, inputs)
 
 
-class _HookHandle:
-    def __init__(self, hooks: dict[int, Any]) -> None:
-        self._hooks = hooks
-
-    def remove(self) -> None:
-        """Takes the hook off again."""
-        self._hooks.pop(id(self), None)
-
-
 #: Tensors with hooks or retain_grad, which `backward` must look at.
 WATCHED: list[weakref.ref[Tensor]] = []
 
@@ -507,7 +458,8 @@ def note_change() -> None:
     EPOCH[0] += 1
 
 
-#: Counts changes to train/eval flags, requires_grad flags and parameters; compiled functions re-check their guards
+#: Counts changes to train/eval flags, requires_grad flags and parameters; compiled functions re-check their
+#: guards
 #: only when it moved.
 EPOCH = [0]
 
@@ -520,9 +472,13 @@ def concrete(buffer: Buffer) -> Tensor:
 
 
 def ready(trace: Trace, *tensors: Any) -> None:
-    """Called with a user op's operands before it is recorded: a forward computation after a backward starts a new
-    program."""
-    if trace.walked_back and trace.grad_enabled and any(isinstance(t, Tensor) and t.requires_grad for t in tensors):
+    """Called with a user op's operands before it is recorded: a forward computation after a backward starts a
+    new program."""
+    if (
+        trace.walked_back
+        and trace.grad_enabled
+        and any(isinstance(t, Tensor) and t.requires_grad for t in tensors)
+    ):
         trace.flush()
 
 

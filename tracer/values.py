@@ -1,7 +1,7 @@
 """What the tracer adds to the IR's values, and the cells that tensors keep them in.
 
-A `TracedValue` is an SSA value that may also hold its contents. A `Storage` is PyTorch's storage made functional: the
-cell whose current value an in-place write replaces, shared by a tensor and its views.
+A `TracedValue` is an SSA value that may also hold its contents. A `Storage` is PyTorch's storage made
+functional: the cell whose current value an in-place write replaces, shared by a tensor and its views.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class TracedValue(Value):
         self.buffer = buffer
         self.requires_grad = requires_grad
         self.leaf: weakref.ref[Any] | None = None
-        self.storage: weakref.ref[Storage] | None = None
+        self.storage: weakref.ref[Any] | None = None
         self.freed = False
 
 
@@ -59,7 +59,8 @@ class Storage:
         value: current contents of the base tensor.
         version: counts in-place writes; views compare it with theirs.
         leaf: weak reference to the leaf tensor that requires grad and lives here, or None.
-        shared: memory that is visible outside (a NumPy array made from or for it), or None; writes end up there.
+        shared: memory that is visible outside (a NumPy array made from or for it), or None; writes end up
+            there.
     """
 
     __slots__ = ("__weakref__", "leaf", "ref", "shared", "value", "version")
@@ -69,7 +70,7 @@ class Storage:
         self.version = 0
         self.leaf: weakref.ref[Any] | None = None
         self.shared: Buffer | None = None
-        self.ref = weakref.ref(self)
+        self.ref: weakref.ref[Any] = weakref.ref(self)
         value.storage = self.ref
         trace = value.trace
         if trace is not None:

@@ -283,9 +283,8 @@ class KernelWriter(ExprWriter):
         """The body as a function over iterations [from, to), called by tasks, or once without a pool."""
         chunk = -(-trips // _MAX_TASKS)
         tasks = -(-trips // chunk)
-        name = f"{self.name}.{_hint(s.var.name)}body"
         self.module.names += 1
-        name = f"{name}{self.module.names}"
+        name = f"{self.name}.{_hint(s.var.name)}{self.module.names}"
         inner = KernelWriter(self.module, self.name)
         captured: list[tuple[str, str, str]] = []  # type, name here, name there
         header: list[str] = []
@@ -318,47 +317,48 @@ class KernelWriter(ExprWriter):
         start, stop = inner.fresh("from"), inner.fresh("to")
         inner._serial(s, start, stop, (0, (trips - 1) * s.step))
         signature = ", ".join([*header, f"i64 {start}", f"i64 {stop}"])
-        self.module.functions.append(
-            inner.function_text(f"define internal void @{name}({signature}) {self.module.attributes}"))
-        self.module.functions.append(self._task(name, captured, trips, chunk, s.step))
+        body = inner.function_text(f"define internal void @{name}.body({signature}) alwaysinline {self.module.attributes}")
+        self.module.functions += [body, self._task(name, captured, trips, chunk, s.step)]
 
-        slots = max(len(captured), 1)
         context = self.fresh("context")
-        self.entry.append(f"  {context} = alloca [{slots} x i64], align 16")
-        spread, alone, joined = self.label("spread"), self.label("alone"), self.label("joined")
-        has_pool = self.pure(f"icmp ne i64 {self.pool}, 0", self.pool)
-        lines = [f"  br i1 {has_pool}, label %{spread}, label %{alone}", f"{spread}:"]
+        self.entry.append(f"  {context} = alloca [{max(len(captured), 1)} x i64], align 16")
+        lines: list[str] = []
         for i, (ty, ref, _) in enumerate(captured):
             slot = self.fresh("slot")
             lines += [f"  {slot} = getelementptr i64, ptr {context}, i64 {i}", f"  store {ty} {ref}, ptr {slot}, align 8"]
-        target = self.fresh("pool")
-        arguments = ", ".join([*[f"{ty} {ref}" for ty, ref, _ in captured], "i64 0", f"i64 {trips * s.step}"])
-        lines += [
+        spread, alone, following = self.label("spread"), self.label("alone"), self.label("joined")
+        target, task, after, test = (self.fresh(x) for x in ("pool", "task", "next", "more"))
+        has_pool = self.pure(f"icmp ne i64 {self.pool}, 0", self.pool)
+        region = self.regions[-1]
+        region.lines += [
+            *lines, f"  br i1 {has_pool}, label %{spread}, label %{alone}", f"{spread}:",
             f"  {target} = inttoptr i64 {self.pool} to ptr",
             f"  call void {target}(ptr @{name}.task, ptr {context}, i64 {tasks})",
-            f"  br label %{joined}", f"{alone}:", f"  call void @{name}({arguments})", f"  br label %{joined}",
-            f"{joined}:",
+            f"  br label %{following}", f"{alone}:",
+            f"  {task} = phi i64 [ 0, %{region.block} ], [ {after}, %{alone} ]",
+            f"  call void @{name}.task(ptr {context}, i64 {task})",
+            f"  {after} = add nuw nsw i64 {task}, 1", f"  {test} = icmp slt i64 {after}, {tasks}",
+            f"  br i1 {test}, label %{alone}, label %{following}", f"{following}:",
         ]
-        region = self.regions[-1]
-        region.lines += lines
-        region.block = joined
+        region.block = following
         self.forget([self.env[b].group for b in self.module.stored(s) if b in self.env])
 
     def _task(self, name: str, captured: list[tuple[str, str, str]], trips: int, chunk: int, step: int) -> str:
-        """What the pool calls: unpacks the context and runs one chunk."""
+        """What the pool calls: unpacks the context and runs one chunk. The body is a function of its own, inlined here,
+        so that its pointers can be noalias."""
         lines = [f"define internal void @{name}.task(ptr %context, i64 %task) {self.module.attributes} {{"]
         arguments = []
         for i, (ty, _, _) in enumerate(captured):
             lines += [f"  %s{i} = getelementptr i64, ptr %context, i64 {i}", f"  %a{i} = load {ty}, ptr %s{i}, align 8"]
             arguments.append(f"{ty} %a{i}")
-        lines += [f"  %first = mul i64 %task, {chunk}", f"  %last = add i64 %first, {chunk}"]
-        end = "%last"
+        lines.append(f"  %from = mul i64 %task, {chunk * step}")
         if trips % chunk:
-            lines += [f"  %over = icmp sgt i64 %last, {trips}", f"  %end = select i1 %over, i64 {trips}, i64 %last"]
-            end = "%end"
-        lines += [f"  %from = mul i64 %first, {step}", f"  %to = mul i64 {end}, {step}"]
+            lines += [f"  %end = add i64 %from, {chunk * step}", f"  %over = icmp sgt i64 %end, {trips * step}",
+                      f"  %to = select i1 %over, i64 {trips * step}, i64 %end"]
+        else:
+            lines.append(f"  %to = add i64 %from, {chunk * step}")
         arguments += ["i64 %from", "i64 %to"]
-        lines += [f"  call void @{name}({', '.join(arguments)})", "  ret void", "}"]
+        lines += [f"  call void @{name}.body({', '.join(arguments)})", "  ret void", "}"]
         return "\n".join(lines)
 
     def pointer_attributes(self, buffer: Buffer, place: Place) -> str:

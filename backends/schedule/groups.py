@@ -303,6 +303,28 @@ class RowGroup(Group):
         self.reductions.append(Reduction(first, "minimum", place))
         return first
 
+    def stage_of(self, e: Expr) -> int:
+        """How many passes over the row must be over before `e` is known."""
+        by_local = {r.local: r for r in self.reductions}
+        memo: dict[int, int] = {}
+        stack: list[tuple[Expr, bool]] = [(e, False)]
+        while stack:
+            x, visited = stack.pop()
+            if id(x) in memo:
+                continue
+            inner: tuple[Expr, ...] = x.args
+            add = 0
+            if isinstance(x, Local):
+                r = by_local.get(x)
+                inner = (r.element,) if r is not None else (self.elements.bindings[x],)
+                add = 1 if r is not None else 0
+            if visited:
+                memo[id(x)] = max((memo[id(a)] for a in inner), default=0) + add
+            else:
+                stack.append((x, True))
+                stack.extend((a, False) for a in inner)
+        return memo[id(e)]
+
     def try_contract(self, node: Node) -> bool:
         """Adds a contraction as a sum of products; `o` is the result's flat position, `r` the contracted one's."""
         a, b, out = split_spec(node)

@@ -110,6 +110,7 @@ class Scope:
         self.parent = parent
         self.depth = 0 if parent is None else parent.depth + 1
         self.stmts: list[Stmt] = []
+        self.header: For | None = None
         self.env: dict[Expr, Expr] = {}
         self.memo: dict[int, Expr] = {}
         self.mask = mask
@@ -121,13 +122,20 @@ class Scope:
              masked: Expr | None = None) -> Scope:  # fmt: skip
         """Opens a loop; its For is appended by `close`, after whatever lowering inside it hoists to here."""
         inner = Scope(self.lowering, self, mask, masked)
-        inner.header = For(var, extent, kind, inner.stmts, step)  # type: ignore[attr-defined]
+        inner.header = For(var, extent, kind, inner.stmts, step)
+        return inner
+
+    def inline(self) -> Scope:
+        """A scope without a loop: domain variables get values, statements go to this block."""
+        inner = Scope(self.lowering, self)
+        inner.stmts = self.stmts
+        inner.header = None
         return inner
 
     def close(self) -> None:
         assert self.parent is not None
-        if self.stmts:
-            self.parent.stmts.append(self.header)  # type: ignore[attr-defined]
+        if self.stmts and self.header is not None:
+            self.parent.stmts.append(self.header)
         depth_of = self.lowering.depth_of
         for x in [x for x, d in depth_of.items() if d >= self.depth]:
             del depth_of[x]

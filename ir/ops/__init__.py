@@ -1,6 +1,6 @@
 """All op records; importing this package registers them in `tracegrad.ir.op.REGISTRY`."""
 
-from . import (  # noqa: F401
+from . import (
     activation,
     attention,
     classification,
@@ -9,12 +9,37 @@ from . import (  # noqa: F401
     functions,
     identity,
     indexing,
+    joins,
     logic,
     loss,
     movement,
     normalization,
+    powers,
     reduction,
+    selection,
     source,
     statistics,
     views,
 )
+
+__all__ = [
+    "activation",
+    "attention",
+    "classification",
+    "contraction",
+    "elementwise",
+    "functions",
+    "identity",
+    "indexing",
+    "joins",
+    "logic",
+    "loss",
+    "movement",
+    "normalization",
+    "powers",
+    "reduction",
+    "selection",
+    "source",
+    "statistics",
+    "views",
+]

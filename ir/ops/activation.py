@@ -35,7 +35,9 @@ unary(
 )
 unary(
     "leaky_relu",
-    lambda s, x, *, negative_slope=0.01: s.select(s.gt(x, s.zero(x)), x, s.mul(x, s.const(negative_slope, x))),
+    lambda s, x, *, negative_slope=0.01: s.select(
+        s.gt(x, s.zero(x)), x, s.mul(x, s.const(negative_slope, x))
+    ),
     lambda b, n, g: b.where(b.gt(n[0], _c(b, 0, g)), g, b.mul(g, _c(b, n.attr("negative_slope"), g))),
     attrs=({}, {"negative_slope": 0.3}),
     doc="x above 0, negative_slope * x below.",
@@ -56,7 +58,9 @@ def _elu(s: Any, x: Any, alpha: float, scale: float, inner: float) -> Any:
     k = s.const(scale, x)
     # The negative side sees no positive x, so that a lane not selected can't overflow.
     low = s.expm1(s.mul(s.minimum(x, s.zero(x)), s.const(inner, x)))
-    return s.select(s.le(x, s.zero(x)), s.mul(low, s.const(alpha * scale, x)), x if scale == 1 else s.mul(x, k))
+    return s.select(
+        s.le(x, s.zero(x)), s.mul(low, s.const(alpha * scale, x)), x if scale == 1 else s.mul(x, k)
+    )
 
 
 def _elu_grad(b: Any, n: Any, g: Any, alpha: float, scale: float, inner: float) -> Any:
@@ -123,7 +127,14 @@ def _gelu_grad(b: Any, n: Any, g: Any) -> Any:
     return b.mul(g, b.add(b.mul(half, b.add(one, t)), bend))
 
 
-unary("gelu", _gelu, _gelu_grad, infer=_gelu_infer, attrs=({}, {"approximate": "tanh"}), doc="x times the normal CDF of x.")
+unary(
+    "gelu",
+    _gelu,
+    _gelu_grad,
+    infer=_gelu_infer,
+    attrs=({}, {"approximate": "tanh"}),
+    doc="x times the normal CDF of x.",
+)
 unary(
     "silu",
     lambda s, x: s.mul(x, s.sigmoid(x)),
@@ -178,7 +189,9 @@ unary(
 )
 unary(
     "hardtanh",
-    lambda s, x, *, min_val=-1.0, max_val=1.0: s.minimum(s.maximum(x, s.const(min_val, x)), s.const(max_val, x)),
+    lambda s, x, *, min_val=-1.0, max_val=1.0: s.minimum(
+        s.maximum(x, s.const(min_val, x)), s.const(max_val, x)
+    ),
     lambda b, n, g: zero_where(
         b,
         b.logical_or(b.le(n[0], _c(b, n.attr("min_val"), g)), b.ge(n[0], _c(b, n.attr("max_val"), g))),

@@ -12,7 +12,13 @@ from .records import boolean, check_float, check_same_dtype, composite, f32
 
 
 def _infer(
-    q: Type, k: Type, v: Type, mask: Type | None = None, *, is_causal: bool = False, scale: float | None = None
+    q: Type,
+    k: Type,
+    v: Type,
+    mask: Type | None = None,
+    *,
+    is_causal: bool = False,
+    scale: float | None = None,
 ) -> Type:
     check_same_dtype(q, k, v)
     check_float(q)

@@ -1,7 +1,8 @@
 """Losses of class scores: nll_loss and cross_entropy. Classes are dimension 1, or 0 of a vector.
 
-Targets are class indices `[N, d...]`, or for cross_entropy probabilities of the input's shape; an optional third operand
-weights the classes. With `reduction="mean"` index targets divide by the sum of the weights of the targets, as PyTorch's.
+Targets are class indices `[N, d...]`, or for cross_entropy probabilities of the input's shape; an
+optional third operand weights the classes. With `reduction="mean"` index targets divide by the sum of
+the weights of the targets, as PyTorch's.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ def _nll_infer(
 
 
 class _Rows:
-    """What index targets say about every row: `valid`, class `index` (0 where ignored) and `weight` (None: 1)."""
+    """What index targets say about every row: `valid`, class `index` (0 where ignored) and `weight`
+    (None: 1)."""
 
     def __init__(self, b: Any, t: Any, w: Any, ignore_index: int) -> None:
         t = b.cast_to(t, I64)
@@ -80,7 +82,9 @@ class _Rows:
         """Where the target class is, as bool of the scores' shape."""
         b, c = self.b, class_axis(x)
         shape = self.index.type.shape
-        return b.eq(b.reshape(self.index, shape=(*shape[:c], 1, *shape[c:])), b.iota(shape=x.shape, dim=c, dtype=I64))
+        return b.eq(
+            b.reshape(self.index, shape=(*shape[:c], 1, *shape[c:])), b.iota(shape=x.shape, dim=c, dtype=I64)
+        )
 
     def scale(self, g: Any, reduction: str) -> Any:
         """The gradient of each row's own loss."""
@@ -131,7 +135,11 @@ def _name(node: Any) -> str:
 def _samples(classes: int, **extra: Any) -> list[Sample]:
     make = integer_maker(None, (0, classes), None)
     ignoring = integer_maker(None, (-1, classes), None)
-    weigh = lambda rng, types: [m if k != 2 else abs(m) + 0.5 for k, m in enumerate(ignoring(rng, types))]  # noqa: E731
+
+    def weigh(rng: Any, types: tuple[Type, ...]) -> list[Any]:
+        x, t, w = ignoring(rng, types)
+        return [x, t, (abs(w) + 0.5).astype(w.dtype)]
+
     c = classes
     return [
         Sample((f32(6, c), i64(6)), {**extra}, make=make),

@@ -1,7 +1,8 @@
 """Contractions of two operands, and PyTorch's matrix products as composites of them.
 
-`contract {spec="bmk,kn->bmn"}` is einsum over letters: each letter of an operand is in the other one or in the result,
-none twice in one operand. The set is closed under differentiation: both gradients of a contraction are contractions.
+`contract {spec="bmk,kn->bmn"}` is einsum over letters: each letter of an operand is in the other one or
+in the result, none twice in one operand. The set is closed under differentiation: both gradients of a
+contraction are contractions.
 """
 
 from __future__ import annotations
@@ -47,10 +48,14 @@ def _contract_infer(x: Type, y: Type, *, spec: str) -> Type:
     sizes: dict[str, int] = {}
     for letters, t, which in ((a, x, "first"), (b, y, "second")):
         if len(letters) != t.rank:
-            raise OpError(f"spec {spec!r} gives the {which} operand {len(letters)} dimensions, it has {t.rank}")
+            raise OpError(
+                f"spec {spec!r} gives the {which} operand {len(letters)} dimensions, it has {t.rank}"
+            )
         for letter, n in zip(letters, t.shape):
             if sizes.setdefault(letter, n) != n:
-                raise OpError(f"dimension {letter!r} of spec {spec!r} is {sizes[letter]} in one operand and {n} in the other")
+                raise OpError(
+                    f"dimension {letter!r} of spec {spec!r} is {sizes[letter]} in one operand and {n} in the other"
+                )
     return Type(x.dtype, (sizes[c] for c in out))
 
 
@@ -109,7 +114,7 @@ register(
     )
 )
 
-# --- matrix products --------------------------------------------------------------------------------------------------
+# --- matrix products ------------------------------------------------------------------------------
 
 
 def _matched(n: int, m: int, x: Type, y: Type) -> None:
@@ -221,15 +226,25 @@ composite(
     samples=lambda: [
         Sample((f32(*s), f32(*t)))
         for s, t in [
-            ((3,), (3,)), ((2, 3), (3,)), ((3,), (3, 2)), ((2, 3), (3, 4)), ((5, 2, 3), (3, 4)), ((5, 2, 3), (5, 3, 4)),
-            ((5, 1, 2, 3), (4, 3, 2)), ((1, 2, 3), (4, 3, 2)), ((3,), (2, 3, 4)), ((2, 3, 4), (4,)), ((1, 2, 3), (1, 3, 2)),
-            ((0, 2, 3), (3, 4)), ((2, 0), (0, 3)),
+            ((3,), (3,)),
+            ((2, 3), (3,)),
+            ((3,), (3, 2)),
+            ((2, 3), (3, 4)),
+            ((5, 2, 3), (3, 4)),
+            ((5, 2, 3), (5, 3, 4)),
+            ((5, 1, 2, 3), (4, 3, 2)),
+            ((1, 2, 3), (4, 3, 2)),
+            ((3,), (2, 3, 4)),
+            ((2, 3, 4), (4,)),
+            ((1, 2, 3), (1, 3, 2)),
+            ((0, 2, 3), (3, 4)),
+            ((2, 0), (0, 3)),
         ]
     ],
     doc="PyTorch's matmul: vectors, matrices and batches that broadcast.",
-)  # fmt: skip
+)
 
-# --- linear and addmm -------------------------------------------------------------------------------------------------
+# --- linear and addmm -----------------------------------------------------------------------------
 
 
 def _linear_infer(x: Type, w: Type, bias: Type | None = None) -> Type:
@@ -321,11 +336,13 @@ for _name, _shapes in (
         _addmm_infer,
         _addmm,
         samples=(
-            lambda shapes: lambda: [
-                Sample(tuple(f32(*s) for s in shapes)),
-                Sample(tuple(f32(*s) for s in shapes), {"beta": 0.5, "alpha": -2.0}),
-                Sample((f32(), *(f32(*s) for s in shapes[1:]))),
-            ]
+            lambda shapes: (
+                lambda: [
+                    Sample(tuple(f32(*s) for s in shapes)),
+                    Sample(tuple(f32(*s) for s in shapes), {"beta": 0.5, "alpha": -2.0}),
+                    Sample((f32(), *(f32(*s) for s in shapes[1:]))),
+                ]
+            )
         )(_shapes),
         doc="beta * c + alpha * (x @ y).",
     )

@@ -17,27 +17,104 @@ def _square_plus(b: Any, x: Any, c: float) -> Any:
     return b.add(b.mul(x, x), b.const(c, x))
 
 
-unary("exp", lambda s, x: s.exp(x), lambda b, n, g: b.mul(g, n.out))
-unary("exp2", lambda s, x: s.exp2(x), lambda b, n, g: b.mul(g, b.mul(n.out, b.const(math.log(2), g))))
-unary("expm1", lambda s, x: s.expm1(x), lambda b, n, g: b.mul(g, b.add(n.out, b.const(1, g))))
-unary("log", lambda s, x: s.log(x), lambda b, n, g: b.div(g, n[0]), domain=(0.2, 3))
-unary("log2", lambda s, x: s.log2(x), lambda b, n, g: b.div(g, b.mul(n[0], b.const(math.log(2), g))), domain=(0.2, 3))
-unary("log10", lambda s, x: s.log10(x), lambda b, n, g: b.div(g, b.mul(n[0], b.const(math.log(10), g))), domain=(0.2, 3))
-unary("log1p", lambda s, x: s.log1p(x), lambda b, n, g: b.div(g, b.add(n[0], b.const(1, g))), domain=(-0.8, 3))
-unary("sin", lambda s, x: s.sin(x), lambda b, n, g: b.mul(g, b.cos(n[0])))
-unary("cos", lambda s, x: s.cos(x), lambda b, n, g: b.mul(g, b.neg(b.sin(n[0]))))
-unary("tan", lambda s, x: s.tan(x), lambda b, n, g: b.mul(g, _square_plus(b, n.out, 1)), domain=(-1.2, 1.2))
-unary("asin", lambda s, x: s.asin(x), lambda b, n, g: b.mul(g, b.rsqrt(_one_minus_square(b, n[0]))), domain=(-0.9, 0.9))
+unary("exp", lambda s, x: s.exp(x), lambda b, n, g: b.mul(g, n.out), doc="e to the power x.")
 unary(
-    "acos", lambda s, x: s.acos(x), lambda b, n, g: b.mul(g, b.neg(b.rsqrt(_one_minus_square(b, n[0])))), domain=(-0.9, 0.9)
+    "exp2",
+    lambda s, x: s.exp2(x),
+    lambda b, n, g: b.mul(g, b.mul(n.out, b.const(math.log(2), g))),
+    doc="2 to the power x.",
 )
-unary("atan", lambda s, x: s.atan(x), lambda b, n, g: b.div(g, _square_plus(b, n[0], 1)))
-unary("sinh", lambda s, x: s.sinh(x), lambda b, n, g: b.mul(g, b.cosh(n[0])))
-unary("cosh", lambda s, x: s.cosh(x), lambda b, n, g: b.mul(g, b.sinh(n[0])))
-unary("tanh", lambda s, x: s.tanh(x), lambda b, n, g: b.mul(g, _one_minus_square(b, n.out)))
-unary("asinh", lambda s, x: s.asinh(x), lambda b, n, g: b.mul(g, b.rsqrt(_square_plus(b, n[0], 1))))
-unary("acosh", lambda s, x: s.acosh(x), lambda b, n, g: b.mul(g, b.rsqrt(_square_plus(b, n[0], -1))), domain=(1.1, 3))
-unary("atanh", lambda s, x: s.atanh(x), lambda b, n, g: b.div(g, _one_minus_square(b, n[0])), domain=(-0.9, 0.9))
+unary(
+    "expm1",
+    lambda s, x: s.expm1(x),
+    lambda b, n, g: b.mul(g, b.add(n.out, b.const(1, g))),
+    doc="exp(x) - 1, accurate near 0.",
+)
+unary(
+    "log",
+    lambda s, x: s.log(x),
+    lambda b, n, g: b.div(g, n[0]),
+    domain=(0.2, 3),
+    doc="The natural logarithm.",
+)
+unary(
+    "log2",
+    lambda s, x: s.log2(x),
+    lambda b, n, g: b.div(g, b.mul(n[0], b.const(math.log(2), g))),
+    domain=(0.2, 3),
+    doc="The logarithm to base 2.",
+)
+unary(
+    "log10",
+    lambda s, x: s.log10(x),
+    lambda b, n, g: b.div(g, b.mul(n[0], b.const(math.log(10), g))),
+    domain=(0.2, 3),
+    doc="The logarithm to base 10.",
+)
+unary(
+    "log1p",
+    lambda s, x: s.log1p(x),
+    lambda b, n, g: b.div(g, b.add(n[0], b.const(1, g))),
+    domain=(-0.8, 3),
+    doc="log(1 + x), accurate near 0.",
+)
+unary("sin", lambda s, x: s.sin(x), lambda b, n, g: b.mul(g, b.cos(n[0])), doc="The sine.")
+unary("cos", lambda s, x: s.cos(x), lambda b, n, g: b.mul(g, b.neg(b.sin(n[0]))), doc="The cosine.")
+unary(
+    "tan",
+    lambda s, x: s.tan(x),
+    lambda b, n, g: b.mul(g, _square_plus(b, n.out, 1)),
+    domain=(-1.2, 1.2),
+    doc="The tangent.",
+)
+unary(
+    "asin",
+    lambda s, x: s.asin(x),
+    lambda b, n, g: b.mul(g, b.rsqrt(_one_minus_square(b, n[0]))),
+    domain=(-0.9, 0.9),
+    doc="The inverse sine.",
+)
+unary(
+    "acos",
+    lambda s, x: s.acos(x),
+    lambda b, n, g: b.mul(g, b.neg(b.rsqrt(_one_minus_square(b, n[0])))),
+    domain=(-0.9, 0.9),
+    doc="The inverse cosine.",
+)
+unary(
+    "atan",
+    lambda s, x: s.atan(x),
+    lambda b, n, g: b.div(g, _square_plus(b, n[0], 1)),
+    doc="The inverse tangent.",
+)
+unary("sinh", lambda s, x: s.sinh(x), lambda b, n, g: b.mul(g, b.cosh(n[0])), doc="The hyperbolic sine.")
+unary("cosh", lambda s, x: s.cosh(x), lambda b, n, g: b.mul(g, b.sinh(n[0])), doc="The hyperbolic cosine.")
+unary(
+    "tanh",
+    lambda s, x: s.tanh(x),
+    lambda b, n, g: b.mul(g, _one_minus_square(b, n.out)),
+    doc="The hyperbolic tangent.",
+)
+unary(
+    "asinh",
+    lambda s, x: s.asinh(x),
+    lambda b, n, g: b.mul(g, b.rsqrt(_square_plus(b, n[0], 1))),
+    doc="The inverse hyperbolic sine.",
+)
+unary(
+    "acosh",
+    lambda s, x: s.acosh(x),
+    lambda b, n, g: b.mul(g, b.rsqrt(_square_plus(b, n[0], -1))),
+    domain=(1.1, 3),
+    doc="The inverse hyperbolic cosine.",
+)
+unary(
+    "atanh",
+    lambda s, x: s.atanh(x),
+    lambda b, n, g: b.div(g, _one_minus_square(b, n[0])),
+    domain=(-0.9, 0.9),
+    doc="The inverse hyperbolic tangent.",
+)
 unary(
     "sigmoid",
     lambda s, x: s.sigmoid(x),
@@ -50,8 +127,18 @@ def _bell(b: Any, x: Any, g: Any, scale: float) -> Any:
     return b.mul(g, b.mul(b.exp(b.neg(b.mul(x, x))), b.const(scale, g)))
 
 
-unary("erf", lambda s, x: s.erf(x), lambda b, n, g: _bell(b, n[0], g, 2 / math.sqrt(math.pi)))
-unary("erfc", lambda s, x: s.erfc(x), lambda b, n, g: _bell(b, n[0], g, -2 / math.sqrt(math.pi)), doc="1 - erf(x).")
+unary(
+    "erf",
+    lambda s, x: s.erf(x),
+    lambda b, n, g: _bell(b, n[0], g, 2 / math.sqrt(math.pi)),
+    doc="The error function.",
+)
+unary(
+    "erfc",
+    lambda s, x: s.erfc(x),
+    lambda b, n, g: _bell(b, n[0], g, -2 / math.sqrt(math.pi)),
+    doc="1 - erf(x).",
+)
 binary(
     "atan2",
     lambda s, y, x: s.atan2(y, x),
@@ -106,7 +193,9 @@ for _name, _exp, _base in (("logaddexp", "exp", math.e), ("logaddexp2", "exp2", 
         _name,
         _logaddexp(_exp, _base),
         (
-            lambda e: lambda b, n, g: (lambda: _share(b, e, g, n[0], n[1]), lambda: _share(b, e, g, n[1], n[0]))
+            lambda e: (
+                lambda b, n, g: (lambda: _share(b, e, g, n[0], n[1]), lambda: _share(b, e, g, n[1], n[0]))
+            )
         )(_exp),
         doc=f"log of a sum of powers of {'e' if _exp == 'exp' else 2}.",
     )
@@ -127,7 +216,14 @@ def _logit_grad(b: Any, n: Any, g: Any) -> Any:
     return b.where(outside, b.const(math.nan if eps is None else 0.0, g), slope)
 
 
-unary("logit", _logit, _logit_grad, domain=(0.1, 0.9), attrs=({}, {"eps": 0.3}), doc="log(x / (1 - x)), x clamped by eps.")
+unary(
+    "logit",
+    _logit,
+    _logit_grad,
+    domain=(0.1, 0.9),
+    attrs=({}, {"eps": 0.3}),
+    doc="log(x / (1 - x)), x clamped by eps.",
+)
 
 
 def _xlogy(s: Any, x: Any, y: Any) -> Any:
@@ -149,7 +245,9 @@ binary(
 unary(
     "sinc",
     lambda s, x: s.select(
-        s.eq(x, s.zero(x)), s.one(x), s.div(s.sin(s.mul(x, s.const(math.pi, x))), s.mul(x, s.const(math.pi, x)))
+        s.eq(x, s.zero(x)),
+        s.one(x),
+        s.div(s.sin(s.mul(x, s.const(math.pi, x))), s.mul(x, s.const(math.pi, x))),
     ),
     lambda b, n, g: _sinc_grad(b, n[0], g),
     domain=(0.2, 2),

@@ -1,4 +1,5 @@
-"""Ops that change nothing but the record: copies and the places where gradients stop. Passes dissolve them."""
+"""Ops that change nothing but the record: copies and the places where gradients stop. Passes dissolve
+them."""
 
 from __future__ import annotations
 
@@ -6,7 +7,9 @@ from ..op import Sample
 from .records import composite, f32
 
 
-def _identity(name: str, *, differentiable: bool = True, view: bool = False, grad_name: str = "", doc: str) -> None:
+def _identity(
+    name: str, *, differentiable: bool = True, view: bool = False, grad_name: str = "", doc: str
+) -> None:
     composite(
         name,
         lambda x: x,

@@ -1,5 +1,5 @@
-"""Reading and writing at positions that are data. An index counts from the end where negative; out of range the
-interpreter raises, compiled code stays within the operand (reads clamp).
+"""Reading and writing at positions that are data. An index counts from the end where negative; out of
+range the interpreter raises, compiled code stays within the operand (reads clamp).
 """
 
 from __future__ import annotations
@@ -15,9 +15,19 @@ from ..expr import Const
 from ..op import Op, Piece, Sample, register
 from ..types import Shape, Type, broadcast_shapes
 from .records import (
-    I64, accumulate, boolean, check_axes, check_dim, check_same_dtype, composite, elementwise, f32, i32,
-    i64, integer_maker,
-)  # fmt: skip
+    I64,
+    accumulate,
+    boolean,
+    check_axes,
+    check_dim,
+    check_same_dtype,
+    composite,
+    elementwise,
+    f32,
+    i32,
+    i64,
+    integer_maker,
+)
 
 Ints = tuple[int, ...]
 
@@ -43,7 +53,7 @@ def wrapped_expr(i: Any, n: int) -> Any:
     return S.minimum(S.maximum(i, Const(0)), Const(max(n - 1, 0)))
 
 
-# --- reading ------------------------------------------------------------------------------------------------------------
+# --- reading --------------------------------------------------------------------------------------
 
 
 def _take(x: Type, i: Type, *, dim: int = 0) -> Type:
@@ -63,7 +73,9 @@ def _zeros(b: Any, t: Type, g: Any) -> Any:
 
 
 def _take_grad(b: Any, n: Any, g: Any) -> tuple[Any, ...]:
-    return (lambda: b.index_put(_zeros(b, n.type(0), g), g, n[1], dims=(n.attr("dim"),), accumulate=True)), None
+    return (
+        lambda: b.index_put(_zeros(b, n.type(0), g), g, n[1], dims=(n.attr("dim"),), accumulate=True)
+    ), None
 
 
 register(
@@ -130,8 +142,8 @@ register(
 
 
 def _index_plan(x: Type, ints: tuple[Type, ...], dims: Ints) -> tuple[Shape, int, Shape]:
-    """(shape of the indices together, where it goes in the result, the result's shape): at the place of the indexed
-    dimensions where they are neighbours, else first."""
+    """(shape of the indices together, where it goes in the result, the result's shape): at the place of
+    the indexed dimensions where they are neighbours, else first."""
     if not ints or len(ints) != len(dims):
         raise OpError(f"expected one index tensor for each of dims {dims}, got {len(ints)}")
     check_axes(dims, x.rank)
@@ -190,8 +202,12 @@ register(
         grad=_index_grad,
         samples=lambda: [
             Sample((f32(5, 4), i64(3), i64(3)), {"dims": (0, 1)}, make=integer_maker(None, (-5, 5), (-4, 4))),
-            Sample((f32(3, 5, 4), i64(2, 1), i64(3)), {"dims": (1, 2)}, make=integer_maker(None, (0, 5), (0, 4))),
-            Sample((f32(3, 5, 4), i64(2), i64(2)), {"dims": (0, 2)}, make=integer_maker(None, (0, 3), (0, 4))),
+            Sample(
+                (f32(3, 5, 4), i64(2, 1), i64(3)), {"dims": (1, 2)}, make=integer_maker(None, (0, 5), (0, 4))
+            ),
+            Sample(
+                (f32(3, 5, 4), i64(2), i64(2)), {"dims": (0, 2)}, make=integer_maker(None, (0, 3), (0, 4))
+            ),
             Sample((f32(5, 2), i64()), {"dims": (0,)}, make=integer_maker(None, (0, 5))),
             Sample((f32(5, 2), i64(0)), {"dims": (0,)}, make=integer_maker(None, (0, 5))),
         ],
@@ -199,7 +215,7 @@ register(
     )
 )
 
-# --- writing ------------------------------------------------------------------------------------------------------------
+# --- writing --------------------------------------------------------------------------------------
 
 _AT = {"add": np.add, "prod": np.multiply, "amax": np.maximum, "amin": np.minimum}
 
@@ -249,7 +265,8 @@ def _scatter_extremum_grad(b: Any, n: Any, g: Any, dim: int) -> tuple[Any, ...]:
 
 
 def _scatter_prod_grad(b: Any, n: Any, g: Any, dim: int) -> tuple[Any, ...]:
-    """Through the product of the factors that are not zero and their number, so that a single zero has its gradient."""
+    """Through the product of the factors that are not zero and their number, so that a single zero has
+    its gradient."""
     x, i, src, d = n[0], n[1], n[2], g.type.dtype
     zero, one = b.const(0, g), b.const(1, g)
     x_zero, src_zero = b.eq(x, zero), b.eq(src, zero)
@@ -296,15 +313,26 @@ register(
         samples=lambda: [
             Sample((f32(3, 5), i64(3, 2), f32(3, 2)), {"dim": 1}, make=_distinct((3, 5), (3, 2), 1)),
             *(
-                Sample((f32(3, 4), i64(3, 6), f32(3, 6)), {"dim": 1, "reduce": r}, make=integer_maker(None, (-4, 4), None))
+                Sample(
+                    (f32(3, 4), i64(3, 6), f32(3, 6)),
+                    {"dim": 1, "reduce": r},
+                    make=integer_maker(None, (-4, 4), None),
+                )
                 for r in _AT
             ),
-            Sample((f32(4), i64(0), f32(0)), {"dim": 0, "reduce": "add"}, make=integer_maker(None, (0, 4), None)),
-            Sample((i64(4), i64(9), i64(9)), {"dim": 0, "reduce": "add"}, make=integer_maker((0, 9), (0, 4), (0, 9)), smooth=False),
+            Sample(
+                (f32(4), i64(0), f32(0)), {"dim": 0, "reduce": "add"}, make=integer_maker(None, (0, 4), None)
+            ),
+            Sample(
+                (i64(4), i64(9), i64(9)),
+                {"dim": 0, "reduce": "add"},
+                make=integer_maker((0, 9), (0, 4), (0, 9)),
+                smooth=False,
+            ),
         ],
         doc="x with src[..., k, ...] written, or combined by `reduce`, at position i[..., k, ...] along `dim`.",
     )
-)  # fmt: skip
+)
 
 
 def _index_put(x: Type, v: Type, *ints: Type, dims: Ints, accumulate: bool = False) -> Type:
@@ -315,7 +343,9 @@ def _index_put(x: Type, v: Type, *ints: Type, dims: Ints, accumulate: bool = Fal
     return x
 
 
-def _index_put_numpy(x: np.ndarray, v: np.ndarray, *ints: np.ndarray, dims: Ints, accumulate: bool = False) -> np.ndarray:
+def _index_put_numpy(
+    x: np.ndarray, v: np.ndarray, *ints: np.ndarray, dims: Ints, accumulate: bool = False
+) -> np.ndarray:
     return _put(x, _index_tuple(x, ints, dims), v, "add" if accumulate else "none")
 
 
@@ -333,20 +363,30 @@ register(
         numpy=_index_put_numpy,
         grad=_index_put_grad,
         samples=lambda: [
-            Sample((f32(5, 3), f32(4, 3), i64(4)), {"dims": (0,), "accumulate": True}, make=integer_maker(None, None, (-5, 5))),
             Sample(
-                (f32(3, 5, 4), f32(2, 5), i64(2), i64(2)), {"dims": (0, 2), "accumulate": True},
+                (f32(5, 3), f32(4, 3), i64(4)),
+                {"dims": (0,), "accumulate": True},
+                make=integer_maker(None, None, (-5, 5)),
+            ),
+            Sample(
+                (f32(3, 5, 4), f32(2, 5), i64(2), i64(2)),
+                {"dims": (0, 2), "accumulate": True},
                 make=integer_maker(None, None, (0, 3), (0, 4)),
             ),
             Sample((f32(3, 2), f32(2), i64()), {"dims": (0,)}, make=integer_maker(None, None, (0, 3))),
             Sample((f32(3, 2), f32(0, 2), i64(0)), {"dims": (0,)}, make=integer_maker(None, None, (0, 3))),
-            Sample((boolean(3), boolean(2), i64(2)), {"dims": (0,)}, make=integer_maker((0, 2), (0, 2), (0, 3)), smooth=False),
+            Sample(
+                (boolean(3), boolean(2), i64(2)),
+                {"dims": (0,)},
+                make=integer_maker((0, 2), (0, 2), (0, 3)),
+                smooth=False,
+            ),
         ],
         doc="x with v written at x[..., i, ..., j, ...], or added with `accumulate`; of equal indices the last stays.",
     )
-)  # fmt: skip
+)
 
-# --- composites -----------------------------------------------------------------------------------------------------------
+# --- composites -----------------------------------------------------------------------------------
 
 
 def _masked_fill(x: Type, mask: Type, value: Type) -> Type:
@@ -411,7 +451,8 @@ composite(
     "one_hot",
     _one_hot,
     lambda b, i, *, num_classes: b.cast(
-        b.eq(b.unsqueeze(b.cast_to(i, I64), dim=-1), b.iota(shape=(num_classes,), dim=0, dtype=I64)), dtype=I64
+        b.eq(b.unsqueeze(b.cast_to(i, I64), dim=-1), b.iota(shape=(num_classes,), dim=0, dtype=I64)),
+        dtype=I64,
     ),
     differentiable=False,
     samples=lambda: [
@@ -442,7 +483,9 @@ composite(
     _index_add_of,
     samples=lambda: [
         Sample((f32(3, 2), i64(5), f32(5, 2)), {"dim": 0}, make=integer_maker(None, (0, 3), None)),
-        Sample((f32(3, 2), i64(4), f32(3, 4)), {"dim": 1, "alpha": -2.0}, make=integer_maker(None, (0, 2), None)),
+        Sample(
+            (f32(3, 2), i64(4), f32(3, 4)), {"dim": 1, "alpha": -2.0}, make=integer_maker(None, (0, 2), None)
+        ),
     ],
     doc="x + alpha * src at positions `i` of `dim`.",
 )

@@ -9,16 +9,40 @@ from .elementwise import kind
 from .records import ALL, BOOL, INTEGRAL, binary, unary
 
 for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
-    binary(_name, (lambda p: lambda s, x, y: s.prim(p, x, y))(_name), kinds=ALL, result=BOOL, doc=f"Elementwise {_name}.")
+    binary(
+        _name,
+        (lambda p: lambda s, x, y: s.prim(p, x, y))(_name),
+        kinds=ALL,
+        result=BOOL,
+        doc=f"Elementwise {_name}.",
+    )
 
 
 def _truth(s: Any, x: Any) -> Any:
     return x if kind(s, x) == "b" else s.ne(x, s.zero(x))
 
 
-binary("logical_and", lambda s, x, y: s.and_(_truth(s, x), _truth(s, y)), kinds=ALL, result=BOOL, doc="Both non-zero.")
-binary("logical_or", lambda s, x, y: s.or_(_truth(s, x), _truth(s, y)), kinds=ALL, result=BOOL, doc="Either non-zero.")
-binary("logical_xor", lambda s, x, y: s.ne(_truth(s, x), _truth(s, y)), kinds=ALL, result=BOOL, doc="One non-zero.")
+binary(
+    "logical_and",
+    lambda s, x, y: s.and_(_truth(s, x), _truth(s, y)),
+    kinds=ALL,
+    result=BOOL,
+    doc="Both non-zero.",
+)
+binary(
+    "logical_or",
+    lambda s, x, y: s.or_(_truth(s, x), _truth(s, y)),
+    kinds=ALL,
+    result=BOOL,
+    doc="Either non-zero.",
+)
+binary(
+    "logical_xor",
+    lambda s, x, y: s.ne(_truth(s, x), _truth(s, y)),
+    kinds=ALL,
+    result=BOOL,
+    doc="One non-zero.",
+)
 unary("logical_not", lambda s, x: s.not_(_truth(s, x)), kinds=ALL, result=BOOL, doc="Whether x is zero.")
 binary("bitwise_and", lambda s, x, y: s.and_(x, y), kinds=INTEGRAL, doc="Bits of both.")
 binary("bitwise_or", lambda s, x, y: s.or_(x, y), kinds=INTEGRAL, doc="Bits of either.")

@@ -1,4 +1,5 @@
-"""Losses of torch.nn.functional. Each is one op until a pass expands it, with a gradient written for stability.
+"""Losses of torch.nn.functional. Each is one op until a pass expands it, with a gradient written for
+stability.
 
 `reduction` is `"none"`, `"mean"` or `"sum"`.
 """
@@ -50,14 +51,20 @@ def _pair_samples(*attrs: dict[str, Any], domain: Any = (-2.0, 2.0)) -> Any:
         Sample((f32(*s), f32(*t)), {**a, "reduction": r}, domain)
         for a in attrs or ({},)
         for s, t, r in (
-            ((3, 4), (3, 4), "mean"), ((3, 4), (4,), "sum"), ((3, 1), (3, 4), "none"), ((), (), "mean"), ((0, 2), (0, 2), "sum"),
+            ((3, 4), (3, 4), "mean"),
+            ((3, 4), (4,), "sum"),
+            ((3, 1), (3, 4), "none"),
+            ((), (), "mean"),
+            ((0, 2), (0, 2), "sum"),
         )
-    ]  # fmt: skip
+    ]
 
 
-def _pairwise(name: str, infer: Any, loss: Callable[..., Any], slope: Callable[..., Any], **options: Any) -> None:
-    """A loss of corresponding elements: `loss(b, x, y, **attrs)`, and `slope(b, x, y, **attrs)`, its derivative in x
-    and in -y."""
+def _pairwise(
+    name: str, infer: Any, loss: Callable[..., Any], slope: Callable[..., Any], **options: Any
+) -> None:
+    """A loss of corresponding elements: `loss(b, x, y, **attrs)`, and `slope(b, x, y, **attrs)`, its
+    derivative in x and in -y."""
 
     def decompose(b: Any, x: Any, y: Any, *, reduction: str = "mean", **attrs: Any) -> Any:
         made = reduced(b, loss(b, widen(b, x), widen(b, y), **attrs), reduction)
@@ -155,7 +162,7 @@ _pairwise(
     doc="Quadratic below delta, linear above with slope delta.",
 )
 
-# --- binary cross entropy, divergence -----------------------------------------------------------------------------------
+# --- binary cross entropy, divergence -------------------------------------------------------------
 
 
 def _weighted_infer(x: Type, y: Type, w: Type | None = None, *, reduction: str = "mean") -> Type:
@@ -220,7 +227,9 @@ def _logits_infer(
     x: Type, y: Type, *more: Type, reduction: str = "mean", weighted: bool = False, pos_weighted: bool = False
 ) -> Type:
     if len(more) != weighted + pos_weighted:
-        raise OpError(f"expected {weighted + pos_weighted} weight operands after input and target, got {len(more)}")
+        raise OpError(
+            f"expected {weighted + pos_weighted} weight operands after input and target, got {len(more)}"
+        )
     check_same_dtype(x, y, *more)
     if x.shape != y.shape:
         raise OpError(f"expected a target of the input's shape {list(x.shape)}, got {y}")
@@ -233,7 +242,13 @@ def _logits_infer(
 
 
 def _logits(
-    b: Any, x: Any, y: Any, *more: Any, reduction: str = "mean", weighted: bool = False, pos_weighted: bool = False
+    b: Any,
+    x: Any,
+    y: Any,
+    *more: Any,
+    reduction: str = "mean",
+    weighted: bool = False,
+    pos_weighted: bool = False,
 ) -> Any:
     dtype, one = x.type.dtype, b.const(1, widen(b, x))
     x, y, *more = (widen(b, v) for v in (x, y, *more))  # type: ignore[assignment]
@@ -283,7 +298,11 @@ composite(
         Sample((f32(3, 4), f32(3, 4)), {}, _LOGITS_DOMAIN),
         Sample((f32(3, 4), f32(3, 4), f32(4)), {"reduction": "sum", "weighted": True}, _LOGITS_DOMAIN),
         Sample((f32(3, 4), f32(3, 4), f32(4)), {"reduction": "none", "pos_weighted": True}, _LOGITS_DOMAIN),
-        Sample((f32(3, 4), f32(3, 4), f32(3, 1), f32(4)), {"weighted": True, "pos_weighted": True}, _LOGITS_DOMAIN),
+        Sample(
+            (f32(3, 4), f32(3, 4), f32(3, 1), f32(4)),
+            {"weighted": True, "pos_weighted": True},
+            _LOGITS_DOMAIN,
+        ),
         Sample((f32(0), f32(0)), {"reduction": "sum"}, _LOGITS_DOMAIN),
     ],
     doc="binary_cross_entropy of sigmoid(x) without overflow; operands after x and y: weight, pos_weight if flagged.",

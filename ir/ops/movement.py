@@ -1,5 +1,6 @@
-"""Ops that move elements without computing: each says where an element of its result comes from (`pull`), so that a
-scheduler folds it into its readers' indices. PyTorch's named views over these are in views.py.
+"""Ops that move elements without computing: each says where an element of its result comes from
+(`pull`), so that a scheduler folds it into its readers' indices. PyTorch's named views over these are in
+views.py.
 """
 
 from __future__ import annotations
@@ -21,11 +22,20 @@ Ints = tuple[int, ...]
 
 def _move(name: str, infer: Any, numpy: Any, pull: Any, grad: Any, samples: list[Sample], **extra: Any) -> Op:
     return register(
-        Op(name, infer, kernel="movement", numpy=numpy, pull=pull, grad=grad, samples=lambda: samples, **extra)
+        Op(
+            name,
+            infer,
+            kernel="movement",
+            numpy=numpy,
+            pull=pull,
+            grad=grad,
+            samples=lambda: samples,
+            **extra,
+        )
     )
 
 
-# --- reshape, permute, expand ---------------------------------------------------------------------------------------
+# --- reshape, permute, expand ---------------------------------------------------------------------
 
 
 def reshape_infer(x: Type, *, shape: Shape) -> Type:
@@ -148,7 +158,9 @@ def _expand_pull(index: Any, in_types: Any, out_type: Type, read: Any, *, shape:
 
 
 def _no_unview(b: Any, base: Any, new: Any, **_: Any) -> Any:
-    raise OpError("can't write through an expanded tensor, several of its elements are one in memory; clone() it first")
+    raise OpError(
+        "can't write through an expanded tensor, several of its elements are one in memory; clone() it first"
+    )
 
 
 _move(
@@ -167,7 +179,7 @@ _move(
     doc="Repeats dimensions of size 1 and adds leading ones.",
 )
 
-# --- slice, pad, flip, concat ---------------------------------------------------------------------------------------
+# --- slice, pad, flip, concat ---------------------------------------------------------------------
 
 
 def slice_infer(x: Type, *, start: Ints, stop: Ints, step: Ints) -> Type:
@@ -176,7 +188,9 @@ def slice_infer(x: Type, *, start: Ints, stop: Ints, step: Ints) -> Type:
     shape = []
     for d, (n, lo, hi, k) in enumerate(zip(x.shape, start, stop, step)):
         if not 0 <= lo <= hi <= n or k < 1:
-            raise OpError(f"slice {lo}:{hi}:{k} of dimension {d} of size {n} must have 0 <= start <= stop <= size, step >= 1")
+            raise OpError(
+                f"slice {lo}:{hi}:{k} of dimension {d} of size {n} must have 0 <= start <= stop <= size, step >= 1"
+            )
         shape.append(-(-(hi - lo) // k))
     return Type(x.dtype, shape)
 
@@ -205,12 +219,19 @@ _move(
     [
         Sample((f32(5, 4),), {"start": (1, 0), "stop": (4, 4), "step": (1, 1)}),
         Sample((f32(7, 3),), {"start": (1, 1), "stop": (7, 3), "step": (3, 1)}),
-        Sample((f32(5,),), {"start": (2,), "stop": (2,), "step": (1,)}),
+        Sample(
+            (
+                f32(
+                    5,
+                ),
+            ),
+            {"start": (2,), "stop": (2,), "step": (1,)},
+        ),
         Sample((f32(),), {"start": (), "stop": (), "step": ()}),
     ],
     unview=lambda b, base, new, **attrs: b.slice_put(base, new, **attrs),
     doc="x[start:stop:step] in every dimension.",
-)  # fmt: skip
+)
 
 
 def _slice_put_infer(base: Type, new: Type, *, start: Ints, stop: Ints, step: Ints) -> Type:
@@ -267,13 +288,33 @@ _move(
     [
         Sample((f32(5, 4), f32(3, 4)), {"start": (1, 0), "stop": (4, 4), "step": (1, 1)}),
         Sample((f32(7, 3), f32(2, 2)), {"start": (1, 1), "stop": (7, 3), "step": (3, 1)}),
-        Sample((f32(4,), f32(4,)), {"start": (0,), "stop": (4,), "step": (1,)}),
-        Sample((f32(4,), f32(0,)), {"start": (2,), "stop": (2,), "step": (1,)}),
+        Sample(
+            (
+                f32(
+                    4,
+                ),
+                f32(
+                    4,
+                ),
+            ),
+            {"start": (0,), "stop": (4,), "step": (1,)},
+        ),
+        Sample(
+            (
+                f32(
+                    4,
+                ),
+                f32(
+                    0,
+                ),
+            ),
+            {"start": (2,), "stop": (2,), "step": (1,)},
+        ),
         Sample((f32(), f32()), {"start": (), "stop": (), "step": ()}),
     ],
     grad_name="CopySlices",
     doc="The base with one slice replaced.",
-)  # fmt: skip
+)
 
 
 def _pad_infer(x: Type, *, low: Ints, high: Ints, value: float = 0.0) -> Type:
@@ -337,12 +378,25 @@ _move(
     _flip_infer,
     lambda x, *, dims: np.flip(x, dims),
     lambda index, in_types, out_type, read, *, dims: [
-        Piece(0, tuple((n - 1) - i if d in dims else i for d, (i, n) in enumerate(zip(index, out_type.shape))))
+        Piece(
+            0, tuple((n - 1) - i if d in dims else i for d, (i, n) in enumerate(zip(index, out_type.shape)))
+        )
     ],
     lambda b, n, g: (b.flip(g, dims=n.attrs["dims"]),),
-    [Sample((f32(3, 4),), {"dims": (1,)}), Sample((f32(3, 4),), {"dims": (0, 1)}), Sample((f32(0,),), {"dims": (0,)})],
+    [
+        Sample((f32(3, 4),), {"dims": (1,)}),
+        Sample((f32(3, 4),), {"dims": (0, 1)}),
+        Sample(
+            (
+                f32(
+                    0,
+                ),
+            ),
+            {"dims": (0,)},
+        ),
+    ],
     doc="Reverses the order along `dims`.",
-)  # fmt: skip
+)
 
 
 def concat_infer(*xs: Type, dim: int) -> Type:
@@ -354,7 +408,9 @@ def concat_infer(*xs: Type, dim: int) -> Type:
     for x in xs:
         if x.rank != first.rank or any(x.shape[d] != n for d, n in enumerate(first.shape) if d != dim):
             raise OpError(f"expected operands of equal shapes but for dimension {dim}, got {first} and {x}")
-    return Type(first.dtype, (sum(x.shape[d] for x in xs) if d == dim else n for d, n in enumerate(first.shape)))
+    return Type(
+        first.dtype, (sum(x.shape[d] for x in xs) if d == dim else n for d, n in enumerate(first.shape))
+    )
 
 
 def _concat_pull(index: Any, in_types: Any, out_type: Type, read: Any, *, dim: int) -> list[Piece]:

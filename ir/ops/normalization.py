@@ -1,7 +1,7 @@
 """Normalisation layers as ops: layer, group, batch and RMS normalisation, with their gradients.
 
-All are (x - mean) * rstd over some axes, then an affine map; f16 and bf16 compute in f32. The forward and the backward
-spell their statistics alike, so that a compiled program computes them once.
+All are (x - mean) * rstd over some axes, then an affine map; f16 and bf16 compute in f32. The forward
+and the backward spell their statistics alike, so that a compiled program computes them once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ Axes = tuple[int, ...]
 
 
 def _standardized(b: Any, x: Any, axes: Axes, eps: float) -> tuple[Any, Any, Any, Any]:
-    """(x standardised over `axes`, mean, variance, 1 / sqrt(variance + eps)), the latter with `axes` of size 1."""
+    """(x standardised over `axes`, mean, variance, 1 / sqrt(variance + eps)), the latter with `axes` of
+    size 1."""
     mean = mean_of(b, x, axes, keepdim=True)
     d = b.sub(x, mean)
     var = mean_of(b, b.mul(d, d), axes, keepdim=True)
@@ -52,7 +53,7 @@ def _check_params(x: Type, params: tuple[Type, ...], shape: Shape, least: int = 
             raise OpError(f"expected weight and bias of shape {list(shape)}, got {p}")
 
 
-# --- layer and RMS norm ---------------------------------------------------------------------------------------------------
+# --- layer and RMS norm ---------------------------------------------------------------------------
 
 
 def _tail_axes(x: Type, normalized_shape: Shape) -> Axes:
@@ -147,7 +148,7 @@ composite(
     doc="Each slice over the root of its mean square, times a weight (Zhang and Sennrich 2019).",
 )
 
-# --- group norm ------------------------------------------------------------------------------------------------------------
+# --- group norm -----------------------------------------------------------------------------------
 
 
 def _channels(x: Type) -> Shape:
@@ -206,7 +207,7 @@ composite(
     doc="Each group of channels of each sample standardised, then an affine map per channel (Wu and He 2018).",
 )
 
-# --- batch norm ------------------------------------------------------------------------------------------------------------
+# --- batch norm -----------------------------------------------------------------------------------
 
 
 def _batch_axes(x: Type) -> Axes:

@@ -1,7 +1,9 @@
-"""Helpers that make op records, so that a row of a table says an op. Used by the families in this folder only.
+"""Helpers that make op records, so that a row of a table says an op. Used by the families in this folder
+only.
 
-`unary`, `binary`, `ternary` and `elementwise` make scalar ops whose attributes are the keyword-only parameters of the
-lambda; `composite` makes ops that decompose. Shape helpers shared by several families are here too.
+`unary`, `binary`, `ternary` and `elementwise` make scalar ops whose attributes are the keyword-only
+parameters of the lambda; `composite` makes ops that decompose. Shape helpers shared by several families
+are here too.
 """
 
 from __future__ import annotations
@@ -65,7 +67,9 @@ def check_float(*types: Type) -> None:
 def check_same_dtype(*types: Type) -> None:
     for t in types:
         if t.dtype is not types[0].dtype:
-            raise DTypeError(f"expected operands of one dtype, got {types[0].dtype.name} and {t.dtype.name}; cast one")
+            raise DTypeError(
+                f"expected operands of one dtype, got {types[0].dtype.name} and {t.dtype.name}; cast one"
+            )
 
 
 def check_rank(t: Type, rank: int, what: str) -> None:
@@ -89,7 +93,8 @@ def check_axes(axes: tuple[int, ...], rank: int) -> None:
 
 
 def any_axis(dim: int, rank: int) -> tuple[int, ...]:
-    """`dim`, negative allowed, as axes to reduce over: `()` for a scalar, which PyTorch lets one reduce over 0."""
+    """`dim`, negative allowed, as axes to reduce over: `()` for a scalar, which PyTorch lets one reduce
+    over 0."""
     r = max(rank, 1)
     if not -r <= dim < r:
         raise IndexOutOfRange(f"dimension {dim} is out of range [{-r}, {r - 1}]")
@@ -108,7 +113,8 @@ def reduced_shape(shape: Shape, axes: Iterable[int], keepdim: bool) -> Shape:
 
 
 def spread(b: Any, g: Any, shape: Shape, axes: tuple[int, ...], keepdim: bool) -> Any:
-    """A reduction's result as a tensor that broadcasts against its operand: reduced axes come back as size 1."""
+    """A reduction's result as a tensor that broadcasts against its operand: reduced axes come back as
+    size 1."""
     return g if keepdim else b.reshape(g, shape=keepdim_shape(shape, axes))
 
 
@@ -119,7 +125,8 @@ def spread_full(b: Any, g: Any, shape: Shape, axes: tuple[int, ...], keepdim: bo
 
 
 def widen(b: Any, x: Any) -> Any:
-    """`x` in the type arithmetic is done in: composites on f16/bf16 compute in f32 and round once, as PyTorch's."""
+    """`x` in the type arithmetic is done in: composites on f16/bf16 compute in f32 and round once, as
+    PyTorch's."""
     return b.cast_to(x, dtypes.opmath(x.type.dtype))
 
 
@@ -133,8 +140,11 @@ def is_zero(v: Any) -> bool:
     return v.node is not None and v.node.op.name == "full" and not v.node.attrs["value"]
 
 
-def with_attributes(fn: Callable[..., Any], signature_of: Callable[..., Any], skip: int) -> Callable[..., Any]:
-    """Gives `fn(*types, **attrs)` the parameters of `signature_of` less its first `skip`, and checks attributes."""
+def with_attributes(
+    fn: Callable[..., Any], signature_of: Callable[..., Any], skip: int
+) -> Callable[..., Any]:
+    """Gives `fn(*types, **attrs)` the parameters of `signature_of` less its first `skip`, and checks
+    attributes."""
     params = list(inspect.signature(signature_of).parameters.values())[skip:]
     allowed = {p.name: p.default for p in params if p.kind is inspect.Parameter.KEYWORD_ONLY}
     required = [n for n, d in allowed.items() if d is inspect.Parameter.empty]
@@ -199,8 +209,11 @@ _SHAPES: dict[int, tuple[tuple[Shape, ...], ...]] = {
 }
 
 
-def shaped_samples(arity: int, kinds: str, domain: Any, attrs: tuple[dict[str, Any], ...], smooth: bool) -> list[Sample]:
-    """Instances of an elementwise op: broadcasting, scalars, empty and odd sizes, and other dtypes it takes."""
+def shaped_samples(
+    arity: int, kinds: str, domain: Any, attrs: tuple[dict[str, Any], ...], smooth: bool
+) -> list[Sample]:
+    """Instances of an elementwise op: broadcasting, scalars, empty and odd sizes, and other dtypes it
+    takes."""
     out: list[Sample] = []
     for k, a in enumerate(attrs):
         if "f" in kinds:
@@ -228,8 +241,8 @@ def elementwise(
     differentiable: bool | None = None,
     doc: str = "",
 ) -> Op:
-    """A scalar op. `kinds` are the dtype kinds it takes, `result` its dtype where not the operands', `attrs` the
-    attribute sets its samples use. Without `grad` it is not differentiable."""
+    """A scalar op. `kinds` are the dtype kinds it takes, `result` its dtype where not the operands',
+    `attrs` the attribute sets its samples use. Without `grad` it is not differentiable."""
     params = list(inspect.signature(scalar).parameters.values())[1:]
     arity = sum(p.kind is not inspect.Parameter.KEYWORD_ONLY for p in params)
     if infer is None:
@@ -244,13 +257,16 @@ def elementwise(
             grad=grad,
             grad_name=grad_name,
             differentiable=grad is not None if differentiable is None else differentiable,
-            samples=samples or (lambda: shaped_samples(arity, kinds, domain, attrs, smooth and grad is not None)),
+            samples=samples
+            or (lambda: shaped_samples(arity, kinds, domain, attrs, smooth and grad is not None)),
             doc=doc,
         )
     )
 
 
-def unary(name: str, scalar: Callable[..., Any], grad: Callable[..., Any] | None = None, **options: Any) -> Op:
+def unary(
+    name: str, scalar: Callable[..., Any], grad: Callable[..., Any] | None = None, **options: Any
+) -> Op:
     """A one-operand scalar op; `grad(b, n, g)` gives the operand's gradient itself."""
     rule = None if grad is None else (lambda b, n, g: (grad(b, n, g),))
     return elementwise(name, scalar, rule, **options)

@@ -1,4 +1,5 @@
-"""Reductions over axes: the kernels a scheduler knows. Composites of them are in statistics.py and softmax.py."""
+"""Reductions over axes: the kernels a scheduler knows. Composites of them are in statistics.py and
+softmax.py."""
 
 from __future__ import annotations
 
@@ -11,9 +12,20 @@ from ..errors import OpError
 from ..op import Op, Sample, register
 from ..types import Type
 from .records import (
-    ALL, I64, NUMERIC, accumulate, boolean, check_axes, check_dim, check_kind, f32, i64, reduced_shape, spread,
+    ALL,
+    I64,
+    NUMERIC,
+    accumulate,
+    boolean,
+    check_axes,
+    check_dim,
+    check_kind,
+    f32,
+    i64,
+    reduced_shape,
+    spread,
     spread_full,
-)  # fmt: skip
+)
 
 Axes = tuple[int, ...]
 
@@ -84,8 +96,8 @@ def _prod_numpy(x: np.ndarray, *, axes: Axes, keepdim: bool = False) -> np.ndarr
 
 
 def others_product(b: Any, x: Any) -> Any:
-    """For each element of the last dimension the product of all others there, by products alone: exact at zeros, and
-    so are its own derivatives. Prefix products in log2(n) steps from either side."""
+    """For each element of the last dimension the product of all others there, by products alone: exact
+    at zeros, and so are its own derivatives. Prefix products in log2(n) steps from either side."""
     shape, n = x.type.shape, x.type.shape[-1]
     rank = len(shape)
 

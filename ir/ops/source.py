@@ -65,7 +65,9 @@ def _iota(*, shape: Shape, dim: int, dtype: DType) -> Type:
 
 def _iota_numpy(*, shape: Shape, dim: int, dtype: DType) -> np.ndarray:
     line = np.arange(shape[dim]).astype(dtype.numpy)
-    return np.ascontiguousarray(np.broadcast_to(line.reshape([-1 if i == dim else 1 for i in range(len(shape))]), shape))
+    return np.ascontiguousarray(
+        np.broadcast_to(line.reshape([-1 if i == dim else 1 for i in range(len(shape))]), shape)
+    )
 
 
 register(
@@ -219,4 +221,3 @@ for _name, _compare in (("tril", "le"), ("triu", "ge")):
         ],
         doc=f"The matrix with the other triangle zeroed ({_name}).",
     )
-

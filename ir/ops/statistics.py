@@ -10,9 +10,18 @@ from ..errors import OpError
 from ..op import Sample
 from ..types import Type, broadcast_shapes
 from .records import (
-    any_axis, check_axes, check_float, check_same_dtype, composite, f32, reduced_shape, spread, spread_full, widen,
+    any_axis,
+    check_axes,
+    check_float,
+    check_same_dtype,
+    composite,
+    f32,
+    reduced_shape,
+    spread,
+    spread_full,
+    widen,
     zeros_like,
-)  # fmt: skip
+)
 from .reduction import numbered
 
 Axes = tuple[int, ...]
@@ -45,7 +54,7 @@ def _reduce_samples(*attrs: dict[str, Any], domain: Any = (-2.0, 2.0), empty: bo
     return samples
 
 
-# --- mean, var, std ---------------------------------------------------------------------------------------------------
+# --- mean, var, std -------------------------------------------------------------------------------
 
 
 def mean_of(b: Any, x: Any, axes: Axes, keepdim: bool = False) -> Any:
@@ -123,7 +132,7 @@ composite(
     doc="The square root of var; its gradient where it is 0 is 0.",
 )
 
-# --- norms -------------------------------------------------------------------------------------------------------------
+# --- norms ----------------------------------------------------------------------------------------
 
 
 def _norm_infer(x: Type, *, p: float = 2.0, axes: Axes, keepdim: bool = False) -> Type:
@@ -186,7 +195,7 @@ composite(
     doc="The p-norm over `axes`: the sum of |x|**p to the power 1/p; 0 counts, inf and -inf take extrema.",
 )
 
-# --- softmax and its kin --------------------------------------------------------------------------------------------------
+# --- softmax and its kin --------------------------------------------------------------------------
 
 
 def _finite_max(b: Any, x: Any, axes: Axes) -> Any:
@@ -254,7 +263,14 @@ def _softmax_grad(b: Any, n: Any, g: Any) -> Any:
     return (b.sub(gy, b.mul(y, b.sum(gy, axes=axes, keepdim=True))),)
 
 
-composite("softmax", _along, _softmax, _softmax_grad, samples=_along_samples, doc="exp(x), scaled to sum to 1 along `dim`.")
+composite(
+    "softmax",
+    _along,
+    _softmax,
+    _softmax_grad,
+    samples=_along_samples,
+    doc="exp(x), scaled to sum to 1 along `dim`.",
+)
 
 
 def log_softmax_of(b: Any, x: Any, axes: Axes) -> Any:

@@ -1,5 +1,5 @@
-"""PyTorch's views and joins under their own names, over the kernels of movement.py: they keep `grad_fn` names and
-programs readable. Dimensions may be negative here; `unview` puts a changed view back into its base.
+"""PyTorch's views and joins under their own names, over the kernels of movement.py: they keep `grad_fn`
+names and programs readable. Dimensions may be negative here; `unview` puts a changed view back into its base.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import IndexOutOfRange, OpError
 from ..op import Sample
 from ..types import Shape, Type, normalize_axis
-from .movement import concat_infer, reshape_infer
+from .movement import reshape_infer
 from .records import composite, f32
 
 
@@ -35,15 +35,28 @@ def _reshaping(name: str, infer: Any, samples: list[Sample], doc: str, grad_name
     def decompose(b: Any, x: Any, **attrs: Any) -> Any:
         return b.reshape(x, shape=infer(x.type, **attrs).shape)
 
-    composite(name, infer, decompose, back_to_base, samples=lambda: samples, unview=_reshaped, grad_name=grad_name, doc=doc)
+    composite(
+        name,
+        infer,
+        decompose,
+        back_to_base,
+        samples=lambda: samples,
+        unview=_reshaped,
+        grad_name=grad_name,
+        doc=doc,
+    )
 
 
 _reshaping(
     "view",
     reshape_infer,
-    [Sample((f32(2, 6),), {"shape": (3, 4)}), Sample((f32(0, 2),), {"shape": (0,)}), Sample((f32(),), {"shape": (1, 1)})],
+    [
+        Sample((f32(2, 6),), {"shape": (3, 4)}),
+        Sample((f32(0, 2),), {"shape": (0,)}),
+        Sample((f32(),), {"shape": (1, 1)}),
+    ],
     "Another shape of the same elements.",
-)  # fmt: skip
+)
 
 
 def _unsqueeze(x: Type, *, dim: int) -> Type:
@@ -117,10 +130,20 @@ def _unflatten(x: Type, *, dim: int, sizes: Shape) -> Type:
 _reshaping(
     "unflatten",
     _unflatten,
-    [Sample((f32(2, 6),), {"dim": 1, "sizes": (2, 3)}), Sample((f32(4,),), {"dim": -1, "sizes": (2, 1, 2)})],
+    [
+        Sample((f32(2, 6),), {"dim": 1, "sizes": (2, 3)}),
+        Sample(
+            (
+                f32(
+                    4,
+                ),
+            ),
+            {"dim": -1, "sizes": (2, 1, 2)},
+        ),
+    ],
     "One dimension as several.",
     "ViewBackward0",
-)  # fmt: skip
+)
 
 
 def _swapped(x: Type, dim0: int, dim1: int) -> tuple[int, ...]:
@@ -166,7 +189,7 @@ composite(
     doc="The transposed matrix.",
 )
 
-# --- parts of one dimension -------------------------------------------------------------------------------------------
+# --- parts of one dimension -----------------------------------------------------------------------
 
 
 def part(shape: Shape, dim: int, start: int, stop: int, step: int = 1) -> dict[str, Any]:
@@ -192,7 +215,7 @@ def _select(x: Type, *, dim: int, index: int) -> Type:
     return Type(x.dtype, (*x.shape[:d], *x.shape[d + 1 :]))
 
 
-def _select_of(b: Any, x: Any, *, dim: int, index: int) -> Any:
+def select_of(b: Any, x: Any, *, dim: int, index: int) -> Any:
     d, i = _position(x.type, dim, index)
     shape = x.type.shape
     return b.reshape(b.slice(x, **part(shape, d, i, i + 1)), shape=(*shape[:d], *shape[d + 1 :]))
@@ -227,7 +250,7 @@ def _select_bounds(x: Type, *, dim: int, index: int) -> tuple[int, int, int]:
 composite(
     "select",
     _select,
-    _select_of,
+    select_of,
     _padded_grad(_select_bounds),
     samples=lambda: [
         Sample((f32(3, 4),), {"dim": 0, "index": 1}),
@@ -245,7 +268,9 @@ def _narrow_bounds(x: Type, *, dim: int, start: int, length: int) -> tuple[int, 
     d = axis(dim, x.rank)
     lo = start + x.shape[d] if start < 0 else start
     if length < 0 or not 0 <= lo <= x.shape[d] - length:
-        raise IndexOutOfRange(f"{length} elements from {start} do not fit dimension {dim} of size {x.shape[d]}")
+        raise IndexOutOfRange(
+            f"{length} elements from {start} do not fit dimension {dim} of size {x.shape[d]}"
+        )
     return d, lo, lo + length
 
 
@@ -271,197 +296,14 @@ composite(
     doc="`length` positions of one dimension.",
 )
 
-# --- several results, joins -------------------------------------------------------------------------------------------
+# --- diagonals ------------------------------------------------------------------------------------
 
 
-def _split(x: Type, *, sizes: tuple[int, ...], dim: int = 0) -> tuple[Type, ...]:
-    d = axis(dim, x.rank)
-    if x.rank == 0 or sum(sizes) != x.shape[d] or any(n < 0 for n in sizes) or not sizes:
-        raise OpError(f"sizes {sizes} must be >= 0 and add up to the size of dimension {dim}")
-    return tuple(Type(x.dtype, (*x.shape[:d], n, *x.shape[d + 1 :])) for n in sizes)
-
-
-def _split_of(b: Any, x: Any, *, sizes: tuple[int, ...], dim: int = 0) -> Any:
-    d = axis(dim, x.type.rank)
-    ends = [sum(sizes[: k + 1]) for k in range(len(sizes))]
-    return tuple(b.slice(x, **part(x.type.shape, d, end - n, end)) for end, n in zip(ends, sizes))
-
-
-composite(
-    "split",
-    _split,
-    _split_of,
-    lambda b, n, *g: (b.concat(*g, dim=axis(n.attr("dim"), n.type(0).rank)),),
-    samples=lambda: [
-        Sample((f32(5, 2),), {"sizes": (2, 3)}),
-        Sample((f32(2, 4),), {"sizes": (1, 0, 3), "dim": -1}),
-        Sample((f32(3),), {"sizes": (3,)}),
-    ],
-    doc="Consecutive parts of one dimension.",
-)
-
-
-def _unbind(x: Type, *, dim: int = 0) -> tuple[Type, ...]:
-    if x.rank == 0:
-        raise OpError("a scalar can't be unbound")
-    d = axis(dim, x.rank)
-    if x.shape[d] == 0:
-        raise OpError(f"dimension {dim} is empty, so there is nothing to give")
-    return (Type(x.dtype, (*x.shape[:d], *x.shape[d + 1 :])),) * x.shape[d]
-
-
-composite(
-    "unbind",
-    _unbind,
-    lambda b, x, *, dim=0: tuple(
-        _select_of(b, x, dim=dim, index=i) for i in range(x.type.shape[axis(dim, x.type.rank)])
-    ),
-    lambda b, n, *g: (b.stack(*g, dim=axis(n.attr("dim"), n.type(0).rank)),),
-    samples=lambda: [Sample((f32(3, 2),)), Sample((f32(2, 3),), {"dim": -1}), Sample((f32(1),))],
-    doc="Every position of one dimension.",
-)
-
-
-def _stack(*xs: Type, dim: int = 0) -> Type:
-    if not xs:
-        raise OpError("expected at least one operand")
-    for x in xs:
-        if x.shape != xs[0].shape:
-            raise OpError(f"expected operands of one shape, got {xs[0]} and {x}")
-    d = axis(dim, xs[0].rank + 1)
-    return concat_infer(*(Type(x.dtype, (*x.shape[:d], 1, *x.shape[d:])) for x in xs), dim=d)
-
-
-def _stack_of(b: Any, *xs: Any, dim: int = 0) -> Any:
-    d = axis(dim, xs[0].type.rank + 1)
-    return b.concat(*(b.unsqueeze(x, dim=d) for x in xs), dim=d)
-
-
-composite(
-    "stack",
-    _stack,
-    _stack_of,
-    lambda b, n, g: tuple(
-        (lambda k=k: b.select(g, dim=axis(n.attr("dim"), g.type.rank), index=k)) for k in range(len(n))
-    ),
-    samples=lambda: [
-        Sample((f32(2, 3), f32(2, 3))),
-        Sample((f32(2), f32(2), f32(2)), {"dim": -1}),
-        Sample((f32(),), {"dim": 0}),
-        Sample((f32(0), f32(0))),
-    ],
-    doc="Joins the operands along a new dimension.",
-)
-
-
-def _repeat(x: Type, *, repeats: tuple[int, ...]) -> Type:
-    if len(repeats) < x.rank or any(n < 0 for n in repeats):
-        raise OpError(f"repeats must have at least {x.rank} counts >= 0, got {repeats}")
-    shape = (1,) * (len(repeats) - x.rank) + x.shape
-    return Type(x.dtype, (n * k for n, k in zip(shape, repeats)))
-
-
-def _interleaved(shape: Shape, repeats: tuple[int, ...]) -> tuple[Shape, Shape, tuple[int, ...]]:
-    """Sizes as (1, n) and (k, n) pairs, and the axes of the ks."""
-    shape = (1,) * (len(repeats) - len(shape)) + shape
-    ones = tuple(m for n in shape for m in (1, n))
-    return ones, tuple(m for n, k in zip(shape, repeats) for m in (k, n)), tuple(range(0, len(ones), 2))
-
-
-def _repeat_of(b: Any, x: Any, *, repeats: tuple[int, ...]) -> Any:
-    ones, pairs, _ = _interleaved(x.type.shape, repeats)
-    wide = b.expand(b.reshape(x, shape=ones), shape=pairs)
-    return b.reshape(wide, shape=_repeat(x.type, repeats=repeats).shape)
-
-
-def _repeat_grad(b: Any, n: Any, g: Any) -> tuple[Any, ...]:
-    shape = n.type(0).shape
-    _, pairs, axes = _interleaved(shape, n.attrs["repeats"])
-    return (b.reshape(b.sum(b.reshape(g, shape=pairs), axes=axes), shape=shape),)
-
-
-composite(
-    "repeat",
-    _repeat,
-    _repeat_of,
-    _repeat_grad,
-    samples=lambda: [
-        Sample((f32(2, 3),), {"repeats": (2, 1)}),
-        Sample((f32(3),), {"repeats": (2, 2)}),
-        Sample((f32(2),), {"repeats": (0,)}),
-        Sample((f32(),), {"repeats": ()}),
-    ],
-    doc="Copies side by side along each dimension.",
-)
-
-
-def _repeat_interleave(x: Type, *, repeats: int, dim: int) -> Type:
-    if x.rank == 0 or repeats < 0:
-        raise OpError(f"expected at least 1 dimension and repeats >= 0, got repeats={repeats}")
-    d = axis(dim, x.rank)
-    return Type(x.dtype, (n * repeats if k == d else n for k, n in enumerate(x.shape)))
-
-
-def _repeat_interleave_of(b: Any, x: Any, *, repeats: int, dim: int) -> Any:
-    shape, d = x.type.shape, axis(dim, x.type.rank)
-    wide = b.expand(b.unsqueeze(x, dim=d + 1), shape=(*shape[: d + 1], repeats, *shape[d + 1 :]))
-    return b.reshape(wide, shape=_repeat_interleave(x.type, repeats=repeats, dim=dim).shape)
-
-
-def _repeat_interleave_grad(b: Any, n: Any, g: Any) -> tuple[Any, ...]:
-    shape, d = n.type(0).shape, axis(n.attrs["dim"], n.type(0).rank)
-    wide = b.reshape(g, shape=(*shape[: d + 1], n.attrs["repeats"], *shape[d + 1 :]))
-    return (b.sum(wide, axes=(d + 1,)),)
-
-
-composite(
-    "repeat_interleave",
-    _repeat_interleave,
-    _repeat_interleave_of,
-    _repeat_interleave_grad,
-    samples=lambda: [Sample((f32(2, 3),), {"repeats": 2, "dim": 1}), Sample((f32(3),), {"repeats": 0, "dim": 0})],
-    grad_name="IndexSelectBackward0",
-    doc="Every position of one dimension several times in a row.",
-)
-
-
-def _roll(x: Type, *, shifts: tuple[int, ...], dims: tuple[int, ...]) -> Type:
-    if len(shifts) != len(dims):
-        raise OpError(f"expected one shift for each dimension, got shifts={shifts}, dims={dims}")
-    for d in dims:
-        axis(d, x.rank)
-    return x
-
-
-def _roll_of(b: Any, x: Any, *, shifts: tuple[int, ...], dims: tuple[int, ...]) -> Any:
-    shape = x.type.shape
-    for shift, dim in zip(shifts, dims):
-        d = axis(dim, len(shape))
-        k = shift % shape[d] if shape and shape[d] else 0
-        if k:
-            cut = shape[d] - k
-            x = b.concat(b.slice(x, **part(shape, d, cut, shape[d])), b.slice(x, **part(shape, d, 0, cut)), dim=d)
-    return x
-
-
-composite(
-    "roll",
-    _roll,
-    lambda b, x, **attrs: _roll_of(b, b.clone(x), **attrs),
-    lambda b, n, g: (b.roll(g, shifts=tuple(-k for k in n.attrs["shifts"]), dims=n.attrs["dims"]),),
-    samples=lambda: [
-        Sample((f32(5, 3),), {"shifts": (2, -1), "dims": (0, 1)}),
-        Sample((f32(4),), {"shifts": (4,), "dims": (-1,)}),
-        Sample((f32(0),), {"shifts": (1,), "dims": (0,)}),
-    ],
-    doc="Elements moved along dimensions, what falls off coming back at the other end.",
-)
-
-# --- diagonals ---------------------------------------------------------------------------------------------------------
-
-
-def _diagonal_plan(x: Type, offset: int, dim1: int, dim2: int) -> tuple[tuple[int, ...], int, dict[str, Any], Shape]:
-    """(dims with the two last, length, slice of the flattened matrix, lead shape): a diagonal is every (m+1)th element."""
+def _diagonal_plan(
+    x: Type, offset: int, dim1: int, dim2: int
+) -> tuple[tuple[int, ...], int, dict[str, Any], Shape]:
+    """(dims with the two last, length, slice of the flattened matrix, lead shape): a diagonal is every
+    (m+1)th element."""
     if x.rank < 2:
         raise OpError(f"expected at least 2 dimensions, got {x}")
     i, j = axis(dim1, x.rank), axis(dim2, x.rank)
@@ -533,13 +375,19 @@ composite(
     _diag_embed,
     lambda b, x, *, offset=0, dim1=-2, dim2=-1: _diagonal_unview(
         b,
-        b.full(shape=_diag_embed(x.type, offset=offset, dim1=dim1, dim2=dim2).shape, value=0, dtype=x.type.dtype),
+        b.full(
+            shape=_diag_embed(x.type, offset=offset, dim1=dim1, dim2=dim2).shape, value=0, dtype=x.type.dtype
+        ),
         x,
         offset=offset,
         dim1=dim1,
         dim2=dim2,
     ),
     lambda b, n, g: (b.diagonal(g, offset=n.attr("offset"), dim1=n.attr("dim1"), dim2=n.attr("dim2")),),
-    samples=lambda: [Sample((f32(3),)), Sample((f32(2, 3),), {"offset": 1, "dim1": 0}), Sample((f32(2),), {"offset": -1})],
+    samples=lambda: [
+        Sample((f32(3),)),
+        Sample((f32(2, 3),), {"offset": 1, "dim1": 0}),
+        Sample((f32(2),), {"offset": -1}),
+    ],
     doc="A matrix with the last dimension on its diagonal.",
 )

@@ -1,4 +1,6 @@
-"""Elementwise functions, as tables: PyTorch name -> op, with PyTorch's promotion. Bound as functions and methods."""
+"""Elementwise functions, as tables: PyTorch name -> op, with PyTorch's promotion. Bound as functions and
+methods.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ from ..tensor import Tensor
 FUNCTIONS: dict[str, Callable[..., Any]] = {}
 
 #: Take integers by converting them to the default floating type.
-_UNARY_FLOAT = """sqrt rsqrt reciprocal exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan sinh cosh tanh
-asinh acosh atanh sigmoid erf erfc"""
+_UNARY_FLOAT = """sqrt rsqrt reciprocal exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan sinh
+cosh tanh asinh acosh atanh sigmoid erf erfc"""
 #: Keep the dtype they are given.
 _UNARY_SAME = "neg abs sign square relu floor ceil trunc frac"
 #: Give bool.
@@ -119,7 +121,7 @@ def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
     return Tensor(b.add(q, b.cast_to(inexact, dtype)))
 
 
-def pow(input: Any, exponent: Any) -> Tensor:  # noqa: A001 - PyTorch's name
+def pow(input: Any, exponent: Any) -> Tensor:
     """`input ** exponent`, elementwise."""
     if isinstance(input, Tensor) and not isinstance(exponent, Tensor):
         dtype = result_type(input, exponent)
@@ -127,14 +129,16 @@ def pow(input: Any, exponent: Any) -> Tensor:  # noqa: A001 - PyTorch's name
         if trace.walked_back:
             values(input)
         if dtype.kind != "f" and exponent < 0:
-            raise OpError("pow(): integers to negative integer powers are not allowed; convert the base to float")
+            raise OpError(
+                "pow(): integers to negative integer powers are not allowed; convert the base to float"
+            )
         x = as_value(trace, input, dtype)
         return Tensor(trace.emit(REGISTRY["pow_scalar"], (x,), {"exponent": exponent}))
     trace, (x, y) = values(input, exponent)
     return Tensor(trace.emit(REGISTRY["pow"], (x, y), {}))
 
 
-def clamp(input: Tensor, min: Any = None, max: Any = None) -> Tensor:  # noqa: A002 - PyTorch's names
+def clamp(input: Tensor, min: Any = None, max: Any = None) -> Tensor:
     """`input` limited to [min, max], numbers or tensors; either may be None."""
     tensor_operand(input, "clamp(): input")
     if min is None and max is None:
@@ -152,18 +156,20 @@ def clamp(input: Tensor, min: Any = None, max: Any = None) -> Tensor:  # noqa: A
     return Tensor(trace.emit(REGISTRY["clamp"], (x,), {"min": min, "max": max}))
 
 
-def clamp_min(input: Tensor, min: Any) -> Tensor:  # noqa: A002
+def clamp_min(input: Tensor, min: Any) -> Tensor:
     """`input` with everything below `min` raised to it."""
     return clamp(input, min=min)
 
 
-def clamp_max(input: Tensor, max: Any) -> Tensor:  # noqa: A002
+def clamp_max(input: Tensor, max: Any) -> Tensor:
     """`input` with everything above `max` lowered to it."""
     return clamp(input, max=max)
 
 
 def where(condition: Tensor, input: Any = None, other: Any = None) -> Any:
-    """Elements of `input` where `condition` holds, else of `other`; with one argument, the indices where it holds."""
+    """Elements of `input` where `condition` holds, else of `other`; with one argument, the indices where it
+    holds.
+    """
     if input is None and other is None:
         from .indexing import nonzero
 
@@ -196,11 +202,13 @@ def bitwise_not(input: Tensor) -> Tensor:
     return Tensor(STATE.trace.emit(REGISTRY["bitwise_not"], (input._value(),), {}))
 
 
-def round(input: Tensor, *, decimals: int = 0) -> Tensor:  # noqa: A001 - PyTorch's name
+def round(input: Tensor, *, decimals: int = 0) -> Tensor:
     """Rounds half to even, at the given decimal place."""
     op = REGISTRY["round"]
     if decimals == 0 or input.dtype.kind != "f":
-        return Tensor(STATE.trace.emit(op, (input._value(),), {})) if input.dtype.kind == "f" else input.clone()
+        return (
+            Tensor(STATE.trace.emit(op, (input._value(),), {})) if input.dtype.kind == "f" else input.clone()
+        )
     scale = 10.0 ** abs(decimals)
     if decimals > 0:
         return div(round(mul(input, scale)), scale)

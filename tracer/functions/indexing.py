@@ -21,7 +21,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {}
 
 
 def _is_advanced(i: Any) -> bool:
-    return isinstance(i, (Tensor, np.ndarray, list)) or (isinstance(i, tuple))
+    return isinstance(i, (Tensor, np.ndarray, list, tuple))
 
 
 def _index_tensor(i: Any) -> Tensor:
@@ -32,7 +32,9 @@ def _index_tensor(i: Any) -> Tensor:
 
 
 def _basic(x: Tensor, index: tuple[Any, ...]) -> tuple[Tensor, list[Tensor | None]]:
-    """Applies ints, slices, None and Ellipsis as views; gives the view and its advanced index per dimension."""
+    """Applies ints, slices, None and Ellipsis as views; gives the view and its advanced index per
+    dimension.
+    """
     used = sum(
         (i.dim() if isinstance(i, Tensor) and i.dtype is dtypes.bool_ else 1)
         for i in index
@@ -61,8 +63,8 @@ def _basic(x: Tensor, index: tuple[Any, ...]) -> tuple[Tensor, list[Tensor | Non
             step = 1 if i.step is None else int(i.step)
             if step <= 0:
                 raise OpError("slice steps must be positive; use flip() to reverse")
-            parts = (None if s is None else int(s) for s in (i.start, i.stop))
-            start, stop, _ = slice(*parts, step).indices(n)
+            first, last = (None if s is None else int(s) for s in (i.start, i.stop))
+            start, stop, _ = slice(first, last, step).indices(n)
             if (start, stop, step) != (0, n, 1):
                 out = slice_dims(out, {dim: (start, max(stop, start), step)})
             advanced.append(None)
@@ -86,7 +88,8 @@ def _basic(x: Tensor, index: tuple[Any, ...]) -> tuple[Tensor, list[Tensor | Non
                 shape = tuple(out.shape)[dim : dim + t.dim()]
                 if tuple(t.shape) != shape:
                     raise IndexOutOfRange(
-                        f"a mask of shape {list(t.shape)} does not fit dimensions {list(shape)} of the indexed tensor"
+                        f"a mask of shape {list(t.shape)} does not fit dimensions "
+                        f"{list(shape)} of the indexed tensor"
                     )
                 for k in nonzero(t, as_tuple=True):
                     advanced.append(k)
@@ -213,7 +216,9 @@ def index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
     """The slices along `dim` at the indices."""
     trace = STATE.trace
     d = normalize_axis(dim, input.dim())
-    return Tensor(trace.emit(REGISTRY["take"], (input._value(), as_value(trace, index, dtypes.int64)), {"dim": d}))
+    return Tensor(
+        trace.emit(REGISTRY["take"], (input._value(), as_value(trace, index, dtypes.int64)), {"dim": d})
+    )
 
 
 def scatter(input: Tensor, dim: int, index: Tensor, src: Any, *, reduce: str | None = None) -> Tensor:

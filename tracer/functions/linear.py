@@ -22,7 +22,8 @@ def _same_dtype(name: str, *tensors: Any) -> tuple[Any, ...]:
     values = tuple(tensor_operand(t, f"{name}(): operand")._value() for t in tensors)
     if any(v.type.dtype is not values[0].type.dtype for v in values):
         raise DTypeError(
-            f"{name}({', '.join(str(v.type) for v in values)}): operands must have one dtype; convert with .to(dtype)"
+            f"{name}({', '.join(str(v.type) for v in values)}): operands must have one dtype; "
+            f"convert with .to(dtype)"
         )
     return values
 

@@ -39,7 +39,7 @@ def _start(input: Any, name: str) -> Any:
     return trace
 
 
-def sum(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: DType | None = None) -> Tensor:  # noqa: A001
+def sum(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: DType | None = None) -> Tensor:
     """Sum over `dim` (all by default). Integers and bools sum as i64."""
     trace = _start(input, "sum")
     d = dtype or (dtypes.int64 if input.dtype.kind != "f" else input.dtype)
@@ -52,7 +52,9 @@ def mean(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: DType 
     trace = _start(input, "mean")
     d = dtype or input.dtype
     if d.kind != "f":
-        raise DTypeError(f"mean() needs a floating-point tensor, got {input._value().type}; convert with .float()")
+        raise DTypeError(
+            f"mean() needs a floating-point tensor, got {input._value().type}; convert with .float()"
+        )
     x = as_value(trace, input, d)
     return Tensor(trace.emit(REGISTRY["mean"], (x,), {"axes": axes_of(input, dim), "keepdim": bool(keepdim)}))
 
@@ -74,7 +76,9 @@ def _extreme(name: str, op_name: str, arg_name: str) -> Callable[..., Any]:
             return E[f"{name}imum"](input, dim)
         x = input._value()
         if dim is None:
-            return Tensor(trace.emit(REGISTRY[op_name], (x,), {"axes": axes_of(input, None), "keepdim": False}))
+            return Tensor(
+                trace.emit(REGISTRY[op_name], (x,), {"axes": axes_of(input, None), "keepdim": False})
+            )
         axis = normalize_axis(dim, input.dim())
         attrs = {"dim": axis, "keepdim": True}
         i = trace.emit(REGISTRY[arg_name], (x,), attrs)
@@ -83,19 +87,23 @@ def _extreme(name: str, op_name: str, arg_name: str) -> Callable[..., Any]:
         return Extremum(v, index) if keepdim else Extremum(v.squeeze(axis), index.squeeze(axis))
 
     fn.__name__ = fn.__qualname__ = name
-    fn.__doc__ = f"{name} of all elements; along `dim`, (values, indices); with a tensor, elementwise {name}imum."
+    fn.__doc__ = (
+        f"{name} of all elements; along `dim`, (values, indices); with a tensor, elementwise {name}imum."
+    )
     return fn
 
 
-max = _extreme("max", "amax", "argmax")  # noqa: A001 - PyTorch's name
-min = _extreme("min", "amin", "argmin")  # noqa: A001 - PyTorch's name
+max = _extreme("max", "amax", "argmax")
+min = _extreme("min", "amin", "argmin")
 
 
 def _axes_reduction(name: str) -> None:
     def fn(input: Tensor, dim: Any = (), keepdim: bool = False) -> Tensor:
         trace = _start(input, name)
         return Tensor(
-            trace.emit(REGISTRY[name], (input._value(),), {"axes": axes_of(input, dim), "keepdim": bool(keepdim)})
+            trace.emit(
+                REGISTRY[name], (input._value(),), {"axes": axes_of(input, dim), "keepdim": bool(keepdim)}
+            )
         )
 
     fn.__name__ = fn.__qualname__ = name
@@ -111,7 +119,9 @@ def _bool_reduction(name: str) -> None:
     def fn(input: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
         trace = _start(input, name)
         x = as_value(trace, input, dtypes.bool_)
-        return Tensor(trace.emit(REGISTRY[name], (x,), {"axes": axes_of(input, dim), "keepdim": bool(keepdim)}))
+        return Tensor(
+            trace.emit(REGISTRY[name], (x,), {"axes": axes_of(input, dim), "keepdim": bool(keepdim)})
+        )
 
     fn.__name__ = fn.__qualname__ = name
     fn.__doc__ = f"Whether {name} element over `dim` (all by default) is not zero."
@@ -144,7 +154,12 @@ for _name in ("argmax", "argmin"):
 
 def _spread(op_name: str) -> None:
     def fn(
-        input: Tensor, dim: Any = None, unbiased: bool = True, keepdim: bool = False, *, correction: Any = None
+        input: Tensor,
+        dim: Any = None,
+        unbiased: bool = True,
+        keepdim: bool = False,
+        *,
+        correction: Any = None,
     ) -> Tensor:
         trace = _start(input, op_name)
         if isinstance(dim, bool):  # var(unbiased)

@@ -40,7 +40,9 @@ def resolve_shape(t: Tensor, shape: tuple[int, ...], what: str) -> tuple[int, ..
 
 
 def view(input: Tensor, *shape: Any) -> Tensor:
-    """The same elements in another shape; one dimension may be -1. Shares memory. `view(dtype)` reinterprets bits."""
+    """The same elements in another shape; one dimension may be -1. Shares memory. `view(dtype)` reinterprets
+    bits.
+    """
     return make_view(input, REGISTRY["view"], {"shape": resolve_shape(input, _dims(shape), "view")})
 
 
@@ -145,7 +147,9 @@ def narrow(input: Tensor, dim: int, start: int, length: int) -> Tensor:
     if start < 0:
         start += n
     if not 0 <= start <= n or length < 0 or start + length > n:
-        raise OpError(f"narrow(): [{start}, {start + length}) is outside dimension {dim} of {input._value().type}")
+        raise OpError(
+            f"narrow(): [{start}, {start + length}) is outside dimension {dim} of {input._value().type}"
+        )
     return slice_dims(input, {d: (start, start + length, 1)})
 
 
@@ -182,7 +186,9 @@ def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     if trace.walked_back:
         ready(trace, *tensors)
     dtype = result_type(*tensors)
-    parts = [x for x in tensors if tuple(x.shape) != (0,)] or tensors[:1]  # PyTorch skips legacy empty tensors
+    parts = [x for x in tensors if tuple(x.shape) != (0,)] or tensors[
+        :1
+    ]  # PyTorch skips legacy empty tensors
     values = tuple(as_value(trace, x, dtype) for x in parts)
     return Tensor(trace.emit(REGISTRY["concat"], values, {"dim": normalize_axis(dim, parts[0].dim())}))
 

@@ -1,0 +1,99 @@
+"""The scheduler: an optimised graph becomes a `LoopProgram`. `schedule(graph, machine)` is all there is to call.
+
+In order: plan.py decides what is computed where (groups, in groups.py, of elements pulled through index maps,
+elements.py); placement.py gives every stored value its buffer and the groups their order; pointwise.py and rows.py write
+their loops with the help of nests.py and scopes.py; backends/memory.py lays out the arena.
+"""
+
+from __future__ import annotations
+
+from ...ir.expr import Load
+from ...ir.graph import Graph, Value
+from ...ir.loops import Buffer, Kernel, LoopProgram, Stmt
+from ..machine import MachineModel
+from ..memory import plan as plan_memory
+from .groups import Group, PointwiseGroup, RowGroup, ScatterGroup, TinyGroup, domain_var
+from .nests import StoreSpec
+from .placement import Placement
+from .plan import Planner
+from .pointwise import emit_pointwise, emit_scatter, emit_tiny, flat_nest
+from .rows import emit_rows
+
+__all__ = ["schedule"]
+
+
+def schedule(graph: Graph, machine: MachineModel | None = None) -> LoopProgram:
+    """Loops that compute the graph's outputs and write its updates in place.
+
+    Args:
+        graph: scalar and kernel ops only (composites expanded).
+        machine: the CPU to schedule for; the default is a 256-bit single-threaded one.
+
+    :raises OpError: an op that has no schedule.
+    """
+    machine = machine or MachineModel()
+    plan = Planner(graph, machine)
+    plan.run()
+    placement = Placement(plan)
+    program = LoopProgram(graph.name, plan.inputs, placement.outputs, kernels=[])
+    program.updated = [plan.input_buffer(i) for i, v in plan.updates.items() if v.type.numel]
+    for group in placement.order:
+        body = _emit(group, placement, machine)
+        if body:
+            program.kernels.append(_kernel(group, body, placement, len(program.kernels)))
+    for target, source in placement.copies:
+        f = domain_var("i", target.size)
+        spec: StoreSpec = (target, f, Load(source, (f,)))
+        body = flat_nest({}, [spec], f, target.size, machine, placement.place, plan.number)
+        program.kernels.append(
+            Kernel(f"k{len(program.kernels)}", body, f"copy to {target.name}", (), 0, 2 * target.nbytes)
+        )
+    program.temps = list(plan.constants)
+    plan_memory(program)
+    return program
+
+
+def _emit(group: Group, placement: Placement, machine: MachineModel) -> list[Stmt]:
+    number = placement.plan.number
+    targets = placement.targets[group.id]
+    if isinstance(group, TinyGroup):
+        return emit_tiny(group, machine, placement.place, number, targets)
+    if isinstance(group, ScatterGroup):
+        return emit_scatter(group, targets[0][0], machine, placement.place, number)
+    specs: list[StoreSpec] = [(b, *group.store_spec(v)) for b, v in targets]
+    if isinstance(group, RowGroup):
+        return emit_rows(group, specs, machine, placement.place, number)
+    assert isinstance(group, PointwiseGroup)
+    return emit_pointwise(group, specs, machine, placement.place, number)
+
+
+def _kernel(group: Group, body: list[Stmt], placement: Placement, index: int) -> Kernel:
+    plan = placement.plan
+    names: list[str] = []
+    locs = []
+    flops = 0
+    for node in group.nodes.values():
+        if node.op.name not in names:
+            names.append(node.op.name)
+        if node.loc is not None and node.loc not in locs:
+            locs.append(node.loc)
+        flops += _flops(node.results[0], plan)
+    written = [placement.place(b) for b, _ in placement.targets[group.id]]
+    read: list[Buffer] = [placement.place(b) for b, readers in plan.readers.items() if group in readers]
+    moved = sum(b.nbytes for b in dict.fromkeys(written)) + sum(b.nbytes for b in dict.fromkeys(read))
+    comment = "+".join(names[:8]) + ("+..." if len(names) > 8 else "")
+    return Kernel(f"k{index}_{names[0] if names else group.kind}", body, comment, tuple(locs), flops, moved)
+
+
+def _flops(v: Value, plan: Planner) -> int:
+    node = v.node
+    assert node is not None
+    if node.op.kernel == "contract":
+        from math import prod
+
+        from .elements import letter_sizes
+
+        return 2 * prod(letter_sizes(node).values())
+    if node.op.kernel == "reduce":
+        return node.operands[0].type.numel
+    return v.type.numel if node.op.scalar is not None else 0

@@ -1,0 +1,170 @@
+"""Where stored values live: outputs, inputs written in place, arena buffers shared with values that die. Decides the
+order of the groups too, since an update in place must come after every reader of the old value.
+
+Used by schedule/__init__.py only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ...ir.expr import Expr, Load
+from ...ir.graph import Value
+from ...ir.loops import Buffer
+from .groups import Group, PointwiseGroup, RowGroup, TinyGroup
+from .nests import loads_of, needed_exprs
+from .plan import Planner
+
+
+class Placement:
+    """Buffers of everything stored.
+
+    Attributes:
+        targets: for each group (by id), the (buffer, value) pairs it stores.
+        order: the groups in the order they run.
+        copies: (input buffer, temporary) pairs to copy at the very end.
+        outputs: the program's output buffers.
+    """
+
+    def __init__(self, plan: Planner) -> None:
+        self.plan = plan
+        self.same: dict[Buffer, Buffer] = {}
+        self.targets: dict[int, list[tuple[Buffer, Value]]] = {}
+        self.copies: list[tuple[Buffer, Buffer]] = []
+        self.loads_memo: dict[int, list[Load]] = {}
+        self.outputs = self.name_outputs()
+        for g in plan.groups:
+            self.targets[g.id] = [(plan.buffer(v), v) for v in g.stored]
+        self.place_updates()
+        self.order = self.sorted_groups()
+        self.share_dying()
+
+    def place(self, b: Buffer) -> Buffer:
+        while b in self.same:
+            b = self.same[b]
+        return b
+
+    def name_outputs(self) -> list[Buffer]:
+        out: list[Buffer] = []
+        for v in self.plan.outputs:
+            b = self.plan.buffer(v)
+            if v.node is not None and b.space == "arena":
+                b.space = "output"
+            out.append(b)
+        return out
+
+    # --- updates of inputs
+
+    def place_updates(self) -> None:
+        plan = self.plan
+        for i, v in plan.updates.items():
+            if v.type.numel == 0:
+                continue
+            target, home, b = plan.input_buffer(i), plan.home[v], plan.buffer(v)
+            if not self.in_place(target, v, home):
+                self.copies.append((target, b))
+            elif b.space == "output":
+                self.targets[home.id].append((target, v))
+            else:
+                self.same[b] = target
+
+    def in_place(self, target: Buffer, v: Value, home: Group) -> bool:
+        """Whether `home` may write `v` over `target`: all others read it earlier, `home` itself just where it writes."""
+        plan = self.plan
+        readers = plan.readers.get(target, [])
+        if any(r is not home and plan.depends(r, home) for r in readers):
+            return False
+        if any(r is home for r in readers) and not self.safe(home, target, v):
+            return False
+        before = list(plan.anc)
+        for r in readers:
+            if r is not home:
+                if plan.depends(r, home):  # through an edge just added
+                    plan.anc[:] = before
+                    return False
+                plan.add_dependence(home, r)
+        return True
+
+    def loads(self, g: Group) -> list[Load]:
+        got = self.loads_memo.get(g.id)
+        if got is None:
+            roots: list[Expr] = []
+            if isinstance(g, RowGroup):
+                roots += [r.element for r in g.reductions]
+            for v in g.stored:
+                if g.canonical(v) is not None:
+                    roots += g.store_spec(v)
+            got = self.loads_memo[g.id] = loads_of(needed_exprs(g.elements.bindings, roots))
+        return got
+
+    def safe(self, g: Group, b: Buffer, v: Value) -> bool:
+        """Whether writing `v` over `b` in group `g` disturbs no read of `b` there: each is at the place written, in the
+        iteration that writes it. (Blocks read all they need before they write.)"""
+        if isinstance(g, TinyGroup):
+            return True
+        if not isinstance(g, (PointwiseGroup, RowGroup)):
+            return False
+        number = self.plan.number
+        at = number(g.store_spec(v)[0])
+        mine = [x for x in self.loads(g) if self.place(x.buffer) is b]
+        if any(len(x.index) != 1 or number(x.index[0]) != at for x in mine):
+            return False
+        if isinstance(g, RowGroup) and v.type.numel != g.O:
+            # The pass that stores must be the last that reads: true of a store that waits for every reduction.
+            last = max((g.stage_of(r.element) for r in g.reductions), default=0)
+            return g.stage_of(g.store_spec(v)[1]) > last
+        return True
+
+    # --- order and reuse
+
+    def sorted_groups(self) -> list[Group]:
+        """Dependences first; otherwise as created."""
+        plan = self.plan
+        done = 0
+        order: list[Group] = []
+        rest = list(plan.groups)
+        while rest:
+            for k, g in enumerate(rest):
+                if plan.anc[g.id] & ~done == 0:
+                    order.append(g)
+                    done |= 1 << g.id
+                    del rest[k]
+                    break
+            else:
+                raise AssertionError("groups depend on one another in a cycle")
+        return order
+
+    def share_dying(self) -> None:
+        """Elementwise results take the place of an operand of their size that nobody reads later."""
+        plan = self.plan
+        position = {g.id: k for k, g in enumerate(self.order)}
+        last: dict[Buffer, int] = {}
+        for b, readers in plan.readers.items():
+            root = self.place(b)
+            last[root] = max([last.get(root, -1), *(position[r.id] for r in readers)])
+        for _, b in self.copies:
+            last[self.place(b)] = len(self.order)
+        for g in self.order:
+            if not isinstance(g, PointwiseGroup):
+                continue
+            taken: set[Buffer] = set()
+            for b, v in self.targets[g.id]:
+                if self.place(b) is not b or b.space != "arena":
+                    continue
+                for x in self.loads(g):
+                    old = self.place(x.buffer)
+                    if (
+                        old.space == "arena"
+                        and old not in taken
+                        and last.get(old) == position[g.id]
+                        and old.dtype is b.dtype
+                        and old.size == b.size
+                        and self.safe(g, old, v)
+                    ):
+                        self.same[b] = old
+                        taken.add(old)
+                        last[old] = max(last.get(b, -1), position[g.id])
+                        break
+
+
+__all__ = ["Callable", "Placement"]

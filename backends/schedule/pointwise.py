@@ -1,0 +1,177 @@
+"""Loops of elementwise groups, copies, tiny groups and scatters. Used by schedule/__init__.py only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ...ir import dtypes
+from ...ir.expr import Expr, Load, Local, Prim, Var, stride_of, substitute
+from ...ir.loops import Buffer, Kernel, Stmt, Store
+from ...ir.scalar import PRIMITIVES
+from ..machine import MachineModel
+from .elements import S
+from .groups import PointwiseGroup, ScatterGroup, TinyGroup
+from .indexing import Numbering, is_index, ravel
+from .nests import Split, StoreSpec, lanes_for, needed_exprs, resplit, tail_block, vector_blocks
+from .scopes import Lowering, Scope
+
+Place = Callable[[Buffer], Buffer]
+#: a parallel loop has at most about this many iterations; fixed, so that results never depend on threads
+CHUNKS = 64
+
+
+def work(exprs: list[Expr]) -> float:
+    """Cycles per element of evaluating expressions once, in a vector's lane."""
+    cost = 0.0
+    seen: set[int] = set()
+    stack = list(exprs)
+    while stack:
+        e = stack.pop()
+        if id(e) in seen:
+            continue
+        seen.add(id(e))
+        if isinstance(e, Load):
+            cost += 1
+            continue
+        if is_index(e):
+            continue
+        if isinstance(e, Prim):
+            cost += PRIMITIVES[e.name].cost
+        stack.extend(e.args)
+    return cost
+
+
+def emit_pointwise(
+    group: PointwiseGroup, specs: list[StoreSpec], machine: MachineModel, place: Place, number: Numbering
+) -> list[Stmt]:
+    """One nest that computes every stored value of the group."""
+    return flat_nest(group.elements.bindings, specs, group.f, group.n, machine, place, number)
+
+
+def flat_nest(
+    bindings: dict[Local, Expr], specs: list[StoreSpec], flat: Expr, n: int, machine: MachineModel, place: Place,
+    number: Numbering,
+) -> list[Stmt]:  # fmt: skip
+    """`specs` for every value of `flat` in [0, n): as few loops as index arithmetic allows, vectors along the last."""
+    exprs = needed_exprs(bindings, [e for _, i, v in specs for e in (i, v)])
+    split = Split.of(flat, n, exprs)
+    bindings, specs = resplit(bindings, specs, [split])
+    lanes = lanes_for(machine, [b.dtype for b, _, _ in specs])
+    low = Lowering(bindings, number, place)
+    top = Scope(low)
+    cycles = n * work(exprs) / max(lanes, 1)
+    parallel = machine.threads > 1 and cycles > machine.parallel_cycles
+    if parallel and len(split.sizes) == 1:
+        done = parallel_chunks(top, split.vars[0], n, lanes, machine, lambda s: s.stores(specs))
+        if done < n:
+            low.floor = 0
+            vector_blocks(top, split.vars[0], done, n, lanes, machine, lambda s: s.stores(specs))
+        return top.stmts
+    scope = top
+    for k, (var, size) in enumerate(zip(split.vars[:-1], split.sizes[:-1])):
+        if isinstance(var, Var):
+            here = parallel and k == 0
+            loop = Var(var.name, size)
+            scope = scope.loop(loop, size, "parallel" if here else "serial")
+            scope.define(var, loop)
+            if here:
+                low.floor = scope.depth
+    vector_blocks(scope, split.vars[-1], 0, split.sizes[-1], lanes, machine, lambda s: s.stores(specs))
+    while scope is not top:
+        scope.close()
+        assert scope.parent is not None
+        scope = scope.parent
+    return top.stmts
+
+
+def parallel_chunks(
+    top: Scope, var: Expr, n: int, lanes: int, machine: MachineModel, body: Callable[[Scope], None]
+) -> int:
+    """A parallel loop over equal chunks of whole vectors; gives how many elements it covers."""
+    assert isinstance(var, Var)
+    chunk = max(n // CHUNKS // lanes, 1) * lanes
+    count = n // chunk
+    p = Var("chunk", count)
+    outer = top.loop(p, count, "parallel")
+    top.lowering.floor = outer.depth
+    v = Var(var.name, chunk)
+    loop = outer.loop(v, chunk, "serial", lanes)
+    lane = Var(f"{var.name}v", lanes)
+    inner = loop.loop(lane, lanes, "vector")
+    inner.define(var, p * chunk + v + lane)
+    body(inner)
+    inner.close()
+    loop.close()
+    outer.close()
+    return count * chunk
+
+
+def emit_tiny(group: TinyGroup, machine: MachineModel, place: Place, number: Numbering, targets: list[tuple]) -> list[Stmt]:
+    """Straight-line code: every element a let, then the stores. `targets` are (buffer, value)."""
+    low = Lowering(group.elements.bindings, number, place)
+    scope = Scope(low)
+    specs: list[StoreSpec] = []
+    for buffer, v in targets:
+        for index in group.positions(v):
+            specs.append((buffer, ravel(index, v.type.shape), group.elements.at(v, index)))
+    scope.stores(specs)
+    return scope.stmts
+
+
+def emit_scatter(group: ScatterGroup, out: Buffer, machine: MachineModel, place: Place, number: Numbering) -> list[Stmt]:
+    """The copy of the base, then the updates one after another (vectors along what the places don't depend on)."""
+    v = group.members[0]
+    n = v.type.numel
+    stmts: list[Stmt] = []
+    keeps = isinstance(group.base, Load) and place(group.base.buffer) is place(out)
+    if not keeps:
+        stmts += flat_nest(group.elements.bindings, [(out, group.f, group.base)], group.f, n, machine, place, number)
+    count = group.g.extent if isinstance(group.g, Var) else 1
+    if count == 0:
+        return stmts
+    node = group.node
+    how = node.attrs.get("reduce", "none") if node.op.name == "scatter" else (
+        "add" if node.attrs.get("accumulate") else "none"
+    )
+    bindings = group.elements.bindings
+    exprs = needed_exprs(bindings, [group.target, group.value, *group.inside])
+    split = Split.of(group.g, count, exprs)
+    env: dict[Expr, Expr] = {split.flat: split.value()} if split.changed else {}
+    bindings = {x: substitute(e, env) for x, e in bindings.items()} if env else bindings
+    target, value, *inside = (substitute(e, env) for e in (group.target, group.value, *group.inside))
+    low = Lowering(bindings, number, place)
+    top = scope = Scope(low)
+    last = split.vars[-1]
+    # Vectors only along what the places move with by themselves: lanes must not write to one place.
+    data = any(last in low.free(c) for c in inside) or (isinstance(last, Var) and not stride_of(target, last))
+    for var, size in zip(split.vars[:-1] if not data else split.vars, split.sizes):
+        if isinstance(var, Var):
+            loop = Var(var.name, size)
+            scope = scope.loop(loop, size, "serial")
+            scope.define(var, loop)
+
+    condition: Expr | None = None
+    for c in inside:
+        condition = c if condition is None else Prim("and_", (condition, c), dtypes.bool_)
+
+    def update(s: Scope) -> None:
+        new = value
+        if how != "none":
+            combine = {"add": "add", "prod": "mul", "amax": "maximum", "amin": "minimum"}[how]
+            bool_op = {"add": "or_", "mul": "and_"}.get(combine, combine)
+            old = Load(out, (target,), condition)
+            new = S.prim(bool_op if out.dtype.kind == "b" else combine, old, value)
+        s.stores([(out, target, new)], condition)
+
+    if data or not isinstance(last, Var):
+        update(scope)
+    else:
+        vector_blocks(scope, last, 0, split.sizes[-1], lanes_for(machine, [out.dtype]), machine, update)
+    while scope is not top:
+        scope.close()
+        assert scope.parent is not None
+        scope = scope.parent
+    return stmts + top.stmts
+
+
+__all__ = ["Kernel", "Store", "emit_pointwise", "emit_scatter", "emit_tiny", "flat_nest", "tail_block", "work"]

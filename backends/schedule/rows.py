@@ -1,0 +1,453 @@
+"""Loops of row groups: reductions over rows with what comes before and after them fused in.
+
+A group is emitted as passes over the row. Pass p accumulates the reductions that need the results of p others, and
+stores the elements that need no later ones. Two ways to lay out the lanes:
+
+- along the row (`inner`): vector accumulators, combined at the end of the pass;
+- across rows (`column`): a lane for each of a block of neighbouring rows, where those are what is contiguous
+  (sums over the first axis).
+
+Used by schedule/__init__.py only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import prod
+
+from ...ir.expr import Const, Expr, LaneReduce, Load, Local, Var, index_add, substitute
+from ...ir.loops import Buffer, Stmt, Store
+from ..machine import MachineModel
+from .elements import S
+from .groups import Reduction, RowGroup, identity
+from .indexing import ZERO, Numbering
+from .nests import (
+    Split, StoreSpec, lanes_for, less, loads_of, needed_exprs, power_of_two, resplit, strides, vector_blocks,
+)  # fmt: skip
+from .pointwise import work
+from .scopes import Lowering, Scope
+
+
+@dataclass
+class Pass:
+    """One sweep over the row."""
+
+    reductions: list[Reduction] = field(default_factory=list)
+    stores: list[StoreSpec] = field(default_factory=list)
+
+
+class RowEmitter:
+    """Everything about one group on its way to statements."""
+
+    def __init__(
+        self, group: RowGroup, specs: list[StoreSpec], machine: MachineModel, place: Callable[[Buffer], Buffer],
+        number: Numbering,
+    ) -> None:  # fmt: skip
+        self.machine = machine
+        self.O, self.R = group.O, group.R
+        roots = [e for _, i, v in specs for e in (i, v)] + [r.element for r in group.reductions]
+        exprs = needed_exprs(group.elements.bindings, roots)
+        self.o = Split.of(group.o, group.O, exprs)
+        self.r = Split.of(group.r, group.R, exprs)
+        self.bindings, specs = resplit(group.elements.bindings, specs, [self.o, self.r])
+        env: dict[Expr, Expr] = {s.flat: s.value() for s in (self.o, self.r) if s.changed}
+        self.reductions = [Reduction(r.local, r.combine, substitute(r.element, env) if env else r.element)
+                           for r in group.reductions]  # fmt: skip
+        self.low = Lowering(self.bindings, number, place)
+        self.number = number
+        self.r_vars = {v for v in self.r.vars if isinstance(v, Var)}
+        self.by_local = {r.local: r for r in self.reductions}
+        self.stage_memo: dict[int, int] = {}
+        self.row_stores: list[StoreSpec] = []
+        self.passes = self.plan_passes(specs)
+        exprs = needed_exprs(self.bindings, [r.element for r in self.reductions] + [v for _, _, v in specs])
+        self.loads = loads_of(exprs)
+        self.cycles = work(exprs) * self.O * self.R
+
+    # --- passes
+
+    def stage(self, e: Expr) -> int:
+        """How many passes must be over before `e` is known."""
+        memo = self.stage_memo
+        stack: list[tuple[Expr, bool]] = [(e, False)]
+        while stack:
+            x, visited = stack.pop()
+            if id(x) in memo:
+                continue
+            if isinstance(x, Local) and x in self.by_local:
+                inner, add = (self.by_local[x].element,), 1
+            elif isinstance(x, Local) and x in self.bindings:
+                inner, add = (self.bindings[x],), 0
+            else:
+                inner, add = x.args, 0
+            if visited:
+                memo[id(x)] = max((memo[id(a)] for a in inner), default=0) + add
+            else:
+                stack.append((x, True))
+                stack.extend((a, False) for a in inner)
+        return memo[id(e)]
+
+    def plan_passes(self, specs: list[StoreSpec]) -> list[Pass]:
+        passes: list[Pass] = []
+
+        def at(stage: int) -> Pass:
+            while len(passes) <= stage:
+                passes.append(Pass())
+            return passes[stage]
+
+        for r in self.reductions:
+            at(self.stage(r.element)).reductions.append(r)
+        for spec in specs:
+            _, index, value = spec
+            if any(v in self.r_vars for e in (index, value) for v in self.low.free(e)):
+                at(self.stage(value)).stores.append(spec)
+            else:
+                self.row_stores.append(spec)
+        return passes
+
+    # --- choice of layout
+
+    def columns(self) -> bool:
+        """Whether lanes go across rows: where more of the loads, and the lanes, profit."""
+        last_r, last_o = self.r.vars[-1], self.o.vars[-1]
+        n_r, n_o = self.r.sizes[-1], self.o.sizes[-1]
+        lanes = self.lanes()
+
+        def cost(var: Expr, n: int, others: float) -> float:
+            used = -(-n // lanes) * lanes if self.machine.masked_memory else n // lanes * lanes + n % lanes * lanes
+            waste = max(used, 1) / max(n, 1)
+            loads = sum(1.0 if s in (0, 1) else lanes * 1.5 for s in strides(self.loads, var))
+            return waste * (loads + others)
+
+        per_row = 10.0 * len(self.reductions) / max(1.0, self.R / lanes)
+        return cost(last_o, n_o, 1.0) < cost(last_r, n_r, 1.0 + per_row)
+
+    def lanes(self) -> int:
+        kinds = [r.local.dtype for r in self.reductions if r.local.dtype.kind == "f"]
+        return lanes_for(self.machine, kinds or [r.local.dtype for r in self.reductions])
+
+    def emit(self) -> list[Stmt]:
+        top = Scope(self.low)
+        if self.O == 0:
+            return top.stmts
+        if self.R == 0:
+            raise AssertionError("empty reductions are constants")
+        columns = self.columns()
+        parallel = self.machine.threads > 1 and self.cycles / self.lanes() > self.machine.parallel_cycles
+        scope = top
+        outer = list(zip(self.o.vars, self.o.sizes))
+        inner = outer.pop() if columns else None
+        for k, (var, size) in enumerate(outer):
+            if isinstance(var, Var):
+                here = parallel and k == 0
+                v = Var(var.name, size)
+                scope = scope.loop(v, size, "parallel" if here else "serial")
+                scope.define(var, v)
+                if here:
+                    self.low.floor = scope.depth
+        if inner is None:
+            self.rows(scope)
+        else:
+            self.column_blocks(scope, *inner, parallel=parallel and scope is top)
+        while scope is not top:
+            scope.close()
+            assert scope.parent is not None
+            scope = scope.parent
+        return top.stmts
+
+    # --- lanes along the row
+
+    def rows(self, scope: Scope) -> None:
+        lanes = self.lanes()
+        size = self.r.sizes[-1]
+        for p in self.passes:
+            unroll = 1
+            if prod(self.r.sizes) >= 2 * lanes:
+                unroll = min(4 if len(p.reductions) <= 2 else 2, max(1, size // lanes))
+                unroll = 1 << (unroll.bit_length() - 1)
+            width = min(lanes, power_of_two(size))
+            accs = [scope.alloc(r.local.name, r.local.dtype, unroll * width, "register") for r in p.reductions]
+            for acc, r in zip(accs, p.reductions):
+                fill(scope, acc, r, unroll, width)
+            self.sweep(scope, p, accs, unroll, width)
+            for acc, r in zip(accs, p.reductions):
+                self.finish(scope, acc, r, unroll, width)
+        if self.row_stores:
+            scope.stores(self.row_stores)
+
+    def sweep(self, scope: Scope, p: Pass, accs: list[Buffer], unroll: int, width: int) -> None:
+        """The loops of one pass."""
+        block = scope
+        for var, size in list(zip(self.r.vars, self.r.sizes))[:-1]:
+            if isinstance(var, Var):
+                v = Var(var.name, size)
+                block = block.loop(v, size, "serial")
+                block.define(var, v)
+        var, n = self.r.vars[-1], self.r.sizes[-1]
+
+        def body(inner: Scope, at: Expr, lane: Expr) -> None:
+            elements = inner.roots([r.element for r in p.reductions])
+            for acc, r, e in zip(accs, p.reductions, elements):
+                where = index_add(at, lane)
+                if inner.mask is not None:
+                    e = S.select(inner.mask, e, Const(identity(r.combine, e.dtype), e.dtype))
+                inner.stmts.append(Store(acc, (where,), S.prim(r.combine, Load(acc, (where,)), e)))
+            if p.stores:
+                inner.stores(p.stores)
+
+        done = 0
+        step = unroll * width
+        if isinstance(var, Var) and unroll > 1 and n >= step:
+            done = n // step * step
+            outer, base = block, ZERO
+            if done > step:
+                v = Var(var.name, done)
+                outer, base = block.loop(v, done, "serial", step), v
+            u = Var("u", unroll)
+            copies = outer.loop(u, unroll, "unroll")
+            lane = Var(f"{var.name}v", width)
+            inner = copies.loop(lane, width, "vector")
+            inner.define(var, base + u * width + lane)
+            body(inner, u * width, lane)
+            inner.close()
+            copies.close()
+            if outer is not block:
+                outer.close()
+        if not isinstance(var, Var):
+            inner = block.inline()
+            body(inner, ZERO, ZERO)
+            inner.close()
+        else:
+            rest = n - done
+            whole = rest // width * width
+            if whole:
+                outer, base = block, ZERO
+                if whole > width:
+                    v = Var(var.name, whole)
+                    outer, base = block.loop(v, whole, "serial", width), v
+                lane = Var(f"{var.name}v", width)
+                inner = outer.loop(lane, width, "vector")
+                inner.define(var, base + lane + done)
+                body(inner, ZERO, lane)
+                inner.close()
+                if outer is not block:
+                    outer.close()
+            self.tail(block, var, done + whole, n, width, body)
+        while block is not scope:
+            block.close()
+            assert block.parent is not None
+            block = block.parent
+
+    def tail(
+        self, block: Scope, var: Var, start: int, n: int, width: int, body: Callable[[Scope, Expr, Expr], None]
+    ) -> None:
+        left = n - start
+        if left <= 0:
+            return
+        if left == 1:
+            inner = block.inline()
+            inner.define(var, Const(start))
+            body(inner, ZERO, ZERO)
+            inner.close()
+        elif self.machine.masked_memory or power_of_two(left) == left:
+            lane = Var(f"{var.name}v", min(width, power_of_two(left)))
+            mask = less(lane, left) if lane.extent > left else None
+            inner = block.loop(lane, lane.extent, "vector", mask=mask, masked=var if mask is not None else None)
+            inner.define(var, index_add(lane, Const(start)))
+            body(inner, ZERO, lane)
+            inner.close()
+        else:
+            v = Var(var.name, left)
+            inner = block.loop(v, left, "unroll")
+            inner.define(var, index_add(v, Const(start)))
+            body(inner, ZERO, v)
+            inner.close()
+
+    def finish(self, scope: Scope, acc: Buffer, r: Reduction, unroll: int, width: int) -> None:
+        """Combines the accumulators into the row's value."""
+        while unroll > 1:
+            unroll //= 2
+            u, lane = Var("u", unroll), Var("v", width)
+            copies = scope.loop(u, unroll, "unroll") if unroll > 1 else scope
+            inner = copies.loop(lane, width, "vector")
+            at = u * width + lane if unroll > 1 else lane
+            both = S.prim(r.combine, Load(acc, (at,)), Load(acc, (at + unroll * width,)))
+            inner.stmts.append(Store(acc, (at,), both))
+            inner.close()
+            if copies is not scope:
+                copies.close()
+        lane = Var("v", width)
+        value = LaneReduce(r.combine, lane, Load(acc, (lane,))) if width > 1 else Load(acc, (ZERO,))
+        scope.anchor(r.local, scope.let(value, r.local.name))
+
+    # --- lanes across rows
+
+    def column_blocks(self, scope: Scope, var: Expr, n: int, parallel: bool) -> None:
+        lanes = self.lanes()
+        if not isinstance(var, Var):
+            inner = scope.inline()
+            self.rows(inner)
+            inner.close()
+            return
+        unroll = 4
+        while unroll > 1 and (unroll * lanes > n or unroll * max(len(p.reductions) for p in self.passes) > 8):
+            unroll //= 2
+        done = 0
+        for u in (unroll, 1) if unroll > 1 else (1,):
+            step = u * lanes
+            count = (n - done) // step
+            if count:
+                block, base = scope, ZERO
+                if count > 1:
+                    v = Var(var.name, count * step)
+                    kind = "parallel" if parallel and done == 0 else "serial"
+                    block = scope.loop(v, count * step, kind, step)
+                    base = v
+                    self.low.floor = block.depth if kind == "parallel" else self.low.floor
+                self.column_block(block, var, index_add(base, Const(done)), u, lanes, None)
+                if block is not scope:
+                    block.close()
+                    self.low.floor = 0 if parallel else self.low.floor
+                done += count * step
+        left = n - done
+        if left:
+            if self.machine.masked_memory or power_of_two(left) == left or left == 1:
+                self.column_block(scope, var, Const(done), 1, power_of_two(left), left)
+            else:
+                for i in range(left):
+                    self.column_block(scope, var, Const(done + i), 1, 1, None)
+
+    def column_block(
+        self, scope: Scope, var: Var, base: Expr, unroll: int, lanes: int, left: int | None
+    ) -> None:
+        """`unroll * lanes` neighbouring rows at once, `left` of them real."""
+        low = self.low
+        width = unroll * lanes
+        registers: dict[Local, Buffer] = {}
+        masked = left is not None and left < lanes
+
+        def vectors(at: Scope, body: Callable[[Scope, Expr], None]) -> None:
+            copies, where = at, ZERO
+            if unroll > 1:
+                u = Var("u", unroll)
+                copies = at.loop(u, unroll, "unroll")
+                where = u * lanes
+            lane = Var(f"{var.name}v", lanes) if lanes > 1 else ZERO
+            if isinstance(lane, Var):
+                mask = less(lane, left) if masked and left is not None else None
+                inner = copies.loop(lane, lanes, "vector", mask=mask, masked=var if masked else None)
+            else:
+                inner = copies.inline()
+            place = index_add(where, lane)
+            inner.define(var, index_add(base, place))
+            for local, register in registers.items():
+                inner.anchor(local, Load(register, (place,)))
+            body(inner, place)
+            inner.close()
+            if copies is not at:
+                copies.close()
+
+        for k, p in enumerate(self.passes):
+            self.column_pass(scope, p, width, vectors, registers)
+            self.keep_row_values(scope, k, width, vectors, registers)
+        if self.row_stores:
+            vectors(scope, lambda inner, _: inner.stores(self.row_stores))
+        for x in [x for x in low.depth_of if x in registers]:
+            del low.depth_of[x]
+
+    def column_pass(
+        self, scope: Scope, p: Pass, width: int, vectors: Callable[..., None], registers: dict[Local, Buffer]
+    ) -> None:
+        accs = [scope.alloc(r.local.name, r.local.dtype, width, "register") for r in p.reductions]
+        for acc, r in zip(accs, p.reductions):
+            zero = Const(identity(r.combine, acc.dtype), acc.dtype)
+            plain_vectors(scope, width, self.lanes(), lambda inner, at: inner.stmts.append(Store(acc, (at,), zero)))  # noqa: B023
+        block = scope
+        for var, size in zip(self.r.vars, self.r.sizes):
+            if isinstance(var, Var):
+                v = Var(var.name, size)
+                block = block.loop(v, size, "serial")
+                block.define(var, v)
+
+        def body(inner: Scope, at: Expr) -> None:
+            elements = inner.roots([r.element for r in p.reductions])
+            for acc, r, e in zip(accs, p.reductions, elements):
+                inner.stmts.append(Store(acc, (at,), S.prim(r.combine, Load(acc, (at,)), e)))
+            if p.stores:
+                inner.stores(p.stores)
+
+        vectors(block, body)
+        while block is not scope:
+            block.close()
+            assert block.parent is not None
+            block = block.parent
+        for acc, r in zip(accs, p.reductions):
+            registers[r.local] = acc
+
+    def keep_row_values(
+        self, scope: Scope, done: int, width: int, vectors: Callable[..., None], registers: dict[Local, Buffer]
+    ) -> None:
+        """Values of whole rows that later passes use are computed once, into registers."""
+        later = [p for p in self.passes[done + 1 :]]
+        roots = [r.element for p in later for r in p.reductions] + [v for p in later for _, _, v in p.stores]
+        wanted: list[Local] = []
+        seen: set[int] = set()
+        stack = list(roots)
+        while stack:
+            e = stack.pop()
+            if id(e) in seen:
+                continue
+            seen.add(id(e))
+            if isinstance(e, Local):
+                if e in registers or e not in self.bindings:
+                    continue
+                if not (self.low.free(e) & self.r_vars) and self.stage(e) <= done + 1:
+                    if self.stage(e) > 0:
+                        wanted.append(e)
+                        continue
+                stack.append(self.bindings[e])
+            else:
+                stack.extend(e.args)
+        wanted.sort(key=self.low.order.__getitem__)
+        if not wanted:
+            return
+        buffers = [scope.alloc(x.name, x.dtype, width, "register") for x in wanted]
+
+        def body(inner: Scope, at: Expr) -> None:
+            for value, b in zip(inner.roots(list(wanted)), buffers):
+                inner.stmts.append(Store(b, (at,), value))
+
+        vectors(scope, body)
+        registers.update(zip(wanted, buffers))
+
+
+def plain_vectors(scope: Scope, width: int, lanes: int, body: Callable[[Scope, Expr], None]) -> None:
+    """A register buffer, vector by vector."""
+    lanes = min(lanes, width)
+    copies, where = scope, ZERO
+    if width > lanes:
+        u = Var("u", width // lanes)
+        copies, where = scope.loop(u, u.extent, "unroll"), u * lanes
+    if lanes > 1:
+        lane = Var("v", lanes)
+        inner = copies.loop(lane, lanes, "vector")
+        body(inner, index_add(where, lane))
+        inner.close()
+    else:
+        body(copies, where)
+    if copies is not scope:
+        copies.close()
+
+
+def fill(scope: Scope, acc: Buffer, r: Reduction, unroll: int, width: int) -> None:
+    """Sets accumulators to the neutral element."""
+    value = Const(identity(r.combine, acc.dtype), acc.dtype)
+    plain_vectors(scope, unroll * width, width, lambda inner, at: inner.stmts.append(Store(acc, (at,), value)))
+
+
+def emit_rows(
+    group: RowGroup, specs: list[StoreSpec], machine: MachineModel, place: Callable[[Buffer], Buffer], number: Numbering
+) -> list[Stmt]:
+    """All statements of a row group."""
+    return RowEmitter(group, specs, machine, place, number).emit()

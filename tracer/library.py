@@ -1,0 +1,78 @@
+"""What the libraries written in the traced language (nn, optim, utils) share: removable hooks, errors for bad
+arguments, and tensors made straight from memory."""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..ir.dtypes import DType
+from ..ir.errors import TracegradError
+from ..ir.types import Type
+from ..runtime.buffers import copy_of, empty
+from .recording import STATE, outside_traces
+from .tensor import Tensor, concrete
+from .values import TracedValue
+
+
+class ArgumentError(TracegradError, ValueError):
+    """An argument whose value a layer, an optimiser or a scheduler can't work with."""
+
+
+class ArgumentTypeError(TracegradError, TypeError):
+    """An argument of a type that is not taken."""
+
+
+class MissingName(TracegradError, AttributeError):
+    """A name that a module does not have."""
+
+
+class RemovableHandle:
+    """What registering a hook gives: `remove()` takes it off again. Also a context manager."""
+
+    _ids = itertools.count()
+
+    def __init__(self, hooks: dict[int, Any]) -> None:
+        self.id = next(RemovableHandle._ids)
+        self._hooks = hooks
+
+    def remove(self) -> None:
+        """Takes the hook off; a second call does nothing."""
+        self._hooks.pop(self.id, None)
+
+    def __enter__(self) -> RemovableHandle:
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self.remove()
+
+
+def add_hook(hooks: OrderedDict[int, Any], hook: Callable[..., Any], *, first: bool = False) -> RemovableHandle:
+    """Puts `hook` last (or first) in `hooks`."""
+    if not callable(hook):
+        raise ArgumentTypeError(f"a hook must be callable, got {type(hook).__name__}: {hook!r:.60}")
+    handle = RemovableHandle(hooks)
+    hooks[handle.id] = hook
+    if first:
+        hooks.move_to_end(handle.id, last=False)
+    return handle
+
+
+def filled_state(shape: tuple[int, ...], value: float, dtype: DType) -> Tensor:
+    """A concrete tensor of `value`, also while a function is being compiled: it becomes state of that function."""
+    buffer = empty(Type(dtype, shape))
+    buffer.array.fill(value)
+    with outside_traces():
+        return concrete(buffer)
+
+
+def overwrite(t: Tensor, array: np.ndarray) -> Tensor:
+    """Replaces all contents of `t` by a copy of `array`, which has its shape, without recording anything."""
+    value = TracedValue(Type(t.dtype, tuple(t.shape)), None, 0, None, copy_of(array, t.dtype))
+    if t._view is None and t._storage.shared is None and STATE.trace is STATE.lazy:
+        return t._put(value)
+    return t.copy_(Tensor(value))  # type: ignore[attr-defined]

@@ -1,0 +1,109 @@
+"""Small things a tensor shows of itself: its size, its device, its place in the backward graph."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..ir.errors import TraceError
+from ..ir.op import Op
+from .values import TracedValue
+
+if TYPE_CHECKING:
+    from .tensor import Tensor
+
+
+class Size(tuple):
+    """A shape: a tuple of ints that prints and counts as PyTorch's."""
+
+    __slots__ = ()
+
+    def numel(self) -> int:
+        n = 1
+        for d in self:
+            n *= d
+        return n
+
+    def __repr__(self) -> str:
+        return f"tracegrad.Size({list(self)})"
+
+
+class device:
+    """Where a tensor lives: `device("cpu")`."""
+
+    __slots__ = ("index", "type")
+
+    def __init__(self, type: Any = "cpu", index: int | None = None) -> None:
+        if isinstance(type, device):
+            type, index = type.type, type.index
+        name, _, number = str(type).partition(":")
+        if name not in ("cpu", "cuda"):
+            raise TraceError(f"unknown device {type!r}; there are 'cpu' and 'cuda'")
+        self.type = name
+        self.index = int(number) if number else index
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, device) and (self.type, self.index) == (other.type, other.index)
+
+    def __hash__(self) -> int:
+        return hash((self.type, self.index))
+
+    def __repr__(self) -> str:
+        return f"device(type='{self.type}'" + (f", index={self.index})" if self.index is not None else ")")
+
+    def __str__(self) -> str:
+        return self.type if self.index is None else f"{self.type}:{self.index}"
+
+
+CPU = device("cpu")
+View = tuple[tuple[Op, dict[str, Any]], ...]
+
+
+class GradFn:
+    """What `tensor.grad_fn` shows: a node of the recorded graph under PyTorch's name."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: TracedValue) -> None:
+        self._value = value
+
+    def name(self) -> str:
+        """PyTorch's name of the backward function, such as `MulBackward0`."""
+        if self._value.leaf is not None or self._value.node is None:
+            return "AccumulateGrad"
+        name: Any = self._value.node.op.grad_name
+        return str(name(self._value.node) if callable(name) else name)
+
+    @property
+    def next_functions(self) -> tuple[tuple[GradFn | None, int], ...]:
+        """The functions of this node's operands (None where no gradient flows), with their output numbers."""
+        if self._value.leaf is not None or self._value.node is None:
+            return ()
+        return tuple(
+            (GradFn(v), v.index if v.node is not None else 0) if v.requires_grad else (None, 0)  # type: ignore
+            for v in self._value.node.operands
+        )
+
+    @property
+    def variable(self) -> Tensor | None:
+        """The leaf that an AccumulateGrad adds to."""
+        return self._value.leaf() if self._value.leaf is not None else None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, GradFn) and self._value is other._value
+
+    def __hash__(self) -> int:
+        return id(self._value)
+
+    def __repr__(self) -> str:
+        return f"<{self.name()}>"
+
+
+class HookHandle:
+    """What `register_hook` gives."""
+
+    def __init__(self, hooks: dict[int, Any]) -> None:
+        self._hooks = hooks
+
+    def remove(self) -> None:
+        """Takes the hook off again."""
+        self._hooks.pop(id(self), None)
