@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..ir.errors import TracegradError
 from ..tracer.autograd import no_grad
 from ..tracer.library import ArgumentTypeError, RemovableHandle, add_hook
+from ..tracer.recording import STATE
 from ..tracer.tensor import Tensor, note_change
 from .parameter import Parameter
 
@@ -174,7 +175,7 @@ class StateMixin:
         errors: list[str] = []
         metadata = getattr(state_dict, "_metadata", None)
         remaining: Any = OrderedDict(state_dict)
-        restore = self._snapshot()  # type: ignore[attr-defined]
+        restore = self._snapshot()
 
         def load(module: Any, prefix: str, part: Any) -> None:
             local = dict({} if metadata is None else metadata.get(prefix[:-1], {}))
@@ -209,6 +210,7 @@ class StateMixin:
     def _snapshot(self) -> Callable[[], None]:
         """A function that puts every tensor of the tree back to what it holds now. Values are immutable, so this
         copies nothing."""
+        STATE.lazy.flush()
         modules: list[Any] = list(self.modules())  # type: ignore[attr-defined]
         registries = [(r, dict(r)) for m in modules for r in (m._parameters, m._buffers)]
         values = [(t._storage, t._storage.value) for _, old in registries for t in old.values() if t is not None]

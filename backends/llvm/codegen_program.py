@@ -71,7 +71,7 @@ class _Program:
             if place is None:
                 continue  # scratch
             if b.space != "const":
-                place = place._replace(ref=f"%{_plain(b.name)}.{len(parameters)}")
+                place = place._replace(ref=writer.fresh(f"{_plain(b.name)}."))
                 parameters.append(f"ptr {writer.pointer_attributes(b, place)}{place.ref}")
                 arguments.append(b)
             writer.env[b] = place

@@ -221,7 +221,7 @@ class Writer:
     def fresh(self, hint: str) -> str:
         """A new SSA name."""
         self.module.names += 1
-        return f"%{hint}{self.module.names}"
+        return f"%{hint}v{self.module.names}"  # kernel parameters are `name.number`
 
     def label(self, hint: str) -> str:
         self.module.names += 1

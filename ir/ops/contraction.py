@@ -54,7 +54,7 @@ def _contract_infer(x: Type, y: Type, *, spec: str) -> Type:
         for letter, n in zip(letters, t.shape):
             if sizes.setdefault(letter, n) != n:
                 raise OpError(
-                    f"dimension {letter!r} of spec {spec!r} is {sizes[letter]} in one operand and {n} in the other"
+                    f"dimension {letter!r} of {spec!r} is {sizes[letter]} in one operand and {n} in the other"
                 )
     return Type(x.dtype, (sizes[c] for c in out))
 

@@ -330,7 +330,7 @@ register(
                 smooth=False,
             ),
         ],
-        doc="x with src[..., k, ...] written, or combined by `reduce`, at position i[..., k, ...] along `dim`.",
+        doc="x with src[..., k, ...] written, or combined by `reduce`, at i[..., k, ...] along `dim`.",
     )
 )
 
@@ -382,7 +382,7 @@ register(
                 smooth=False,
             ),
         ],
-        doc="x with v written at x[..., i, ..., j, ...], or added with `accumulate`; of equal indices the last stays.",
+        doc="x with v written at [..., i, ..., j, ...], or added with `accumulate`; of equals the last stays.",
     )
 )
 

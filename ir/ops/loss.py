@@ -305,7 +305,7 @@ composite(
         ),
         Sample((f32(0), f32(0)), {"reduction": "sum"}, _LOGITS_DOMAIN),
     ],
-    doc="binary_cross_entropy of sigmoid(x) without overflow; operands after x and y: weight, pos_weight if flagged.",
+    doc="binary_cross_entropy of sigmoid(x) without overflow; then weight and pos_weight where flagged.",
 )
 
 

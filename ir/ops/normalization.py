@@ -204,7 +204,7 @@ composite(
         Sample((f32(0, 2, 3), f32(2), f32(2)), {"num_groups": 1}),
     ],
     grad_name="NativeGroupNormBackward0",
-    doc="Each group of channels of each sample standardised, then an affine map per channel (Wu and He 2018).",
+    doc="Each sample's groups of channels standardised, then an affine map per channel (Wu and He 2018).",
 )
 
 # --- batch norm -----------------------------------------------------------------------------------
@@ -259,7 +259,7 @@ composite(
         Sample((f32(2, 1, 2, 3), f32(1), f32(1))),
     ],
     grad_name="NativeBatchNormBackward0",
-    doc="(y, mean, biased variance): each channel standardised over the batch, then an affine map (Ioffe, Szegedy 2015).",
+    doc="(y, mean, biased variance): channels standardised over the batch, then an affine map (Ioffe, Szegedy 2015).",
 )
 
 

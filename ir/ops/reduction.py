@@ -156,12 +156,23 @@ for _name, _f, _prim in (("amax", np.max, "maximum"), ("amin", np.min, "minimum"
         _name, _infer(ALL, True), _extremum_numpy(_f), _prim, _extremum_grad, _samples(empty=False),
         doc="The extremum over `axes`, NaN if any element is.",
     )  # fmt: skip
+
+
+def _logical_numpy(f: Any) -> Any:
+    return lambda x, *, axes, keepdim=False: f(x, axis=axes, keepdims=keepdim)
+
+
 for _name, _f, _prim in (("any", np.any, "or_"), ("all", np.all, "and_")):
     _reduce(
-        _name, _infer("b", False), (lambda f: lambda x, *, axes, keepdim=False: f(x, axis=axes, keepdims=keepdim))(_f),
-        _prim, None, _samples(boolean, smooth=False), differentiable=False,
+        _name,
+        _infer("b", False),
+        _logical_numpy(_f),
+        _prim,
+        None,
+        _samples(boolean, smooth=False),
+        differentiable=False,
         doc=f"Whether {_name} of the elements hold; bool only.",
-    )  # fmt: skip
+    )
 
 
 def _arg_infer(x: Type, *, dim: int, keepdim: bool = False) -> Type:
