@@ -7,13 +7,12 @@ import re
 
 import numpy as np
 import pytest
+from codegen_tools import check, draw, inputs_of, program, targets
 from tracegrad.backends.llvm.codegen_program import generate, overlap_groups
 from tracegrad.backends.llvm.compile import compile_program
 from tracegrad.backends.llvm.pool import get_num_threads, set_num_threads
 from tracegrad.backends.llvm.target import CompileError
 from tracegrad.ir import dtypes
-
-from codegen_tools import check, draw, inputs_of, program, targets
 
 TARGETS = targets()
 

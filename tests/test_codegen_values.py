@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from codegen_tools import assert_same, elementwise, targets
 from tracegrad.backends.llvm.compile import compile_program
 from tracegrad.ir import dtypes
 from tracegrad.ir.dtypes import DType
 from tracegrad.ir.expr import EXPR_SCALAR, Cast, Const, LaneReduce, Load, Prim, Var
 from tracegrad.ir.loops import Buffer, For, Kernel, LoopProgram, Store
 from tracegrad.ir.scalar import PRIMITIVES, numpy_cast
-
-from codegen_tools import assert_same, elementwise, targets
 
 TARGETS = targets()
 WORK = [d for d in dtypes.ALL if not (d.kind == "f" and d.bits == 16)]

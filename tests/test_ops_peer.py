@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 import tracegrad.ir.ops  # noqa: F401
 from tracegrad.ir import dtypes
 from tracegrad.ir.builder import Builder
@@ -65,7 +64,7 @@ def theirs(f: Callable[..., Any], arrays: list[np.ndarray]) -> tuple[list[np.nda
     name = type(outs[0].grad_fn).__name__ if outs[0].requires_grad else ""
     if outs[0].requires_grad:
         outs[0].sum().backward()
-    grads = [None if t.grad is None else t.grad.numpy() for t in tensors]
+    grads = [None if t.grad is None else t.grad.numpy(force=True) for t in tensors]
     return [o.detach().numpy() for o in outs], grads, name
 
 
@@ -149,9 +148,15 @@ ACTIVATIONS: list[tuple[str, dict[str, Any], Callable[..., Any]]] = [
 ]
 
 
+#: At infinity these have the limit here, NaN in PyTorch.
+OWN_LIMITS = {"gelu", "softsign"}
+
+
 @pytest.mark.parametrize(("name", "attrs", "f"), ACTIVATIONS, ids=[f"{n}-{a}" for n, a, _ in ACTIVATIONS])
 def test_attributes(name: str, attrs: dict[str, Any], f: Callable[..., Any]) -> None:
-    compare(name, f, [POINTS], attrs)
+    points = POINTS[np.isfinite(POINTS)] if name in OWN_LIMITS else POINTS
+    loose = 1e-5 if name == "gelu" else 1e-6  # PyTorch's is the less accurate
+    compare(name, f, [points], attrs, atol=loose)
 
 
 BINARY: list[tuple[str, Callable[..., Any]]] = [
@@ -172,9 +177,13 @@ BINARY: list[tuple[str, Callable[..., Any]]] = [
 ]
 
 
+#: What PyTorch does not differentiate.
+NO_GRADIENT = {torch.floor_divide, torch.heaviside}
+
+
 @pytest.mark.parametrize(("name", "f"), BINARY, ids=[n for n, _ in BINARY])
 def test_binary(name: str, f: Callable[..., Any]) -> None:
-    compare(name, f, list(PAIR))
+    compare(name, f, list(PAIR), grads=f not in NO_GRADIENT)
 
 
 INTEGER = (
@@ -246,7 +255,9 @@ COMPOSITES: list[tuple[str, list[np.ndarray], dict[str, Any], Callable[..., Any]
         "binary_cross_entropy_with_logits",
         [X, P, np.abs(Y), np.abs(Y[0])],
         {"reduction": "sum", "weighted": True, "pos_weighted": True},
-        lambda x, y, w, p: F.binary_cross_entropy_with_logits(x, y, w, reduction="sum", pos_weight=p),
+        lambda x, y, w, p: F.binary_cross_entropy_with_logits(
+            x, y, w.detach(), reduction="sum", pos_weight=p.detach()
+        ),
     ),
     ("kl_div", [np.log(P), P], {"reduction": "batchmean"}, lambda x, y: F.kl_div(x, y, reduction="batchmean")),
     ("kl_div", [X, Y], {"log_target": True, "reduction": "sum"}, lambda x, y: F.kl_div(x, y, reduction="sum", log_target=True)),

@@ -8,7 +8,7 @@ else is a gather or scatter. Used by codegen_expr (loads) and codegen (stores).
 from __future__ import annotations
 
 from math import gcd
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ...ir.dtypes import bool_, int64
 from ...ir.expr import Expr
@@ -49,6 +49,7 @@ class MemoryWriter(IndexWriter):
     def __init__(self, module: Module) -> None:
         super().__init__(module)
         self._flat: dict[tuple[Buffer, int, tuple[Expr, ...]], Linear] = {}
+        self._addresses: dict[tuple[Any, ...], Address] = {}
 
     def place(self, buffer: Buffer) -> Place:
         """Where a buffer is."""
@@ -76,9 +77,25 @@ class MemoryWriter(IndexWriter):
         return got
 
     def address(self, buffer: Buffer, index: tuple[Expr, ...]) -> Address:
-        """Addresses of an access in the current loops."""
-        place = self.env[buffer]
-        s = self.split(self.flat(buffer, index, place))
+        """Addresses of an access in the current loops. Unrolled bodies repeat them, so they are remembered: under the
+        bindings of the variables in the index, whose names are new in every loop."""
+        env = self.env
+        place = env[buffer]
+        linear = self.flat(buffer, index, place)
+        key: list[Any] = [buffer, place.ref, self.lanes, linear]
+        for atom, _ in linear[1]:
+            bound = env.get(atom)
+            if bound is None or type(bound) is Val:
+                return self._address(place, linear)
+            key.append(bound)
+        known = tuple(key)
+        got = self._addresses.get(known)
+        if got is None:
+            got = self._addresses[known] = self._address(place, linear)
+        return got
+
+    def _address(self, place: Place, linear: Linear) -> Address:
+        s = self.split(linear)
         stride, vectors, const = s.stride, s.vectors, s.const
         if place.private is not None:
             stride += 1

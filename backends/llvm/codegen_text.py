@@ -231,22 +231,16 @@ class Writer:
         """An instruction right here."""
         self.regions[-1].lines.append("  " + text)
 
-    def level(self, refs: Iterable[str]) -> int:
-        """The outermost region where all of `refs` are known."""
-        depth = self.depth
-        d = 0
-        for r in refs:
-            n = depth.get(r)
-            if n is not None and n > d:
-                d = n
-        return d
-
     def pure(self, text: str, *refs: str, hint: str = "v", costly: bool = False) -> str:
         """The name of an instruction without effects, written where its operands `refs` allow, once.
 
         `costly` ones don't leave branches: they would be paid for when the branch is not taken.
         """
-        d = self.level(refs)
+        depth = self.depth
+        d = 0
+        for r in refs:
+            if r in depth and depth[r] > d:
+                d = depth[r]
         regions = self.regions
         if costly:
             for i in range(len(regions) - 1, d, -1):
@@ -256,16 +250,21 @@ class Writer:
         region = regions[d]
         name = region.known.get(text)
         if name is None:
-            name = self.fresh(hint)
+            self.module.names += 1
+            name = f"%{hint}{self.module.names}"
             region.known[text] = name
             region.lines.append(f"  {name} = {text}")
             if d:
-                self.depth[name] = d
+                depth[name] = d
         return name
 
     def load(self, text: str, group: int, *refs: str, hint: str = "x") -> str:
         """The name of a load, moved out of loops that don't write to its group, and not repeated while valid."""
-        low = self.level(refs)
+        depth = self.depth
+        low = 0
+        for r in refs:
+            if r in depth and depth[r] > low:
+                low = depth[r]
         regions = self.regions
         d = len(regions) - 1
         while d > low and not regions[d].conditional and group not in regions[d].stores:
@@ -280,7 +279,7 @@ class Writer:
             known[text] = name
             region.lines.append(f"  {name} = {text}")
             if d:
-                self.depth[name] = d
+                depth[name] = d
         return name
 
     def forget(self, groups: Iterable[int]) -> None:

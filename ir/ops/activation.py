@@ -9,6 +9,7 @@ from ..errors import OpError
 from ..types import Type
 from .elementwise import keep_where, zero_where
 from .records import NUMERIC, binary, check_kind, unary
+from .selection import at_least, at_most
 
 SELU_ALPHA = 1.6732632423543772848170429916717
 SELU_SCALE = 1.0507009873554804934193349852946
@@ -20,14 +21,14 @@ def _c(b: Any, v: float, g: Any) -> Any:
 
 unary(
     "relu",
-    lambda s, x: s.maximum(x, s.zero(x)),
+    lambda s, x: at_least(s, x, 0),
     lambda b, n, g: zero_where(b, b.le(n.out, _c(b, 0, g)), g),
     kinds=NUMERIC,
     doc="max(x, 0); the gradient at 0 is 0.",
 )
 unary(
     "relu6",
-    lambda s, x: s.minimum(s.maximum(x, s.zero(x)), s.const(6, x)),
+    lambda s, x: at_most(s, at_least(s, x, 0), 6),
     lambda b, n, g: keep_where(b, b.logical_and(b.gt(n.out, _c(b, 0, g)), b.lt(n.out, _c(b, 6, g))), g),
     grad_name="HardtanhBackward0",
     domain=(-2, 8),
@@ -57,7 +58,8 @@ binary(
 def _elu(s: Any, x: Any, alpha: float, scale: float, inner: float) -> Any:
     k = s.const(scale, x)
     # The negative side sees no positive x, so that a lane not selected can't overflow.
-    low = s.expm1(s.mul(s.minimum(x, s.zero(x)), s.const(inner, x)))
+    low = at_most(s, x, 0)
+    low = s.expm1(low if inner == 1 else s.mul(low, s.const(inner, x)))
     return s.select(
         s.le(x, s.zero(x)), s.mul(low, s.const(alpha * scale, x)), x if scale == 1 else s.mul(x, k)
     )
@@ -65,7 +67,8 @@ def _elu(s: Any, x: Any, alpha: float, scale: float, inner: float) -> Any:
 
 def _elu_grad(b: Any, n: Any, g: Any, alpha: float, scale: float, inner: float) -> Any:
     x, zero = n[0], _c(b, 0, g)
-    rise = b.exp(b.mul(b.minimum(x, zero), _c(b, inner, g)))
+    low = b.clamp(x, max=0.0)
+    rise = b.exp(low if inner == 1 else b.mul(low, _c(b, inner, g)))
     low = b.mul(g, b.mul(rise, _c(b, alpha * scale * inner, g)))
     return b.where(b.le(x, zero), low, g if scale == 1 else b.mul(g, _c(b, scale, g)))
 
@@ -151,7 +154,7 @@ def _silu_grad(b: Any, x: Any, g: Any) -> Any:
 def _softplus(s: Any, x: Any, *, beta: float = 1.0, threshold: float = 20.0) -> Any:
     z = x if beta == 1 else s.mul(x, s.const(beta, x))
     top = s.const(threshold, x)
-    soft = s.log1p(s.exp(s.minimum(z, top)))
+    soft = s.log1p(s.exp(at_most(s, z, threshold)))
     return s.select(s.gt(z, top), x, soft if beta == 1 else s.div(soft, s.const(beta, x)))
 
 
@@ -192,9 +195,9 @@ unary(
     lambda s, x, *, min_val=-1.0, max_val=1.0: s.minimum(
         s.maximum(x, s.const(min_val, x)), s.const(max_val, x)
     ),
-    lambda b, n, g: zero_where(
+    lambda b, n, g: keep_where(
         b,
-        b.logical_or(b.le(n[0], _c(b, n.attr("min_val"), g)), b.ge(n[0], _c(b, n.attr("max_val"), g))),
+        b.logical_and(b.gt(n[0], _c(b, n.attr("min_val"), g)), b.lt(n[0], _c(b, n.attr("max_val"), g))),
         g,
     ),
     attrs=({}, {"min_val": -0.5, "max_val": 1.5}),
@@ -204,7 +207,7 @@ unary(
 
 def _six(s: Any, x: Any) -> Any:
     """clamp(x + 3, 0, 6)."""
-    return s.minimum(s.maximum(s.add(x, s.const(3, x)), s.zero(x)), s.const(6, x))
+    return at_most(s, at_least(s, s.add(x, s.const(3, x)), 0), 6)
 
 
 unary(
@@ -222,7 +225,7 @@ unary(
     lambda b, n, g: b.where(
         b.le(n[0], _c(b, -3, g)),
         _c(b, 0, g),
-        b.where(b.lt(n[0], _c(b, 3, g)), b.mul(g, b.add(b.div(n[0], _c(b, 3, g)), _c(b, 0.5, g))), g),
+        b.where(b.ge(n[0], _c(b, 3, g)), g, b.mul(g, b.add(b.div(n[0], _c(b, 3, g)), _c(b, 0.5, g)))),
     ),
     domain=(-5, 5),
     doc="x * clamp(x + 3, 0, 6) / 6.",
@@ -243,8 +246,8 @@ unary(
 )
 
 
-def _inside(b: Any, n: Any, g: Any) -> Any:
-    return b.logical_and(b.ge(n[0], _c(b, -n.attr("lambd"), g)), b.le(n[0], _c(b, n.attr("lambd"), g)))
+def _outside(b: Any, n: Any, g: Any) -> Any:
+    return b.logical_or(b.gt(n[0], _c(b, n.attr("lambd"), g)), b.lt(n[0], _c(b, -n.attr("lambd"), g)))
 
 
 unary(
@@ -252,7 +255,7 @@ unary(
     lambda s, x, *, lambd=0.5: s.select(
         s.and_(s.ge(x, s.const(-lambd, x)), s.le(x, s.const(lambd, x))), s.zero(x), x
     ),
-    lambda b, n, g: zero_where(b, _inside(b, n, g), g),
+    lambda b, n, g: keep_where(b, _outside(b, n, g), g),
     attrs=({}, {"lambd": 1.0}),
     doc="x outside [-lambd, lambd], else 0.",
 )
@@ -260,14 +263,14 @@ unary(
 
 def _softshrink(s: Any, x: Any, *, lambd: float = 0.5) -> Any:
     k = s.const(lambd, x)
-    low = s.select(s.lt(x, s.neg(k)), s.add(x, k), s.mul(x, s.zero(x)))  # keeps NaN
-    return s.select(s.gt(x, k), s.sub(x, k), low)
+    high = s.select(s.le(x, k), s.zero(x), s.sub(x, k))  # keeps NaN
+    return s.select(s.lt(x, s.neg(k)), s.add(x, k), high)
 
 
 unary(
     "softshrink",
     _softshrink,
-    lambda b, n, g: zero_where(b, _inside(b, n, g), g),
+    lambda b, n, g: keep_where(b, _outside(b, n, g), g),
     attrs=({}, {"lambd": 1.0}),
     doc="x moved towards 0 by lambd.",
 )

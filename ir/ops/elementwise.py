@@ -37,6 +37,16 @@ def zero_where(b: Any, cond: Any, g: Any) -> Any:
     return b.where(cond, b.const(0, g), g)
 
 
+def by_number(base: str, operand: int, number: int = 0, tensor: int = 1) -> Any:
+    """PyTorch numbers its overloads by whether an operand is a Python number, here a constant."""
+
+    def name(node: Any) -> str:
+        made_by = node.operands[operand].node
+        return f"{base}Backward{number if made_by is not None and made_by.op.name == 'constant' else tensor}"
+
+    return name
+
+
 # --- arithmetic -----------------------------------------------------------------------------------
 
 binary(
@@ -108,6 +118,7 @@ binary(
     lambda b, n, g: (zeros_like(b, g), zeros_like(b, g)),
     kinds=NUMERIC,
     domain=_DIVISOR,
+    grad_name="DivBackward2",
     doc="Rounds x / y down; integers by zero give 0.",
 )
 binary(
@@ -116,7 +127,7 @@ binary(
     lambda b, n, g: (zeros_like(b, g), zeros_like(b, g)),
     kinds=NUMERIC,
     domain=_DIVISOR,
-    grad_name="DivBackward1",
+    grad_name="DivBackward2",
     doc="Rounds x / y towards zero; integers by zero give 0.",
 )
 binary(
@@ -125,6 +136,7 @@ binary(
     lambda b, n, g: (g, lambda: b.mul(b.neg(g), b.floor_divide(n[0], n[1]))),
     kinds=NUMERIC,
     domain=_DIVISOR,
+    grad_name=by_number("Remainder", 1),
     doc="x - y * floor(x / y): the sign of y; integers by zero give 0.",
 )
 binary(
@@ -133,6 +145,7 @@ binary(
     lambda b, n, g: (g, lambda: b.mul(b.neg(g), b.trunc_divide(n[0], n[1]))),
     kinds=NUMERIC,
     domain=_DIVISOR,
+    grad_name=by_number("Fmod", 1),
     doc="x - y * trunc(x / y): the sign of x; integers by zero give 0.",
 )
 unary("neg", lambda s, x: s.neg(x), lambda b, n, g: b.neg(g), kinds=NUMERIC, doc="-x.")
@@ -191,6 +204,7 @@ unary(
     _round,
     no_slope,
     kinds=NUMERIC,
+    grad_name=lambda node: "RoundBackward1" if "decimals" in node.attrs else "RoundBackward0",
     attrs=({}, {"decimals": 1}, {"decimals": -1}),
     doc="Half to even.",
 )

@@ -56,6 +56,7 @@ unary(
     lambda s, x: s.log1p(x),
     lambda b, n, g: b.div(g, b.add(n[0], b.const(1, g))),
     domain=(-0.8, 3),
+    grad_name="Log1PBackward0",
     doc="log(1 + x), accurate near 0.",
 )
 unary("sin", lambda s, x: s.sin(x), lambda b, n, g: b.mul(g, b.cos(n[0])), doc="The sine.")
@@ -139,12 +140,20 @@ unary(
     lambda b, n, g: _bell(b, n[0], g, -2 / math.sqrt(math.pi)),
     doc="1 - erf(x).",
 )
+
+
+def _squares(b: Any, y: Any, x: Any) -> Any:
+    """x*x + y*y, or 1 at the origin, where the angle has no slope and PyTorch takes 0."""
+    total = b.add(b.mul(y, y), b.mul(x, x))
+    return b.where(b.eq(total, b.const(0, total)), b.const(1, total), total)
+
+
 binary(
     "atan2",
     lambda s, y, x: s.atan2(y, x),
     lambda b, n, g: (
-        lambda: b.mul(g, b.div(n[1], b.add(b.mul(n[0], n[0]), b.mul(n[1], n[1])))),
-        lambda: b.mul(g, b.div(b.neg(n[0]), b.add(b.mul(n[0], n[0]), b.mul(n[1], n[1])))),
+        lambda: b.mul(g, b.div(n[1], _squares(b, n[0], n[1]))),
+        lambda: b.mul(g, b.div(b.neg(n[0]), _squares(b, n[0], n[1]))),
     ),
     domain=((0.3, 2), (-2, 2)),
     doc="The angle of (x, y).",
@@ -212,8 +221,8 @@ def _logit_grad(b: Any, n: Any, g: Any) -> Any:
     one = b.const(1, g)
     slope = b.div(g, b.mul(x, b.sub(one, x)))
     low, high = (0.0, 1.0) if eps is None else (eps, 1.0 - eps)
-    outside = b.logical_or(b.lt(x, b.const(low, g)), b.gt(x, b.const(high, g)))
-    return b.where(outside, b.const(math.nan if eps is None else 0.0, g), slope)
+    inside = b.logical_and(b.ge(x, b.const(low, g)), b.le(x, b.const(high, g)))
+    return b.where(inside, slope, b.const(math.nan if eps is None else 0.0, g))
 
 
 unary(
@@ -276,6 +285,5 @@ binary(
         lambda: b.mul(g, b.exp2(n[1])),
         lambda: b.mul(g, b.mul(n.out, b.const(math.log(2), g))),
     ),
-    grad_name="MulBackward0",
     doc="x * 2**y.",
 )

@@ -7,7 +7,7 @@ from typing import Any
 from ..errors import DTypeError, OpError
 from ..op import Sample
 from ..types import Type
-from .elementwise import kind, zero_where
+from .elementwise import by_number, kind, zero_where
 from .records import ALL, NUMERIC, binary, f32, i64, unary, zeros_like
 
 
@@ -47,7 +47,7 @@ binary(
     ),
     kinds=ALL,
     domain=((0.2, 2.0), (-2.0, 2.0)),
-    grad_name="PowBackward1",
+    grad_name=by_number("Pow", 0, 2, 1),
     doc="x to the power y.",
 )
 

@@ -10,7 +10,7 @@ from ..dtypes import DType
 from ..errors import DTypeError
 from ..op import Sample
 from ..types import Type, broadcast_shapes
-from .elementwise import keep_where, zero_where
+from .elementwise import by_number, keep_where, zero_where
 from .records import (
     ALL,
     F16,
@@ -59,17 +59,27 @@ for _name, _prim, _beyond in (("clamp_min", "maximum", "lt"), ("clamp_max", "min
             )
         )(_beyond),
         kinds=NUMERIC,
-        grad_name="Clamp" + _name[6:].capitalize() + "Backward1",
+        grad_name="ClampBackward0",
         doc="Limits x on one side by a tensor; a tie counts as inside.",
     )
 
 
+def at_least(s: Any, x: Any, low: float) -> Any:
+    """max(x, low) for a number: keeps NaN and the sign of zero, and is a single instruction on most targets."""
+    k = s.const(low, x)
+    return k if low != low else s.select(s.lt(x, k), k, x)
+
+
+def at_most(s: Any, x: Any, high: float) -> Any:
+    """min(x, high), likewise."""
+    k = s.const(high, x)
+    return k if high != high else s.select(s.gt(x, k), k, x)
+
+
 def _clamp(s: Any, x: Any, *, min: float | None = None, max: float | None = None) -> Any:
     if min is not None:
-        x = s.maximum(x, s.const(min, x))
-    if max is not None:
-        x = s.minimum(x, s.const(max, x))
-    return x
+        x = at_least(s, x, min)
+    return x if max is None else at_most(s, x, max)
 
 
 def _clamp_grad(b: Any, n: Any, g: Any) -> Any:
@@ -87,13 +97,7 @@ unary(
     _clamp_grad,
     kinds=NUMERIC,
     attrs=({"min": -1, "max": 1}, {"min": 0}, {"max": 1}),
-    grad_name=lambda node: (
-        "ClampMinBackward0"
-        if node.attrs.get("max") is None
-        else "ClampMaxBackward0"
-        if node.attrs.get("min") is None
-        else "ClampBackward1"
-    ),
+    grad_name="ClampBackward1",
     doc="Limits x to [min, max]; either may be None. The gradient passes at the bounds.",
 )
 
@@ -178,11 +182,7 @@ elementwise(
         lambda: b.mul(g, n[2]),
         lambda: b.mul(g, b.sub(n[1], n[0])),
     ),
-    grad_name=lambda node: (
-        "LerpBackward0"
-        if node.operands[2].node and node.operands[2].node.op.name == "constant"
-        else "LerpBackward1"
-    ),
+    grad_name=by_number("Lerp", 2),
     doc="x + w * (y - x).",
 )
 elementwise(

@@ -104,6 +104,18 @@ def _basic(x: Tensor, index: tuple[Any, ...]) -> tuple[Tensor, list[Tensor | Non
     return out, advanced
 
 
+def _indices(trace: Any, index: Tensor, size: int, dim: int) -> Any:
+    """An index tensor as an i64 value. Indices whose values are known are checked here; others wrap natively."""
+    v = as_value(trace, index, dtypes.int64)
+    known = index._value().buffer
+    if known is not None and known.type.numel:
+        low, high = int(known.array.min()), int(known.array.max())
+        if low < -size or high >= size:
+            bad = low if low < -size else high
+            raise IndexOutOfRange(f"index {bad} is out of bounds for dimension {dim} with size {size}")
+    return v
+
+
 def _normal(index: Any) -> tuple[Any, ...]:
     if isinstance(index, tuple):
         return index
@@ -123,7 +135,8 @@ def getitem(x: Tensor, index: Any) -> Tensor:
 def _gather_op(view: Tensor, advanced: list[Tensor | None]) -> Any:
     dims = tuple(d for d, a in enumerate(advanced) if a is not None)
     trace = STATE.trace
-    indices = tuple(as_value(trace, a, dtypes.int64) for a in advanced if a is not None)
+    shape = tuple(view.shape)
+    indices = tuple(_indices(trace, a, shape[d], d) for d, a in enumerate(advanced) if a is not None)
     return trace.emit(REGISTRY["index"], (view._value(), *indices), {"dims": dims})
 
 
@@ -148,7 +161,8 @@ def setitem(x: Tensor, index: Any, value: Any) -> None:
         view._put(v)
         return
     dims = tuple(d for d, a in enumerate(advanced) if a is not None)
-    indices = tuple(as_value(trace, a, dtypes.int64) for a in advanced if a is not None)
+    shape = tuple(view.shape)
+    indices = tuple(_indices(trace, a, shape[d], d) for d, a in enumerate(advanced) if a is not None)
     out = trace.emit(REGISTRY["index_put"], (view._value(), v, *indices), {"dims": dims, "accumulate": False})
     view._put(out)
 
@@ -207,29 +221,28 @@ def gather(input: Tensor, dim: int, index: Tensor) -> Tensor:
     """`out[i][j] = input[index[i][j]][j]` for dim 0, and so on."""
     trace = STATE.trace
     d = normalize_axis(dim, input.dim())
-    return Tensor(
-        trace.emit(REGISTRY["gather"], (input._value(), as_value(trace, index, dtypes.int64)), {"dim": d})
-    )
+    i = _indices(trace, index, tuple(input.shape)[d], d)
+    return Tensor(trace.emit(REGISTRY["gather"], (input._value(), i), {"dim": d}))
 
 
 def index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
     """The slices along `dim` at the indices."""
     trace = STATE.trace
     d = normalize_axis(dim, input.dim())
-    return Tensor(
-        trace.emit(REGISTRY["take"], (input._value(), as_value(trace, index, dtypes.int64)), {"dim": d})
-    )
+    i = _indices(trace, index, tuple(input.shape)[d], d)
+    return Tensor(trace.emit(REGISTRY["take"], (input._value(), i), {"dim": d}))
 
 
 def scatter(input: Tensor, dim: int, index: Tensor, src: Any, *, reduce: str | None = None) -> Tensor:
     """`input` with `src` written at `index` along `dim`."""
     trace = STATE.trace
-    i = as_value(trace, index, dtypes.int64)
+    d = normalize_axis(dim, input.dim())
+    i = _indices(trace, index, tuple(input.shape)[d], d)
     s: Any = as_value(trace, src, input.dtype)
     if s.type.rank == 0:
         s = _broadcast(s, i.type.shape)
     how = {None: "none", "add": "add", "multiply": "prod"}[reduce]
-    attrs = {"dim": normalize_axis(dim, input.dim()), "reduce": how}
+    attrs = {"dim": d, "reduce": how}
     return Tensor(trace.emit(REGISTRY["scatter"], (input._value(), i, s), attrs))
 
 
@@ -241,7 +254,7 @@ def scatter_add(input: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
 def index_put(input: Tensor, indices: tuple[Tensor, ...], values: Tensor, accumulate: bool = False) -> Tensor:
     """`input` with `values` written (or added) at the indices of its leading dimensions."""
     trace = STATE.trace
-    ints = tuple(as_value(trace, i, dtypes.int64) for i in indices)
+    ints = tuple(_indices(trace, i, n, d) for d, (i, n) in enumerate(zip(indices, input.shape)))
     v = as_value(trace, values, input.dtype)
     attrs = {"dims": tuple(range(len(ints))), "accumulate": bool(accumulate)}
     return Tensor(trace.emit(REGISTRY["index_put"], (input._value(), v, *ints), attrs))
