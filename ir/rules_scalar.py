@@ -102,6 +102,8 @@ def never_minus_zero(v: Value, depth: int = 4) -> bool:
     name = node.op.name
     if name == "add":
         return any(splat(x) == 0 and math.copysign(1, number(x)) > 0 for x in node.operands)
+    if name == "mul" and node.operands[0] is node.operands[1]:
+        return True
     return name in _NEVER_MINUS_ZERO or (
         name in _KEEPS_SIGNS and all(never_minus_zero(x, depth - 1) for x in node.operands)
     )

@@ -86,7 +86,8 @@ def _boxes(graph: Graph, lines: Lines) -> tuple[list[_Box], list[tuple[_Box, _Bo
         if _is_constant(node) and not any(v in graph.live_outs() for v in node.results):
             continue
         detail = ", ".join(str(v.type) for v in node.results)
-        title = " ".join([node.op.name, *(_number(v.node) for v in node.operands if _is_constant(v.node))])
+        spec = [node.attrs["spec"]] if "spec" in node.attrs else []  # what distinguishes one contraction from the next
+        title = " ".join([node.op.name, *spec, *(_number(v.node) for v in node.operands if _is_constant(v.node))])
         attribute = lines.attribute([node.loc]) if node.loc is not None else ""
         b = box(title, detail, node.phase, attribute, print_node(node))
         for v in node.results:

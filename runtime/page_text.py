@@ -65,7 +65,7 @@ paint_asm = _painter(
 paint_python = _painter(
     com=r"#.*$", str=r'"""|' + _STRING, key=r"\b(?:def|class|return|for|in|while|if|elif|else|with|as|import|from|not"
     r"|and|or|is|None|True|False|lambda|yield|try|except|finally|raise|assert|del|pass|global|nonlocal)\b",
-    op=r"@[\w.]+", num=_NUMBER,
+    op=r"^\s*@[\w.]+", num=_NUMBER,
 )  # fmt: skip
 
 
@@ -114,7 +114,8 @@ def graph_lines(graph: Graph, lines: Lines) -> list[str]:
             loc = Location(m.group(3), int(m.group(4)))
             attribute = lines.attribute([loc])
             text = f"{m.group(1)}{m.group(2)}{loc}"
-        out.append(line(paint_graph(text), attribute, phase if " = " in text else ""))
+        kind = "update" if text.startswith("  update ") else phase if " = " in text else ""
+        out.append(line(paint_graph(text), attribute, kind))
     return out
 
 

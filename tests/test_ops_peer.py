@@ -22,10 +22,32 @@ pytestmark = pytest.mark.peer
 
 INF, NAN = float("inf"), float("nan")
 SPECIAL = np.array(
-    [0.0, -0.0, 1.0, -1.0, 0.5, -0.5, 2.0, -2.0, 3.0, -3.0, 1.5, -2.5, 6.0, 1e-3, 20.5, -20.5, 100.0, -100.0, 1e30, INF,
-     -INF, NAN],
+    [
+        0.0,
+        -0.0,
+        1.0,
+        -1.0,
+        0.5,
+        -0.5,
+        2.0,
+        -2.0,
+        3.0,
+        -3.0,
+        1.5,
+        -2.5,
+        6.0,
+        1e-3,
+        20.5,
+        -20.5,
+        100.0,
+        -100.0,
+        1e30,
+        INF,
+        -INF,
+        NAN,
+    ],
     np.float32,
-)  # fmt: skip
+)
 rng = np.random.default_rng(0)
 POINTS = np.concatenate([SPECIAL, rng.uniform(-4, 4, 50).astype(np.float32)])
 PAIR = tuple(m.reshape(-1).copy() for m in np.meshgrid(SPECIAL, SPECIAL))
@@ -55,14 +77,16 @@ def ours(
     return results[:n], [found.get(v) for v in inputs], node.op.grad_fn_name(node)
 
 
-def theirs(f: Callable[..., Any], arrays: list[np.ndarray]) -> tuple[list[np.ndarray], list[Any], str]:
+def theirs(
+    f: Callable[..., Any], arrays: list[np.ndarray], grads: bool
+) -> tuple[list[np.ndarray], list[Any], str]:
     tensors = [torch.from_numpy(a.copy()) for a in arrays]
     for t in tensors:
         t.requires_grad_(t.is_floating_point())
     made = f(*tensors)
     outs = list(made) if isinstance(made, (tuple, list)) else [made]
     name = type(outs[0].grad_fn).__name__ if outs[0].requires_grad else ""
-    if outs[0].requires_grad:
+    if outs[0].requires_grad and grads:
         outs[0].sum().backward()
     grads = [None if t.grad is None else t.grad.numpy(force=True) for t in tensors]
     return [o.detach().numpy() for o in outs], grads, name
@@ -81,7 +105,7 @@ def compare(
     grad_name: bool = True,
 ) -> None:
     got, got_grads, got_name = ours(name, arrays, attrs or {})
-    want, want_grads, want_name = theirs(f, arrays)
+    want, want_grads, want_name = theirs(f, arrays, grads)
     assert len(got) >= len(want)
     for g, w in zip(got, want):
         assert g.dtype == w.dtype
@@ -102,9 +126,11 @@ def compare(
             )
 
 
-UNARY = """abs neg sign sgn sqrt rsqrt reciprocal square exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan
-sinh cosh tanh asinh acosh atanh sigmoid erf erfc floor ceil trunc round frac isnan isinf isfinite isposinf isneginf
-signbit logical_not nan_to_num logit deg2rad rad2deg sinc relu"""
+UNARY = """
+abs neg sign sgn sqrt rsqrt reciprocal square exp exp2 expm1 log log2 log10 log1p sin cos tan asin
+acos atan sinh cosh tanh asinh acosh atanh sigmoid erf erfc floor ceil trunc round frac isnan isinf
+isfinite isposinf isneginf signbit logical_not nan_to_num logit deg2rad rad2deg sinc relu
+"""
 
 
 @pytest.mark.parametrize("name", UNARY.split())
@@ -155,8 +181,9 @@ OWN_LIMITS = {"gelu", "softsign"}
 @pytest.mark.parametrize(("name", "attrs", "f"), ACTIVATIONS, ids=[f"{n}-{a}" for n, a, _ in ACTIVATIONS])
 def test_attributes(name: str, attrs: dict[str, Any], f: Callable[..., Any]) -> None:
     points = POINTS[np.isfinite(POINTS)] if name in OWN_LIMITS else POINTS
+    # The sign of a zero softshrink makes depends on the position in PyTorch.
     loose = 1e-5 if name == "gelu" else 1e-6  # PyTorch's is the less accurate
-    compare(name, f, [points], attrs, atol=loose)
+    compare(name, f, [points], attrs, atol=loose, signs=name != "softshrink")
 
 
 BINARY: list[tuple[str, Callable[..., Any]]] = [
@@ -259,23 +286,63 @@ COMPOSITES: list[tuple[str, list[np.ndarray], dict[str, Any], Callable[..., Any]
             x, y, w.detach(), reduction="sum", pos_weight=p.detach()
         ),
     ),
-    ("kl_div", [np.log(P), P], {"reduction": "batchmean"}, lambda x, y: F.kl_div(x, y, reduction="batchmean")),
-    ("kl_div", [X, Y], {"log_target": True, "reduction": "sum"}, lambda x, y: F.kl_div(x, y, reduction="sum", log_target=True)),
+    (
+        "kl_div",
+        [np.log(P), P],
+        {"reduction": "batchmean"},
+        lambda x, y: F.kl_div(x, y, reduction="batchmean"),
+    ),
+    (
+        "kl_div",
+        [X, Y],
+        {"log_target": True, "reduction": "sum"},
+        lambda x, y: F.kl_div(x, y, reduction="sum", log_target=True),
+    ),
     ("nll_loss", [X, T], {}, F.nll_loss),
     ("cross_entropy", [X, T], {}, F.cross_entropy),
     ("cross_entropy", [X, T], {"ignore_index": 4}, lambda x, t: F.cross_entropy(x, t, ignore_index=4)),
-    ("cross_entropy", [X, T], {"label_smoothing": 0.1, "ignore_index": 4}, lambda x, t: F.cross_entropy(x, t, label_smoothing=0.1, ignore_index=4)),
-    ("cross_entropy", [X, T, np.abs(Y[0])], {"label_smoothing": 0.1}, lambda x, t, w: F.cross_entropy(x, t, w.detach(), label_smoothing=0.1)),
-    ("cross_entropy", [X, T, np.abs(Y[0])], {"reduction": "none"}, lambda x, t, w: F.cross_entropy(x, t, w.detach(), reduction="none")),
+    (
+        "cross_entropy",
+        [X, T],
+        {"label_smoothing": 0.1, "ignore_index": 4},
+        lambda x, t: F.cross_entropy(x, t, label_smoothing=0.1, ignore_index=4),
+    ),
+    (
+        "cross_entropy",
+        [X, T, np.abs(Y[0])],
+        {"label_smoothing": 0.1},
+        lambda x, t, w: F.cross_entropy(x, t, w.detach(), label_smoothing=0.1),
+    ),
+    (
+        "cross_entropy",
+        [X, T, np.abs(Y[0])],
+        {"reduction": "none"},
+        lambda x, t, w: F.cross_entropy(x, t, w.detach(), reduction="none"),
+    ),
     ("cross_entropy", [CUBE, np.array([[0, 1, 2, 1], [2, 2, 0, 1]])], {}, F.cross_entropy),
     ("cross_entropy", [X[0], T[0:1].reshape(())], {}, F.cross_entropy),
-    ("cross_entropy", [X, P], {"label_smoothing": 0.2}, lambda x, y: F.cross_entropy(x, y, label_smoothing=0.2)),
+    (
+        "cross_entropy",
+        [X, P],
+        {"label_smoothing": 0.2},
+        lambda x, y: F.cross_entropy(x, y, label_smoothing=0.2),
+    ),
     ("layer_norm", [X, Y[0], X[1]], {"normalized_shape": (5,)}, lambda x, w, b: F.layer_norm(x, (5,), w, b)),
     ("rms_norm", [X, Y[0]], {"normalized_shape": (5,)}, lambda x, w: F.rms_norm(x, (5,), w)),
-    ("group_norm", [normal(2, 4, 3), normal(4), normal(4)], {"num_groups": 2}, lambda x, w, b: F.group_norm(x, 2, w, b)),
+    (
+        "group_norm",
+        [normal(2, 4, 3), normal(4), normal(4)],
+        {"num_groups": 2},
+        lambda x, w, b: F.group_norm(x, 2, w, b),
+    ),
     ("batch_norm", [X, Y[0], X[1]], {}, lambda x, w, b: F.batch_norm(x, None, None, w, b, True)),
     ("batch_norm", [CUBE], {}, lambda x: F.batch_norm(x, None, None, training=True)),
-    ("batch_norm_eval", [X, Y[0], P[0], Y[1], X[1]], {}, lambda x, m, v, w, b: F.batch_norm(x, m.detach(), v.detach(), w, b)),
+    (
+        "batch_norm_eval",
+        [X, Y[0], P[0], Y[1], X[1]],
+        {},
+        lambda x, m, v, w, b: F.batch_norm(x, m.detach(), v.detach(), w, b),
+    ),
     ("linear", [X, W, B3], {}, F.linear),
     ("linear", [X, W], {}, F.linear),
     ("linear", [normal(2, 4, 5), W, B3], {}, F.linear),
@@ -288,20 +355,60 @@ COMPOSITES: list[tuple[str, list[np.ndarray], dict[str, Any], Callable[..., Any]
     ("mm", [normal(3, 4), normal(4, 2)], {}, torch.mm),
     ("bmm", [normal(2, 3, 4), normal(2, 4, 2)], {}, torch.bmm),
     ("outer", [normal(3), normal(4)], {}, torch.outer),
-    ("addmm", [normal(3), normal(2, 4), normal(4, 3)], {"beta": 0.5, "alpha": 2}, lambda c, x, y: torch.addmm(c, x, y, beta=0.5, alpha=2)),
-    ("scaled_dot_product_attention", [CUBE, CUBE + 1, CUBE - 1], {"is_causal": True}, lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True)),
-    ("embedding", [X, np.array([[0, 3], [3, 1]])], {"padding_idx": 1}, lambda w, i: F.embedding(i, w, padding_idx=1)),
+    (
+        "addmm",
+        [normal(3), normal(2, 4), normal(4, 3)],
+        {"beta": 0.5, "alpha": 2},
+        lambda c, x, y: torch.addmm(c, x, y, beta=0.5, alpha=2),
+    ),
+    (
+        "scaled_dot_product_attention",
+        [CUBE, CUBE + 1, CUBE - 1],
+        {"is_causal": True},
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
+    ),
+    (
+        "embedding",
+        [X, np.array([[0, 3], [3, 1]])],
+        {"padding_idx": 1},
+        lambda w, i: F.embedding(i, w, padding_idx=1),
+    ),
     ("gather", [X, np.array([[0, 0], [4, 2]])], {"dim": 1}, lambda x, i: x.gather(1, i)),
     ("take", [X, np.array([1, 1, 3])], {"dim": 0}, lambda x, i: x.index_select(0, i)),
-    ("scatter", [X, np.array([[0, 3], [4, 2]]), normal(2, 2)], {"dim": 1}, lambda x, i, s: x.scatter(1, i, s)),
-    ("scatter", [X, np.array([[0, 0], [4, 2]]), normal(2, 2)], {"dim": 1, "reduce": "add"}, lambda x, i, s: x.scatter_add(1, i, s)),
+    (
+        "scatter",
+        [X, np.array([[0, 3], [4, 2]]), normal(2, 2)],
+        {"dim": 1},
+        lambda x, i, s: x.scatter(1, i, s),
+    ),
+    (
+        "scatter",
+        [X, np.array([[0, 0], [4, 2]]), normal(2, 2)],
+        {"dim": 1, "reduce": "add"},
+        lambda x, i, s: x.scatter_add(1, i, s),
+    ),
     *(
-        ("scatter", [TIES, np.array([[0, 0, 1]] * 3), TIES * k], {"dim": 1, "reduce": r}, lambda x, i, s, r=r: x.scatter_reduce(1, i, s, r))
+        (
+            "scatter",
+            [TIES, np.array([[0, 0, 1]] * 3), TIES * k],
+            {"dim": 1, "reduce": r},
+            lambda x, i, s, r=r: x.scatter_reduce(1, i, s, r),
+        )
         for r in ("amax", "amin", "prod")
         for k in (1, 0)
     ),
-    ("scatter", [ZEROS, np.array([[0, 0, 1, 1]] * 3), ZEROS], {"dim": 1, "reduce": "prod"}, lambda x, i, s: x.scatter_reduce(1, i, s, "prod")),
-    ("index_add", [X, np.array([1, 1]), normal(2, 5)], {"dim": 0, "alpha": 2}, lambda x, i, s: x.index_add(0, i, s, alpha=2)),
+    (
+        "scatter",
+        [ZEROS, np.array([[0, 0, 1, 1]] * 3), ZEROS],
+        {"dim": 1, "reduce": "prod"},
+        lambda x, i, s: x.scatter_reduce(1, i, s, "prod"),
+    ),
+    (
+        "index_add",
+        [X, np.array([1, 1]), normal(2, 5)],
+        {"dim": 0, "alpha": 2},
+        lambda x, i, s: x.index_add(0, i, s, alpha=2),
+    ),
     ("view", [CUBE], {"shape": (6, 4)}, lambda x: x.view(6, 4)),
     ("permute", [CUBE], {"dims": (2, 0, 1)}, lambda x: x.permute(2, 0, 1)),
     ("transpose", [CUBE], {"dim0": 0, "dim1": 2}, lambda x: x.transpose(0, 2)),
@@ -329,8 +436,13 @@ COMPOSITES: list[tuple[str, list[np.ndarray], dict[str, Any], Callable[..., Any]
     ("lerp", [X, Y, P], {}, torch.lerp),
     ("prelu", [X, normal(1)], {}, F.prelu),
     ("linspace", [], {"start": -1.0, "end": 2.0, "n": 7}, lambda: torch.linspace(-1, 2, 7)),
-    ("arange", [], {"n": 10, "start": 0.1, "step": 0.1, "dtype": dtypes.float32}, lambda: torch.arange(0.1, 1.05, 0.1)),
-]  # fmt: skip
+    (
+        "arange",
+        [],
+        {"n": 10, "start": 0.1, "step": 0.1, "dtype": dtypes.float32},
+        lambda: torch.arange(0.1, 1.05, 0.1),
+    ),
+]
 #: Where PyTorch's name depends on how it happens to compute the function.
 OTHER_NAMES = {"scaled_dot_product_attention", "split", "slice"}
 

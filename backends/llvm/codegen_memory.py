@@ -37,6 +37,20 @@ class Address(NamedTuple):
     offsets: Val | None
 
 
+class Flat(NamedTuple):
+    """The element index of one access in the program.
+
+    Attributes:
+        linear: its linear form.
+        atoms: what that is over.
+        addresses: those made so far, by the bindings of `atoms`.
+    """
+
+    linear: Linear
+    atoms: tuple[Expr, ...]
+    addresses: dict[tuple[Any, ...], Address]
+
+
 class MemoryWriter(IndexWriter):
     """Adds memory accesses.
 
@@ -48,32 +62,32 @@ class MemoryWriter(IndexWriter):
 
     def __init__(self, module: Module) -> None:
         super().__init__(module)
-        self._flat: dict[tuple[Buffer, int, tuple[Expr, ...]], Linear] = {}
-        self._addresses: dict[tuple[Any, ...], Address] = {}
+        self._flat: dict[tuple[Buffer, int, tuple[Expr, ...]], Flat] = {}
 
     def place(self, buffer: Buffer) -> Place:
         """Where a buffer is."""
         return self.env[buffer]
 
-    def flat(self, buffer: Buffer, index: tuple[Expr, ...], place: Place) -> Linear:
+    def flat(self, buffer: Buffer, index: tuple[Expr, ...], place: Place) -> Flat:
         """The flat element index of an access, remembered per access."""
-        got = self._flat.get((buffer, place.lanes, index))
+        known = (buffer, place.lanes, index)
+        got = self._flat.get(known)
         if got is None:
             if len(index) == 1:
-                got = self.linear(index[0])
+                const, atoms = self.linear(index[0])
             else:
                 total: dict[Expr, int] = {}
                 const, stride = 0, 1
                 for e, n in zip(reversed(index), reversed(buffer.shape)):
-                    c, atoms = self.linear(e)
+                    c, some = self.linear(e)
                     const += c * stride
-                    for a, k in atoms:
+                    for a, k in some:
                         total[a] = total.get(a, 0) + k * stride
                     stride *= n
-                got = const, tuple(total.items())
-            if place.lanes > 1:
-                got = got[0] * place.lanes, tuple([(a, k * place.lanes) for a, k in got[1]])
-            self._flat[buffer, place.lanes, index] = got
+                atoms = tuple(total.items())
+            m = place.lanes
+            got = Flat((const * m, tuple([(a, k * m) for a, k in atoms])), tuple([a for a, _ in atoms]), {})
+            self._flat[known] = got
         return got
 
     def address(self, buffer: Buffer, index: tuple[Expr, ...]) -> Address:
@@ -81,17 +95,17 @@ class MemoryWriter(IndexWriter):
         bindings of the variables in the index, whose names are new in every loop."""
         env = self.env
         place = env[buffer]
-        linear = self.flat(buffer, index, place)
-        key: list[Any] = [buffer, place.ref, self.lanes, linear]
-        for atom, _ in linear[1]:
+        flat = self.flat(buffer, index, place)
+        key: list[Any] = [place.ref, self.lanes]
+        for atom in flat.atoms:
             bound = env.get(atom)
             if bound is None or type(bound) is Val:
-                return self._address(place, linear)
+                return self._address(place, flat.linear)
             key.append(bound)
         known = tuple(key)
-        got = self._addresses.get(known)
+        got = flat.addresses.get(known)
         if got is None:
-            got = self._addresses[known] = self._address(place, linear)
+            got = flat.addresses[known] = self._address(place, flat.linear)
         return got
 
     def _address(self, place: Place, linear: Linear) -> Address:

@@ -70,7 +70,7 @@ def _elu_grad(b: Any, n: Any, g: Any, alpha: float, scale: float, inner: float) 
     low = b.clamp(x, max=0.0)
     rise = b.exp(low if inner == 1 else b.mul(low, _c(b, inner, g)))
     low = b.mul(g, b.mul(rise, _c(b, alpha * scale * inner, g)))
-    return b.where(b.le(x, zero), low, g if scale == 1 else b.mul(g, _c(b, scale, g)))
+    return b.where(b.gt(x, zero), g if scale == 1 else b.mul(g, _c(b, scale, g)), low)
 
 
 unary(
@@ -192,9 +192,7 @@ unary(
 )
 unary(
     "hardtanh",
-    lambda s, x, *, min_val=-1.0, max_val=1.0: s.minimum(
-        s.maximum(x, s.const(min_val, x)), s.const(max_val, x)
-    ),
+    lambda s, x, *, min_val=-1.0, max_val=1.0: at_most(s, at_least(s, x, min_val), max_val),
     lambda b, n, g: keep_where(
         b,
         b.logical_and(b.gt(n[0], _c(b, n.attr("min_val"), g)), b.lt(n[0], _c(b, n.attr("max_val"), g))),

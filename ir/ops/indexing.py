@@ -382,7 +382,7 @@ register(
                 smooth=False,
             ),
         ],
-        doc="x with v written at [..., i, ..., j, ...], or added with `accumulate`; of equals the last stays.",
+        doc="x with v written at [..., i, ..., j, ...], or added (`accumulate`); of equals the last stays.",
     )
 )
 

@@ -189,7 +189,7 @@ def slice_infer(x: Type, *, start: Ints, stop: Ints, step: Ints) -> Type:
     for d, (n, lo, hi, k) in enumerate(zip(x.shape, start, stop, step)):
         if not 0 <= lo <= hi <= n or k < 1:
             raise OpError(
-                f"slice {lo}:{hi}:{k} of dimension {d} of size {n}: expected 0 <= start <= stop <= size, step >= 1"
+                f"slice {lo}:{hi}:{k} of dimension {d} of size {n}: need 0 <= start <= stop <= size, step > 0"
             )
         shape.append(-(-(hi - lo) // k))
     return Type(x.dtype, shape)

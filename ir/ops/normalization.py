@@ -259,7 +259,7 @@ composite(
         Sample((f32(2, 1, 2, 3), f32(1), f32(1))),
     ],
     grad_name="NativeBatchNormBackward0",
-    doc="(y, mean, biased variance): channels standardised over the batch, then an affine map (Ioffe, Szegedy 2015).",
+    doc="(y, mean, biased variance): channels standardised over the batch, then affine (Ioffe and Szegedy).",
 )
 
 

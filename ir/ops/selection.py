@@ -46,18 +46,18 @@ def _extremum_grad(loses: str) -> Any:
 
 binary("maximum", lambda s, x, y: s.maximum(x, y), _extremum_grad("lt"), kinds=ALL, doc="NaN if either is.")
 binary("minimum", lambda s, x, y: s.minimum(x, y), _extremum_grad("gt"), kinds=ALL, doc="NaN if either is.")
-for _name, _prim, _beyond in (("clamp_min", "maximum", "lt"), ("clamp_max", "minimum", "gt")):
+for _name, _prim, _in, _out in (("clamp_min", "maximum", "ge", "lt"), ("clamp_max", "minimum", "le", "gt")):
     binary(
         _name,
         (lambda p: lambda s, x, bound: s.prim(p, x, bound))(_prim),
         (
-            lambda beyond: (
+            lambda inside, outside: (
                 lambda b, n, g: (
-                    lambda: zero_where(b, getattr(b, beyond)(n[0], n[1]), g),
-                    lambda: keep_where(b, getattr(b, beyond)(n[0], n[1]), g),
+                    lambda: keep_where(b, getattr(b, inside)(n[0], n[1]), g),
+                    lambda: keep_where(b, getattr(b, outside)(n[0], n[1]), g),
                 )
             )
-        )(_beyond),
+        )(_in, _out),
         kinds=NUMERIC,
         grad_name="ClampBackward0",
         doc="Limits x on one side by a tensor; a tie counts as inside.",
@@ -65,7 +65,7 @@ for _name, _prim, _beyond in (("clamp_min", "maximum", "lt"), ("clamp_max", "min
 
 
 def at_least(s: Any, x: Any, low: float) -> Any:
-    """max(x, low) for a number: keeps NaN and the sign of zero, and is a single instruction on most targets."""
+    """max(x, low) for a number: keeps NaN and the sign of zero, and is one instruction on most targets."""
     k = s.const(low, x)
     return k if low != low else s.select(s.lt(x, k), k, x)
 

@@ -1,0 +1,119 @@
+"""The lazy trace: program boundaries, the trie's cache, what a flush keeps, failures."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+import tracegrad as tg
+from tracegrad.tracer import lazy
+from tracegrad.tracer.recording import STATE, LazyTrace
+
+
+@pytest.fixture
+def trace() -> Iterator[LazyTrace]:
+    """A fresh lazy trace for this thread."""
+    old_lazy, old_trace = STATE.lazy, STATE.trace
+    STATE.lazy = STATE.trace = LazyTrace(lazy.run_pending)
+    yield STATE.lazy
+    STATE.lazy, STATE.trace = old_lazy, old_trace
+
+
+def programs(trace: LazyTrace) -> list[lazy.LazyProgram]:
+    found, stack = [], [trace.root]
+    while stack:
+        node = stack.pop()
+        found.extend((node.programs or {}).values())
+        stack.extend(node.children.values())
+    return [p for p in found if p.output_slots]
+
+
+def train(steps: int, every: int = 0) -> tuple[list[float], tg.Tensor]:
+    w = tg.tensor([1.0, -1.0], requires_grad=True)
+    x = tg.tensor([0.5, 2.0])
+    losses = []
+    for i in range(steps):
+        loss = ((w * x - 1) ** 2).sum()
+        if every and i % every == 0:
+            losses.append(loss.item())
+        w.grad = None
+        loss.backward()
+        with tg.no_grad():
+            w.sub_(0.1 * w.grad)
+    return losses, w
+
+
+def test_a_training_loop_is_one_program_per_iteration(trace: LazyTrace) -> None:
+    _, w = train(20)
+    values = w.tolist()
+    found = programs(trace)
+    assert max(p.runs for p in found) >= 18
+    assert sum(p.runs for p in found) <= 22
+    ref = np.array([1.0, -1.0])
+    for _ in range(20):
+        ref = ref - 0.1 * 2 * (ref * [0.5, 2] - 1) * [0.5, 2]
+    assert values == pytest.approx(ref.tolist(), rel=1e-5)
+
+
+def test_reading_the_loss_now_and_then_does_not_change_results(trace: LazyTrace) -> None:
+    _, a = train(13)
+    losses, b = train(13, every=3)
+    assert a.tolist() == pytest.approx(b.tolist(), rel=1e-6)
+    assert len(losses) == 5 and losses == sorted(losses, reverse=True)
+
+
+def test_first_sight_is_interpreted_second_compiled(trace: LazyTrace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRACEGRAD_LAZY", raising=False)
+    x = tg.tensor([1.0, 2.0])
+    for run in range(3):
+        assert (x * 3 + 1).tolist() == [4, 7]
+        (p,) = programs(trace)
+        assert p.runs == run + 1 and (p.executable is None) == (run == 0)
+
+
+def test_dead_values_are_not_computed(trace: LazyTrace) -> None:
+    x = tg.tensor([1.0, 2.0])
+    dead = x.exp()
+    y = x + 1
+    del dead
+    y.tolist()
+    (p,) = programs(trace)
+    assert [n.op.name for n in p.graph.nodes] == ["constant", "add"]
+
+
+def test_a_number_that_changes_recompiles_once(trace: LazyTrace) -> None:
+    x = tg.tensor([1.0, 2.0])
+    for epoch in range(6):
+        assert (x * (0.1 * epoch)).tolist() == pytest.approx([0.1 * epoch, 0.2 * epoch])
+    assert len(programs(trace)) == 2
+
+
+def test_a_failed_run_leaves_tensors_as_they_were(trace: LazyTrace, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = tg.tensor([1.0, 2.0])
+    x.tolist()
+    x.add_(1)
+
+    def fail(*args: object) -> None:
+        raise MemoryError("no room")
+
+    with monkeypatch.context() as m:
+        m.setattr(trace, "_run", fail)
+        with pytest.raises(MemoryError):
+            x.tolist()
+    assert x.tolist() == [1, 2]
+
+
+def test_user_lines_are_recorded(trace: LazyTrace) -> None:
+    x = tg.tensor([1.0])
+    y = x * 2
+    assert y._value().node is not None
+    loc = y._value().node.loc
+    assert loc is not None and loc.file.endswith("test_lazy.py")
+
+
+def test_graph_ops_inside_the_walk_have_phase_backward(trace: LazyTrace) -> None:
+    w = tg.tensor([2.0], requires_grad=True)
+    (w * w).sum().backward()
+    phases = [n.phase for n in trace.nodes]
+    assert phases[0] == "forward" and phases[-1] == "backward"
+    assert w.grad is not None and w.grad.tolist() == [4]
