@@ -213,12 +213,12 @@ def _print_stages(lowered: Lowered, stages: Sequence[str]) -> None:
     types = ", ".join(str(v.type) for v in graph.inputs)
     results = ", ".join(str(v.type) for v in graph.outputs) or "nothing"
     updates = f", updates {len(graph.updates)}" if graph.updates else ""
-    print(f"=== {graph.name}({types}) -> {results}{updates}")
+    # As comments of the IR, so that a stage that is a graph can be redirected to a file and run.
+    print(f"// === {graph.name}({types}) -> {results}{updates}")
     for stage in stages:
         text = lowered.as_text(stage)
-        print(f"--- {stage}")
-        print(text.rstrip("\n"))
-        print()
+        print(f"// --- {stage}")
+        print(text.rstrip("\n"), end="\n\n")
 
 
 # --- run ----------------------------------------------------------------------------------------------------------
@@ -239,7 +239,8 @@ def _run(options: argparse.Namespace) -> int:
     results = made.get("native", made.get("interpreted", []))
     for (label, type), array in zip(_labels(graph), results):
         buffer = copy_of(array, type.dtype)
-        print(f"{label}: {type} = {concrete(buffer)!r}")
+        shown = repr(concrete(buffer))
+        print(f"{label}: {type} =", shown, sep="\n" if "\n" in shown else " ")
     return _compare(graph, made["native"], made["interpreted"]) if options.compare else 0
 
 

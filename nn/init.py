@@ -68,7 +68,7 @@ def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, generator: Any 
 def trunc_normal_(
     tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0, generator: Any = None
 ) -> Tensor:
-    """Fills with samples of N(mean, std^2) limited to [a, b], by the inverse of its distribution function."""
+    """Fills with samples of N(mean, std^2) limited to [a, b], by rejection."""
     if mean < a - 2 * std or mean > b + 2 * std:
         warnings.warn(
             f"trunc_normal_(): the mean {mean} is more than two standard deviations outside [{a}, {b}]; the samples "
@@ -79,12 +79,39 @@ def trunc_normal_(
     def cdf(x: float) -> float:
         return (1.0 + math.erf(x / math.sqrt(2.0))) / 2.0
 
-    low, high = cdf((a - mean) / std), cdf((b - mean) / std)
-    _draw_uniform(tensor, 2 * low - 1, 2 * high - 1, generator)
-    with no_grad():
-        tensor.erfinv_()  # type: ignore[attr-defined]
-        tensor.mul_(std * math.sqrt(2.0)).add_(mean).clamp_(a, b)  # type: ignore[attr-defined]
-    return tensor
+    likely = cdf((b - mean) / std) - cdf((a - mean) / std) > 0.3
+    draw = _reject_normal if likely else _reject_uniform
+    return _write(tensor, draw(generator_of(generator), tuple(tensor.shape), tensor.dtype.numpy, mean, std, a, b))
+
+
+def _reject_normal(engine: Any, shape: Any, d: Any, mean: float, std: float, a: float, b: float) -> Any:
+    """Draws again whatever fell outside."""
+    low, high = d.type(a), d.type(b)
+    made = mt19937.normal(engine, shape, d, mean, std)
+    while True:
+        outside = (made < low) | (made > high)
+        if not outside.any():
+            return made
+        made = np.where(outside, mt19937.normal(engine, shape, d, mean, std), made)
+
+
+def _reject_uniform(engine: Any, shape: Any, d: Any, mean: float, std: float, a: float, b: float) -> Any:
+    """Uniform candidates, each accepted as often as its density is below the highest one of the interval."""
+    peak = -0.5 * ((max(a, min(mean, b)) - mean) / std) ** 2
+
+    def candidates() -> tuple[Any, Any]:
+        x = mt19937.uniform(engine, shape, d, a, b)
+        with np.errstate(divide="ignore"):
+            level = np.log(mt19937.uniform(engine, shape, d, 0.0, 1.0))
+        z = (x - d.type(mean)) / d.type(std)
+        return x, level > z * z * d.type(-0.5) - d.type(peak)
+
+    made, pending = candidates()
+    while pending.any():
+        x, rejected = candidates()
+        made = np.where(pending, x, made)
+        pending &= rejected
+    return made
 
 
 def constant_(tensor: Tensor, val: float) -> Tensor:

@@ -6,6 +6,7 @@ A `Buffer` is one tensor's contents. Executables pass `ptr` to native code; noth
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,49 @@ from ..ir import dtypes
 from ..ir.types import Type
 
 ALIGN = 64
-_RECYCLE_LIMIT = 256 << 20
-_free: dict[int, list[tuple[np.ndarray, int]]] = {}
-_free_bytes = 0
+#: How much idle memory one block size may hold on to, and how many blocks of it at most.
+_IDLE_BYTES, _IDLE_BLOCKS = 64 << 20, 64
+
+
+class _Pool:
+    """Idle blocks of one size."""
+
+    __slots__ = ("idle", "limit", "size")
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.idle: list[_Block] = []
+        self.limit = min(max(_IDLE_BYTES // size, 1), _IDLE_BLOCKS)
+
+    def take(self) -> _Block:
+        try:
+            return self.idle.pop()
+        except IndexError:
+            return _Block(self)
+
+
+class _Block:
+    """Raw memory; `ptr` is its first aligned address."""
+
+    __slots__ = ("base", "idle", "limit", "ptr", "raw")
+
+    def __init__(self, pool: _Pool) -> None:
+        self.raw = np.empty(pool.size, np.uint8)
+        self.base = _address(self.raw)
+        self.ptr = (self.base + ALIGN - 1) & -ALIGN
+        self.idle = pool.idle
+        self.limit = pool.limit
+
+
+_pools: dict[int, _Pool] = {}
+
+
+def _pool(nbytes: int) -> _Pool:
+    size = (nbytes + 2 * ALIGN - 1) & -ALIGN
+    pool = _pools.get(size)
+    if pool is None:
+        pool = _pools[size] = _Pool(size)
+    return pool
 
 
 def _address(a: np.ndarray) -> int:
@@ -33,9 +74,7 @@ class Buffer:
 
     __slots__ = ("_array", "_block", "ptr", "type")
 
-    def __init__(
-        self, type: Type, block: tuple[np.ndarray, int] | None, array: np.ndarray | None, ptr: int
-    ) -> None:
+    def __init__(self, type: Type, block: _Block | None, array: np.ndarray | None, ptr: int) -> None:
         self.type = type
         self._block = block
         self._array = array
@@ -46,11 +85,11 @@ class Buffer:
         """The contents as a NumPy array that shares the memory."""
         a = self._array
         if a is None:
-            assert self._block is not None
-            raw = self._block[0]
-            start = self.ptr - self._block[1]
+            block = self._block
+            assert block is not None
+            start = self.ptr - block.base
             t = self.type
-            a = raw[start : start + t.nbytes].view(t.dtype.numpy).reshape(t.shape)
+            a = block.raw[start : start + t.nbytes].view(t.dtype.numpy).reshape(t.shape)
             self._array = a
         return a
 
@@ -59,31 +98,32 @@ class Buffer:
         return self._block is None and self._array is not None and sys.getrefcount(self._array) > 2
 
     def __del__(self) -> None:
-        global _free_bytes
         block = self._block
         if block is None:
             return
-        self._array = None
-        self._block = None
-        # 3: the tuple, the argument of getrefcount ... and a borrowed NumPy view would make one more.
-        size = block[0].nbytes
-        if sys.getrefcount(block[0]) <= 2 and _free_bytes + size <= _RECYCLE_LIMIT:
-            _free_bytes += size
-            _free.setdefault(size, []).append(block)
+        if self._array is not None:
+            self._array = None
+            if sys.getrefcount(block.raw) > 2:  # a NumPy view of it lives on
+                return
+        if len(block.idle) < block.limit:
+            block.idle.append(block)
+
+
+def allocator(type: Type) -> Callable[[], Buffer]:
+    """A function that gives uninitialised memory for a tensor of this type, for callers that do so often."""
+    take = _pool(type.nbytes).take
+
+    def allocate() -> Buffer:
+        block = take()
+        return Buffer(type, block, None, block.ptr)
+
+    return allocate
 
 
 def empty(type: Type) -> Buffer:
     """Uninitialised memory for a tensor of this type; recycled blocks are handed out first."""
-    global _free_bytes
-    size = (type.nbytes + ALIGN + ALIGN - 1) & -ALIGN
-    pool = _free.get(size)
-    if pool:
-        block = pool.pop()
-        _free_bytes -= size
-    else:
-        raw = np.empty(size, np.uint8)
-        block = (raw, _address(raw))
-    return Buffer(type, block, None, (block[1] + ALIGN - 1) & -ALIGN)
+    block = _pool(type.nbytes).take()
+    return Buffer(type, block, None, block.ptr)
 
 
 def from_array(array: np.ndarray) -> Buffer:

@@ -19,7 +19,7 @@ from ..ir.graph import Graph
 from ..ir.interpreter import evaluate
 from ..ir.loops import For, statements
 from ..ir.types import Type
-from .buffers import Buffer, empty
+from .buffers import Buffer, allocator, empty
 from .report import Cost, Memory, cost_of, memory_of
 
 if TYPE_CHECKING:
@@ -146,6 +146,7 @@ class Executable:
         graph = lowered.graph
         self.input_types: list[Type] = [v.type for v in graph.inputs]
         self.output_types: list[Type] = [v.type for v in graph.outputs]
+        self.allocators = [allocator(t) for t in self.output_types]
         self.n_inputs = len(self.input_types)
         self.n_slots = self.n_inputs + len(self.output_types) + 2
         self.run = ctypes.CFUNCTYPE(None, ctypes.c_uint64)(native.run_address)
@@ -182,7 +183,7 @@ class Executable:
         for b in inputs:
             table[i] = b.ptr
             i += 1
-        outputs = [empty(t) for t in self.output_types]
+        outputs = [allocate() for allocate in self.allocators]
         for b in outputs:
             table[i] = b.ptr
             i += 1

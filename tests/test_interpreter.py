@@ -1,4 +1,4 @@
-"""The interpreter: inputs and outputs of graphs, updates, rounding, wide evaluation, and errors for bad input."""
+"""The interpreter: inputs, outputs and updates of graphs, rounding, wide evaluation, errors for bad input."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def graph_of(*types: Type) -> tuple[Graph, Builder]:
 
 
 def test_outputs_then_updates() -> None:
-    """A step of gradient descent: a loss out, a new weight as update; an output may be an input or given twice."""
+    """A loss out, a new weight as update; an output may be an input or given twice."""
     graph, b = graph_of(Type(F32, (3,)), Type(F32, (3,)))
     w, x = graph.inputs
     loss = b.sum(b.mul(w, x), axes=(0,))
@@ -73,7 +73,7 @@ def test_half_precision_rounds_once_per_op(dtype: dtypes.DType) -> None:
     exact = array.astype(np.float64)
     outs = evaluate(graph, [array])[0]
     gelu = 0.5 * exact * (1 + erf(exact / np.sqrt(2)))
-    ulp = {16: 2.0**-11, 8: 2.0**-9}[{"f16": 16, "bf16": 8}[dtype.name]]
+    ulp = {"f16": 2.0**-11, "bf16": 2.0**-8}[dtype.name]
     np.testing.assert_allclose(outs[0].astype(np.float64), gelu, rtol=ulp * 1.001)
     np.testing.assert_allclose(float(outs[1]), exact.sum(), rtol=ulp * 1.001)
     np.testing.assert_allclose(float(outs[2]), exact.mean(), rtol=ulp * 1.001)

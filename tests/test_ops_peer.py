@@ -88,8 +88,8 @@ def theirs(
     name = type(outs[0].grad_fn).__name__ if outs[0].requires_grad else ""
     if outs[0].requires_grad and grads:
         outs[0].sum().backward()
-    grads = [None if t.grad is None else t.grad.numpy(force=True) for t in tensors]
-    return [o.detach().numpy() for o in outs], grads, name
+    found = [None if t.grad is None else t.grad.numpy(force=True) for t in tensors]
+    return [o.detach().numpy() for o in outs], found, name
 
 
 def compare(

@@ -45,6 +45,7 @@ class Specialization:
         self.constants = [(i, p.value) for i, p in enumerate(traced.places) if p.kind == "constant"]
         self.requires = [(s, s.value.requires_grad) for _, s in self.states if s is not None]
         self.single = traced.result == Output(0) and isinstance(traced.result, Output)
+        self.carries_grad = True in traced.grad_outputs
         self._bound: dict[int, _Binding] = {}
         self._executable: Executable | None = None
         self._op: Op | None = None
@@ -97,16 +98,15 @@ class Specialization:
 
     def call(self, tensors: list[Tensor]) -> Any:
         """One run: outputs as the function's result."""
-        traced = self.traced
-        saved = self._save_for_backward(tensors) if True in traced.grad_outputs else None
+        saved = self._save_for_backward(tensors) if self.carries_grad else None
         binding = self.bind(tensors)
         ctx = binding.context
         executable = self._executable
         assert executable is not None
         table, at = ctx.table, executable.n_inputs
         outputs = []
-        for t in executable.output_types:
-            b = empty(t)
+        for allocate in executable.allocators:
+            b = allocate()
             table[at] = b.ptr
             outputs.append(b)
             at += 1
@@ -143,7 +143,7 @@ class Specialization:
         else:
             made = [Tensor(TracedValue(b.type, None, 0, None, b)) for b in outputs]
         for owner, grad in traced.grads:
-            t = tensors[owner] if isinstance(owner, int) else owner
+            t = tensors[owner] if owner.__class__ is int else owner
             if grad is not t._grad:
                 t._grad = made[grad.index] if isinstance(grad, Output) else grad
         if self.single:

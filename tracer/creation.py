@@ -125,13 +125,13 @@ asarray = as_tensor
 
 
 def from_numpy(array: np.ndarray) -> Tensor:
-    """A tensor that shares the array's memory (a non-contiguous one is copied)."""
+    """A tensor that shares the array's memory (a non-contiguous or read-only one is copied)."""
     if not isinstance(array, np.ndarray):
         raise DTypeError(f"from_numpy() takes a NumPy array, got {type(array).__name__}")
     if dtypes.from_numpy(array.dtype) is None:
         raise DTypeError(f"from_numpy(): no tensor of {array.dtype}")
-    if not array.flags.c_contiguous:
-        array = np.ascontiguousarray(array)
+    if not (array.flags.c_contiguous and array.flags.writeable):
+        return concrete(copy_of(array, _dtype_for(array, array)))
     t = concrete(from_array(array))
     t._storage.shared = t._storage.value.buffer
     return t

@@ -1,0 +1,121 @@
+"""Normalisation, products and encodings of `nn.functional`. Import them from there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..ir.op import REGISTRY
+from ..tracer.creation import arange, ones
+from ..tracer.functions import linear as products
+from ..tracer.library import ArgumentError
+from ..tracer.operands import tensor_operand, values
+from ..tracer.tensor import Tensor, apply
+
+T = Any
+linear = products.linear
+
+
+def _affine(input: T, weight: T, bias: T, shape: tuple[int, ...]) -> tuple[T, ...]:
+    if weight is None and bias is None:
+        return ()
+    if weight is None:
+        weight = ones(shape, dtype=input.dtype)
+    return (weight,) if bias is None else (weight, bias)
+
+
+def layer_norm(input: T, normalized_shape: Any, weight: T = None, bias: T = None, eps: float = 1e-5) -> Tensor:
+    """Each slice over the last dimensions standardised, times `weight`, plus `bias` (Ba et al. 2016).
+
+    Args:
+        input: ends in dimensions `normalized_shape`.
+        weight, bias: of shape `normalized_shape`, or None.
+    """
+    shape = tuple(normalized_shape)
+    more = _affine(tensor_operand(input), weight, bias, shape)
+    return apply(REGISTRY["layer_norm"], input, *more, normalized_shape=shape, eps=eps)
+
+
+def rms_norm(input: T, normalized_shape: Any, weight: T = None, eps: float | None = None) -> Tensor:
+    """Each slice over the last dimensions, divided by the root of its mean square, times `weight`.
+
+    Args:
+        input: ends in dimensions `normalized_shape`.
+        eps: added to the mean square; the dtype's epsilon if None.
+    """
+    more = () if weight is None else (weight,)
+    op = REGISTRY["rms_norm"]
+    return apply(op, tensor_operand(input), *more, normalized_shape=tuple(normalized_shape), eps=eps)
+
+
+def group_norm(input: T, num_groups: int, weight: T = None, bias: T = None, eps: float = 1e-5) -> Tensor:
+    """Each group of channels of each sample standardised, then `weight` and `bias` per channel (Wu and He 2018).
+
+    Args:
+        input: `[N, C, ...]`, C divisible by `num_groups`.
+        weight, bias: `[C]` or None.
+    """
+    more = _affine(tensor_operand(input), weight, bias, tuple(input.shape[1:2]))
+    return apply(REGISTRY["group_norm"], input, *more, num_groups=num_groups, eps=eps)
+
+
+def bilinear(input1: T, input2: T, weight: T, bias: T = None) -> Tensor:
+    """`input1 @ weight[k] @ input2 + bias[k]` for each k.
+
+    Args:
+        input1: `[..., I]`.
+        input2: `[..., J]`.
+        weight: `[K, I, J]`.
+        bias: `[K]` or None.
+    """
+    lead = tuple(input1.shape[:-1])
+    if weight.dim() != 3 or lead != tuple(input2.shape[:-1]) or weight.shape[1:] != (input1.shape[-1], input2.shape[-1]):
+        raise ArgumentError(
+            f"bilinear(): expected [..., I], [..., J] and a weight [K, I, J], got {input1._value().type}, "
+            f"{input2._value().type} and {weight._value().type}"
+        )
+    x, y = input1.reshape(-1, input1.shape[-1]), input2.reshape(-1, input2.shape[-1])
+    half = apply(REGISTRY["contract"], x, weight, spec="ni,kij->nkj")
+    out = apply(REGISTRY["contract"], half, y, spec="nkj,nj->nk").reshape(*lead, weight.shape[0])
+    return out if bias is None else out + bias
+
+
+def normalize(input: T, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: None = None) -> Tensor:
+    """Vectors along `dim` divided by their p-norm, or by `eps` where that is larger."""
+    return input / input.norm(p, dim, True).clamp_min(eps)
+
+
+def cosine_similarity(x1: T, x2: T, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    """The cosine of the angles between vectors along `dim`; the inputs broadcast."""
+    trace, (x, y) = values(x1, x2)
+    return Tensor(trace.emit(REGISTRY["cosine_similarity"], (x, y), {"dim": dim, "eps": eps}))
+
+
+def one_hot(tensor: T, num_classes: int = -1) -> Tensor:
+    """Integer classes `[...]` as i64 `[..., num_classes]` with a 1 at the class; -1: one more than the largest."""
+    if tensor_operand(tensor, "one_hot(): tensor").dtype.kind not in "iu":
+        raise ArgumentError(f"one_hot(): expected integer classes, got {tensor._value().type}")
+    if num_classes == -1:
+        if tensor.numel() == 0:
+            raise ArgumentError("one_hot(): the number of classes of an empty tensor is unknown; pass num_classes")
+        num_classes = int(tensor.max().item()) + 1
+    return (tensor.unsqueeze(-1) == arange(num_classes)).long()  # type: ignore[attr-defined]
+
+
+def scaled_dot_product_attention(
+    query: T, key: T, value: T, attn_mask: T = None, dropout_p: float = 0.0, is_causal: bool = False,
+    scale: float | None = None, enable_gqa: bool = False,
+) -> Tensor:  # fmt: skip
+    """softmax(query @ key.T * scale + mask) @ value (Vaswani et al. 2017).
+
+    Args:
+        query: `[..., L, E]`.
+        key: `[..., S, E]`.
+        value: `[..., S, F]`.
+        attn_mask: added to the scores, or a bool mask that is True where to attend; broadcasts to `[..., L, S]`.
+        scale: 1 / sqrt(E) if None.
+    """
+    if dropout_p or enable_gqa:
+        raise ArgumentError("scaled_dot_product_attention(): dropout_p and enable_gqa are not available yet")
+    more = () if attn_mask is None else (attn_mask,)
+    op = REGISTRY["scaled_dot_product_attention"]
+    return apply(op, tensor_operand(query), key, value, *more, is_causal=is_causal, scale=scale)
