@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 STYLE = """
-:root{--bg:#fff;--fg:#1c2330;--dim:#6b7686;--line:#dfe4ea;--soft:#f5f7f9;--accent:#2457d6;--lit:#fff0b3;--pin:#ffdf6b;
+:root{--bg:#fff;--fg:#1c2330;--dim:#6b7686;--line:#dfe4ea;--soft:#f5f7f9;--accent:#2457d6;--lit:#fff0b3;--pin:#ffe694;
 --fwd:#1f7a4d;--fwd-bg:#e6f5ec;--bwd:#a3420f;--bwd-bg:#fdeee3;--upd:#6a2fb5;--upd-bg:#f1e9fb;--in-bg:#eef2f7;
 --num:#a1335f;--str:#7a5c00;--typ:#26708a}
 @media (prefers-color-scheme:dark){:root{--bg:#14181f;--fg:#dde3ec;--dim:#8b96a6;--line:#2b323d;--soft:#1b2029;
@@ -109,6 +109,8 @@ SCRIPT = """
       pane.querySelectorAll('button').forEach(function(b){b.onclick=function(){show(pane,b.dataset.stage);};});
       show(pane,pane.dataset.stage);
     });
+    var used=panes.querySelector('.stage .used');
+    if(used){var s=used.closest('.stage');s.scrollTop=used.offsetTop-s.offsetTop-60;}
   });
   var choice=document.getElementById('choice');
   if(choice)choice.onchange=function(){

@@ -63,7 +63,7 @@ paint_asm = _painter(
     val=r"%\w+(?:\s*\{[^}]*\})*", num=r"\$-?\w+",
 )  # fmt: skip
 paint_python = _painter(
-    com=r"#.*$", str=r'"""|' + _STRING, key=r"\b(?:def|class|return|for|in|while|if|elif|else|with|as|import|from|not"
+    str=r'"{3}.*?"{3}|\'{3}.*?\'{3}|' + _STRING, com=r"#.*$", key=r"\b(?:def|class|return|for|in|while|if|elif|else|with|as|import|from|not"
     r"|and|or|is|None|True|False|lambda|yield|try|except|finally|raise|assert|del|pass|global|nonlocal)\b",
     op=r"^\s*@[\w.]+", num=_NUMBER,
 )  # fmt: skip
@@ -202,6 +202,7 @@ def source_lines(lines: Lines) -> list[str]:
             continue
         used = {loc.line: loc for loc in locs}
         out.append(line(escape(file), kind="note"))
+        painted = _painted_python(texts)
         last = 0
         for n in _shown(len(texts), used):
             if n > last + 1 and last:
@@ -209,8 +210,32 @@ def source_lines(lines: Lines) -> list[str]:
             last = n
             attribute = lines.attribute([used[n]]) if n in used else ""
             gutter = f"<b class=gut>{n:>4} </b>"
-            out.append(line(gutter + paint_python(texts[n - 1]), attribute, "used" if n in used else ""))
+            out.append(line(gutter + painted[n - 1], attribute, "used" if n in used else ""))
     return out
+
+
+def _painted_python(texts: list[str]) -> list[str]:
+    """Coloured lines of a file; strings in triple quotes go over several."""
+    out = []
+    quotes = ""
+    for t in texts:
+        if quotes:
+            inside, found, after = t.partition(quotes)
+            quotes = "" if found else quotes
+            out.append(f"<b class=str>{escape(inside + found, quote=False)}</b>{paint_python(after)}")
+            continue
+        m = _TRIPLE.search(t)
+        if m is None:
+            out.append(paint_python(t))
+            continue
+        quotes = m.group("open")
+        rest = escape(t[m.start("open") :], quote=False)
+        out.append(f"{paint_python(t[: m.start('open')])}<b class=str>{rest}</b>")
+    return out
+
+
+#: Triple quotes that the line opens and does not close, after no comment and no other string.
+_TRIPLE = re.compile(r"""^(?:[^#"']|"(?!"")[^"]*"|'(?!'')[^']*'|\"{3}.*?\"{3}|'{3}.*?'{3})*?(?P<open>\"{3}|'{3})(?!.*(?P=open))""")
 
 
 def _shown(total: int, used: Iterable[int]) -> Iterator[int]:

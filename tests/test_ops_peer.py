@@ -250,6 +250,8 @@ COMPOSITES: list[tuple[str, list[np.ndarray], dict[str, Any], Callable[..., Any]
     ("prod", [ZEROS[:1]], {"axes": (0, 1)}, torch.prod),
     ("amax", [TIES], {"axes": (1,)}, lambda x: x.amax(1)),
     ("amin", [TIES], {"axes": (0,)}, lambda x: x.amin(0)),
+    ("max_dim", [TIES], {"dim": 1}, lambda x: x.max(1)),
+    ("min_dim", [X], {"dim": 0, "keepdim": True}, lambda x: x.min(0, keepdim=True)),
     ("var", [X], {"axes": (1,)}, lambda x: x.var(1)),
     ("std", [X], {"axes": (0, 1), "correction": 0}, lambda x: x.std(correction=0)),
     ("std", [np.ones((2, 3), np.float32)], {"axes": (1,)}, lambda x: x.std(1)),

@@ -18,7 +18,7 @@ from ...ir.expr import Expr, LaneReduce, Load, Local, Var, walk
 from ...ir.loops import (
     Alloc, Barrier, Buffer, For, If, Let, Stmt, Store, While, expressions, statements,
 )
-from .codegen_expr import ExprWriter
+from .codegen_expr import ExprWriter, Product
 from .codegen_index import LANE
 from .codegen_text import Module, Place, Region, Val, memory_type
 from .target import CompileError
@@ -113,8 +113,7 @@ class KernelWriter(ExprWriter):
         self.store_element(s.buffer, s.index, value, condition)
 
     def _let(self, s: Let) -> None:
-        v = self.value(s.value)
-        self.env[s.local] = v
+        self.env[s.local] = self.named(s.value)
 
     def function_text(self, header: str) -> str:
         for marker, slots in self._fresh:
@@ -290,6 +289,8 @@ class KernelWriter(ExprWriter):
         header: list[str] = []
         for symbol in _free(s):
             bound = self.env.get(symbol)
+            if isinstance(bound, Product) and isinstance(symbol, Local):
+                bound = self.value(symbol)
             if isinstance(bound, Place):
                 if bound.ref[0] == "@":
                     inner.env[symbol] = bound

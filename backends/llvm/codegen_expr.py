@@ -29,6 +29,20 @@ _FLOAT_UNARY = {"abs": "fabs", "floor": "floor", "ceil": "ceil", "trunc": "trunc
 _INDEX = frozenset(("add", "sub", "mul", "neg", "floordiv", "mod"))
 
 
+class Product:
+    """A named product that nobody has needed as a value yet.
+
+    Attributes:
+        a, b: the factors.
+    """
+
+    __slots__ = ("a", "b")
+
+    def __init__(self, a: Val, b: Val) -> None:
+        self.a = a
+        self.b = b
+
+
 class ExprWriter(CastWriter):
     """Adds the evaluation of expressions."""
 
@@ -68,7 +82,10 @@ class ExprWriter(CastWriter):
             narrow = e.x.dtype is int64 and not e.bits and not isinstance(e.x, (Load, Local))
             return self.convert(self.narrow_value(e.x) if narrow else self.value(e.x), e.dtype, e.bits)
         if isinstance(e, Local):
-            return self.env[e]
+            bound = self.env[e]
+            if type(bound) is Product:
+                bound = self.env[e] = self.primitive("mul", [bound.a, bound.b])
+            return bound
         if isinstance(e, Var):
             return self.index_value(e)
         if isinstance(e, LaneReduce):
@@ -249,28 +266,45 @@ class ExprWriter(CastWriter):
 
     # --- accumulation -----------------------------------------------------------------------------------------------
 
+    def named(self, e: Expr) -> Val | Product:
+        """The value of a `Let`. A product waits: an accumulation that uses it fuses it, and nothing else may be left."""
+        if isinstance(e, Prim) and e.name == "mul" and e.dtype.kind == "f" and e.dtype.bits > 16:
+            a, b = map(self.value, e.args)
+            return Product(a, b)
+        return self.value(e)
+
+    def _product(self, e: Expr) -> tuple[Val, Val] | None:
+        """The factors, if `e` is a product, or the name of one."""
+        if isinstance(e, Prim) and e.name == "mul":
+            a, b = map(self.value, e.args)
+            return a, b
+        if isinstance(e, Local):
+            bound = self.env[e]
+            if type(bound) is Product:
+                return bound.a, bound.b
+        return None
+
     def accumulated(self, e: Expr) -> Val:
         """The value stored to an accumulator: sums of products may be fused."""
         if not (isinstance(e, Prim) and e.name == "add" and e.dtype.kind == "f" and e.dtype.bits > 16):
             return self.value(e)
-        chain: list[Prim] = []  # the product of each step, innermost sum first
+        chain: list[tuple[Val, Val]] = []  # factors of each step, outermost sum first
         rest: Expr = e
         while isinstance(rest, Prim) and rest.name == "add":
             a, b = rest.args
-            if isinstance(b, Prim) and b.name == "mul":
-                chain.append(b)
-                rest = a
-            elif isinstance(a, Prim) and a.name == "mul":
-                chain.append(a)
-                rest = b
-            else:
+            factors = self._product(b)
+            if factors is None:
+                factors = self._product(a)
+                a = b
+            if factors is None:
                 break
+            chain.append(factors)
+            rest = a
         total = self.value(rest)
         element = "float" if e.dtype is float32 else "double"
-        for product in reversed(chain):
-            args = [*map(self.value, product.args), total]
-            lanes = self._lanes(args)
-            refs = [self.use(a, lanes) for a in args]
+        for x, y in reversed(chain):
+            lanes = max(x.lanes, y.lanes, total.lanes)
+            refs = [self.use(v, lanes) for v in (x, y, total)]
             total = Val(self.call("fmuladd", element, lanes, refs), e.dtype, lanes)
         return total
 

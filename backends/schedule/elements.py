@@ -96,6 +96,8 @@ class Elements:
         a, b, out = split_spec(node)
         where = dict(zip(out, index))
         zero = Const(0)
+        if any(n == 0 for n in letter_sizes(node).values()):
+            return Const(0, node.results[0].type.dtype)
         x, y = (
             self.at(o, tuple(where.get(c, zero) for c in letters), mask)
             for o, letters in zip(node.operands, (a, b))
@@ -112,7 +114,7 @@ class Elements:
             e = self.at(node.operands[k], at, mask)
             return e if e.dtype is dtypes.int64 else Cast(e, dtypes.int64)
 
-        pieces = op.pull(index, in_types, v.type, read, **node.attrs)
+        pieces = _decided(op.pull(index, in_types, v.type, read, **node.attrs))
         fill = node.attrs.get("value", op.attr_defaults.get("value", 0))
         fill = 0 if not isinstance(fill, (int, float, bool)) else fill
         out: Expr | None = None
@@ -121,10 +123,6 @@ class Elements:
         masks = [_needed_mask(pieces, k, in_types, mask) for k in range(len(pieces))]
         for p, inner in zip(reversed(pieces), reversed(masks)):
             where = p.where
-            if isinstance(where, Const):
-                if not where.value:
-                    continue
-                where = None
             e = self.at(node.operands[p.operand], p.index, inner)
             if out is None or where is None:
                 out = e
@@ -134,6 +132,44 @@ class Elements:
                 out = S.prim("select", where, e, out)
         assert out is not None
         return out if isinstance(out, (Load, Const, Local)) else self.bind(out, v.name or op.name)
+
+
+def _decided(pieces: list[Piece]) -> list[Piece]:
+    """Pieces whose conditions hold always or never, settled."""
+    out: list[Piece] = []
+    for p in pieces:
+        where = None if p.where is None else decide(p.where)
+        if isinstance(where, Const):
+            if not where.value:
+                continue
+            where = None
+        out.append(p if where is p.where else Piece(p.operand, p.index, where))
+        if where is None:
+            break
+    return out
+
+
+def decide(cond: Expr) -> Expr:
+    """A condition on indices, less the parts that their ranges settle."""
+    if not isinstance(cond, Prim):
+        return cond
+    if cond.name == "and_":
+        a, b = decide(cond.args[0]), decide(cond.args[1])
+        for x, y in ((a, b), (b, a)):
+            if isinstance(x, Const):
+                return y if x.value else x
+        return cond if a is cond.args[0] and b is cond.args[1] else Prim("and_", (a, b), dtypes.bool_)
+    if cond.name in _NEGATED and cond.args[0].dtype is dtypes.int64:
+        a, b = bounds(cond.args[0]), bounds(cond.args[1])
+        if a is not None and b is not None:
+            low, high = a[0] - b[0] if b[0] == b[1] else a[0] - b[1], a[1] - b[0]
+            always = {"lt": high < 0, "le": high <= 0, "ge": low >= 0, "gt": low > 0, "eq": low == high == 0}
+            never = {"lt": low >= 0, "le": low > 0, "ge": high < 0, "gt": high <= 0, "eq": low > 0 or high < 0}
+            if always.get(cond.name):
+                return Const(True, dtypes.bool_)
+            if never.get(cond.name):
+                return Const(False, dtypes.bool_)
+    return cond
 
 
 def _needed_mask(pieces: list[Piece], k: int, in_types: tuple[Type, ...], mask: Expr | None) -> Expr | None:

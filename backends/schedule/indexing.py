@@ -25,6 +25,7 @@ from ...ir.expr import (
     index_mod,
     index_mul,
     terms,
+    walk,
 )
 
 ZERO = Const(0)
@@ -113,15 +114,11 @@ def is_index(e: Expr) -> bool:
 
 def divisors(e: Expr, var: Var, found: set[int]) -> None:
     """Adds the k at which index arithmetic in `e` divides the flat variable `var`: `(f // 6) % 4` divides at 6 and 24."""
-    stack = [e]
-    while stack:
-        x = stack.pop()
+    for x in walk(e):
         if isinstance(x, Prim) and x.name in ("floordiv", "mod") and isinstance(x.args[1], Const):
-            k = int(x.args[1].value)
             scale = _scale(x.args[0], var)
             if scale is not None:
-                found.add(scale * k)
-        stack.extend(x.args)
+                found.add(scale * int(x.args[1].value))
 
 
 def _scale(e: Expr, var: Var) -> int | None:

@@ -50,6 +50,7 @@ class Planner:
         self.buffers: dict[Value, Buffer] = {}
         self.readers: dict[Buffer, list[Group]] = {}
         self.constants: list[Buffer] = []
+        self.const_buffers: dict[Value, Buffer] = {}
         self.copies: dict[Value, Value] = {}
         self.inputs: list[Buffer] = [
             Buffer(v.name or f"in{i}", v.type.dtype, v.type.shape, "input") for i, v in enumerate(graph.inputs)
@@ -153,13 +154,13 @@ class Planner:
         return self.buffers[v]
 
     def const_buffer(self, v: Value) -> Buffer:
-        got = self.buffers.get(v)
+        got = self.const_buffers.get(v)
         if got is None:
             node = v.node
             assert node is not None and node.op.numpy is not None
             data = node.op.numpy(**node.attrs)
             got = Buffer(v.name or f"c{len(self.constants)}", v.type.dtype, v.type.shape, "const", data=data.tobytes())
-            self.buffers[v] = got
+            self.const_buffers[v] = got
             self.constants.append(got)
         return got
 
@@ -277,7 +278,7 @@ class Planner:
         if node.op.kernel == "contract":
             sizes = letter_sizes(node)
             a, _, out = split_spec(node)
-            return prod(sizes[c] for c in a if c not in out) == 1
+            return prod(sizes[c] for c in a if c not in out) <= 1
         return False
 
     def is_tiny(self, node: Node) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 from .. import dtypes
 from ..dtypes import DType
 from ..errors import DTypeError, IndexOutOfRange, OpError
-from ..op import Op, Sample, register
+from ..op import Op, Sample, attributes_of, register
 from ..types import Shape, Type, broadcast_shapes
 
 KIND_NAMES = {"f": "floating-point", "i": "signed integer", "u": "unsigned integer", "b": "bool"}
@@ -140,20 +140,13 @@ def is_zero(v: Any) -> bool:
     return v.node is not None and v.node.op.name == "full" and not v.node.attrs["value"]
 
 
-def with_attributes(
-    fn: Callable[..., Any], signature_of: Callable[..., Any], skip: int
-) -> Callable[..., Any]:
-    """Gives `fn(*types, **attrs)` the parameters of `signature_of` less its first `skip`, and checks
-    attributes."""
-    params = list(inspect.signature(signature_of).parameters.values())[skip:]
-    allowed = {p.name: p.default for p in params if p.kind is inspect.Parameter.KEYWORD_ONLY}
+def with_attributes(infer: Callable[..., Any], scalar: Callable[..., Any], arity: int) -> Callable[..., Any]:
+    """`infer(*types)` of a scalar op, checked to have `arity` operands and the attributes of its lambda."""
+    allowed = attributes_of(scalar)
     required = [n for n, d in allowed.items() if d is inspect.Parameter.empty]
-    operands = [p for p in params if p.kind is not inspect.Parameter.KEYWORD_ONLY]
-    variadic = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in operands)
-    least = sum(p.default is p.empty and p.kind is not p.VAR_POSITIONAL for p in operands)
 
     def checked(*types: Type, **attrs: Any) -> Any:
-        if len(types) < least or (len(types) > len(operands) and not variadic):
+        if len(types) != arity:
             raise TypeError(f"got {len(types)} operands")
         for name in attrs:
             if name not in allowed:
@@ -161,9 +154,10 @@ def with_attributes(
         for name in required:
             if name not in attrs:
                 raise TypeError(f"attribute {name!r} is missing")
-        return fn(*types, **attrs)
+        return infer(*types)
 
-    checked.__signature__ = inspect.Signature(params)  # type: ignore[attr-defined]
+    checked.attributes = allowed  # type: ignore[attr-defined]
+    checked.described_by = scalar  # type: ignore[attr-defined]
     return checked
 
 
@@ -243,12 +237,11 @@ def elementwise(
 ) -> Op:
     """A scalar op. `kinds` are the dtype kinds it takes, `result` its dtype where not the operands',
     `attrs` the attribute sets its samples use. Without `grad` it is not differentiable."""
-    params = list(inspect.signature(scalar).parameters.values())[1:]
-    arity = sum(p.kind is not inspect.Parameter.KEYWORD_ONLY for p in params)
+    arity = scalar.__code__.co_argcount - 1
     if infer is None:
         base = {1: _infer1, 2: _infer2}.get(arity, _infer_n)(kinds, result)
-        has_attrs = len(params) > arity
-        infer = with_attributes(lambda *t, **_: base(*t), scalar, 1) if has_attrs or arity > 2 else base
+        plain = arity <= 2 and not scalar.__code__.co_kwonlyargcount
+        infer = base if plain else with_attributes(base, scalar, arity)
     return register(
         Op(
             name,

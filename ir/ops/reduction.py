@@ -175,7 +175,7 @@ for _name, _f, _prim in (("any", np.any, "or_"), ("all", np.all, "and_")):
     )
 
 
-def _arg_infer(x: Type, *, dim: int, keepdim: bool = False) -> Type:
+def arg_infer(x: Type, *, dim: int, keepdim: bool = False) -> Type:
     check_dim(dim, x.rank)
     if x.shape[dim] == 0:
         raise OpError(f"has no value over an empty dimension; dimension {dim} of {x}")
@@ -192,7 +192,7 @@ def _arg_numpy(f: Any) -> Any:
 for _name, _f in (("argmax", np.argmax), ("argmin", np.argmin)):
     _reduce(
         _name,
-        _arg_infer,
+        arg_infer,
         _arg_numpy(_f),
         "",
         None,

@@ -1,0 +1,108 @@
+"""`ParamGroup`: the dict in `optimizer.param_groups`, which tells compiled functions of what changes.
+
+A hyper-parameter is baked into compiled code at first and becomes a runtime scalar when it is seen to change; `lr` is
+one from the start. Whatever else changes makes the compiled function look again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..ir.dtypes import float64
+from ..tracer.recording import Trace
+from ..tracer.tensor import Tensor, note_change
+from .arithmetic import Num
+
+_MISSING = object()
+
+
+def _numeric(x: Any) -> bool:
+    if isinstance(x, tuple):
+        return all(_numeric(y) for y in x)
+    return isinstance(x, (int, float)) and not isinstance(x, bool)
+
+
+class _Entries:
+    """A tuple in a group, looked up at each read."""
+
+    __slots__ = ("group", "key")
+
+    def __init__(self, group: dict[str, Any], key: str) -> None:
+        self.group = group
+        self.key = key
+
+    def __getitem__(self, index: int) -> Any:
+        return self.group[self.key][index]
+
+
+class ParamGroup(dict):
+    """Parameters and their hyper-parameters.
+
+    Attributes:
+        lifted: names of hyper-parameters that compiled functions read at each call.
+    """
+
+    lifted: set[str]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> ParamGroup:
+        made = super().__new__(cls)
+        made.lifted = {"lr"}
+        return made
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        old = self.get(key, _MISSING)
+        super().__setitem__(key, value)
+        numbers = _numeric(old) and _numeric(value)
+        if old is value or old is _MISSING or (numbers and old == value):
+            return
+        if numbers and (type(old) is not tuple or len(old) == len(value)):
+            seen = key in self.lifted
+            self.lifted.add(key)
+            if seen and _shape_of(old) == _shape_of(value):
+                return
+        note_change()
+
+    def __delitem__(self, key: str) -> None:
+        super().__delitem__(key)
+        note_change()
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        for key, value in dict(*args, **kwargs).items():
+            self[key] = value
+
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        if key not in self:
+            self[key] = default
+        return self[key]
+
+    def read(self, trace: Trace, key: str, index: int | None = None) -> Any:
+        """A hyper-parameter (an entry of a tuple with `index`) as a Python number, or a Num the program reads."""
+        value = self[key] if index is None else self[key][index]
+        if isinstance(value, Tensor):
+            return Num(value._value()).to(float64)
+        if key in self.lifted:
+            owner: Any = self if index is None else _Entries(self, key)
+            value = trace.hyperparameter(owner, key if index is None else index)  # type: ignore[arg-type]
+            if isinstance(value, Tensor):
+                return Num(value._value())
+        return value
+
+    def trace_state(self, keys: Any) -> tuple[Any, ...]:
+        """What a trace of an update relies on."""
+        entries = []
+        for key in keys:
+            value = self.get(key)
+            if isinstance(value, Tensor):
+                value = value._storage
+            elif key in self.lifted:
+                value = _shape_of(value) if key != "lr" else None
+            entries.append((key, key in self.lifted, value))
+        return (*entries, tuple([p._storage for p in self["params"]]))
+
+
+def _shape_of(value: Any) -> Any:
+    """What a formula may branch on: whether a number is 0."""
+    return tuple(map(bool, value)) if isinstance(value, tuple) else bool(value)
+
+
+__all__ = ["ParamGroup"]
