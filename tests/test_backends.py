@@ -1,6 +1,7 @@
 """Derived from the op registry: the native backend against the interpreter, on every sample of every op.
 
-All samples of an op, in every element type it takes, are one program, so that LLVM runs once per op.
+All samples of an op in f32, and its first ones in every other type it takes, are one program, so that LLVM
+runs once per op.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ def samples_program(op: Op) -> tuple[Graph, list[np.ndarray], list[DType]]:
     b = Builder(graph)
     arrays: list[np.ndarray] = []
     drawn: list[DType] = []
-    for s in op.samples():
+    for k, s in enumerate(op.samples()):
         for dtype in (dtypes.float32, dtypes.float64, dtypes.float16, dtypes.bfloat16):
             types = as_dtype(s.types, dtype)
-            if dtype is not dtypes.float32 and (types == s.types or op.name == "bitcast"):
+            if dtype is not dtypes.float32 and (types == s.types or op.name == "bitcast" or k > 1):
                 continue
             data = draw(s, types)
             values = tuple(graph.add_input(t) for t in types)
@@ -55,7 +56,7 @@ def samples_program(op: Op) -> tuple[Graph, list[np.ndarray], list[DType]]:
 def test_native_agrees_with_the_interpreter(op: Op) -> None:
     graph, arrays, drawn = samples_program(op)
     own, _ = evaluate(graph, arrays)
-    wide, _ = evaluate(graph, arrays, dtype=dtypes.float64)
+    wide, _ = evaluate(graph, arrays, dtype=dtypes.float64 if op.name != "bitcast" else None)
     buffers = [copy_of(a, v.type.dtype) for a, v in zip(arrays, graph.inputs)]
     got = Executable(Lowered(graph))(buffers)
     for i, (v, b, o, w, dtype) in enumerate(zip(graph.outputs, got, own, wide, drawn)):

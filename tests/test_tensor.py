@@ -238,3 +238,13 @@ def test_shared_lazy_values_across_threads() -> None:
     t.start()
     t.join()
     assert seen == [[1, 3, 5, 7]]
+
+
+def test_setitem_broadcasts_values_over_advanced_indices() -> None:
+    x = tg.zeros(3, 2)
+    x[tg.tensor([0, 2])] = 5.0
+    assert x.tolist() == [[5, 5], [0, 0], [5, 5]]
+    x[[1]] = tg.tensor([1.0, 2.0])
+    assert x.tolist() == [[5, 5], [1, 2], [5, 5]]
+    y = tg.zeros(2, 2).scatter(1, tg.tensor([[0], [1]]), tg.ones(2, 2))
+    assert y.tolist() == [[1, 0], [0, 1]]

@@ -163,15 +163,24 @@ def setitem(x: Tensor, index: Any, value: Any) -> None:
     dims = tuple(d for d, a in enumerate(advanced) if a is not None)
     shape = tuple(view.shape)
     indices = tuple(_indices(trace, a, shape[d], d) for d, a in enumerate(advanced) if a is not None)
+    v = _broadcast(v, _region(view._value(), indices, dims))
     out = trace.emit(REGISTRY["index_put"], (view._value(), v, *indices), {"dims": dims, "accumulate": False})
     view._put(out)
 
 
 def _broadcast(v: Any, shape: tuple[int, ...]) -> Any:
     trace: Any = STATE.trace
+    if v.type.shape == shape:
+        return v
     while v.type.rank > len(shape) and v.type.shape[0] == 1:
         v = trace.reshape(v, shape=v.type.shape[1:])
     return trace.expand(v, shape=shape)
+
+
+def _region(x: Any, indices: tuple[Any, ...], dims: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of `x[indices]`."""
+    types = (x.type, *(i.type for i in indices))
+    return REGISTRY["index"].infer_types(types, {"dims": dims})[0].shape
 
 
 def nonzero(input: Tensor, *, as_tuple: bool = False) -> Any:
@@ -241,6 +250,11 @@ def scatter(input: Tensor, dim: int, index: Tensor, src: Any, *, reduce: str | N
     s: Any = as_value(trace, src, input.dtype)
     if s.type.rank == 0:
         s = _broadcast(s, i.type.shape)
+    elif s.type.shape != i.type.shape:  # PyTorch reads the leading part
+        zero = (0,) * s.type.rank
+        s = trace.emit(
+            REGISTRY["slice"], (s,), {"start": zero, "stop": i.type.shape, "step": (1,) * s.type.rank}
+        )
     how = {None: "none", "add": "add", "multiply": "prod"}[reduce]
     attrs = {"dim": d, "reduce": how}
     return Tensor(trace.emit(REGISTRY["scatter"], (input._value(), i, s), attrs))
@@ -255,8 +269,9 @@ def index_put(input: Tensor, indices: tuple[Tensor, ...], values: Tensor, accumu
     """`input` with `values` written (or added) at the indices of its leading dimensions."""
     trace = STATE.trace
     ints = tuple(_indices(trace, i, n, d) for d, (i, n) in enumerate(zip(indices, input.shape)))
-    v = as_value(trace, values, input.dtype)
-    attrs = {"dims": tuple(range(len(ints))), "accumulate": bool(accumulate)}
+    dims = tuple(range(len(ints)))
+    v = _broadcast(as_value(trace, values, input.dtype), _region(input._value(), ints, dims))
+    attrs = {"dims": dims, "accumulate": bool(accumulate)}
     return Tensor(trace.emit(REGISTRY["index_put"], (input._value(), v, *ints), attrs))
 
 
