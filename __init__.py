@@ -64,6 +64,8 @@ from .tracer.random import (
 )
 from .tracer.tensor import Size, Tensor, device
 
+from . import nn as nn, optim as optim  # isort: skip
+
 __version__ = "0.1.0"
 float = float32
 double = float64

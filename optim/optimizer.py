@@ -55,6 +55,7 @@ class Optimizer:
     """
 
     _opt_called = False
+    _hidden: tuple[str, ...] = ()  # state that is not saved
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -221,7 +222,10 @@ class Optimizer:
                 index.setdefault(id(p), len(index))
             packed = {k: v for k, v in group.items() if k != "params"}
             groups.append({**packed, "params": [index[id(p)] for p in group["params"]]})
-        state = {index.get(id(k), k) if isinstance(k, Tensor) else k: v for k, v in self.state.items()}
+        state = {
+            index.get(id(k), k) if isinstance(k, Tensor) else k: {n: x for n, x in v.items() if n not in self._hidden}
+            for k, v in self.state.items()
+        }
         made: Any = {"state": state, "param_groups": groups}
         for hook in list(self._state_dict_post_hooks.values()):  # type: ignore[attr-defined]
             new = hook(self, made)
@@ -254,9 +258,7 @@ class Optimizer:
                     f"{who}: group {i} has {len(b['params'])} parameters in the state, "
                     f"{len(a['params'])} in the optimiser"
                 )
-        param_of = {
-            k: p for a, b in zip(mine, saved) for k, p in zip(b["params"], a["params"])
-        }  # fmt: skip
+        param_of = {k: p for a, b in zip(mine, saved) for k, p in zip(b["params"], a["params"])}
         state: Any = defaultdict(dict)
         for key, entries in loaded["state"].items():
             p = param_of.get(key)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..ir.dtypes import float32, float64
+from ..ir.errors import TraceError
 from ..tracer.autograd import enable_grad
 from ..tracer.library import ArgumentError, filled_state
 from ..tracer.recording import STATE, outside_traces, user_location
@@ -30,6 +31,13 @@ class Slots:
 
     def __getattr__(self, name: str) -> Num:
         return Num(self._tensors[name]._value())
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def wide(self, name: str) -> Num:
+        """A clock in f64."""
+        return self.__getattr__(name).to(float64)
 
     def __setattr__(self, name: str, new: Num) -> None:
         t = self._tensors[name]
@@ -113,41 +121,41 @@ class Rule(Optimizer):
         enabled, trace.grad_enabled = trace.grad_enabled, False
         try:
             with trace.at(trace.loc or user_location(), "update"):
-                lasting = True
                 for group in self.param_groups:
-                    lasting = self._step_group(trace, group) and lasting
-            trace.guard_module(self, self._trace_state() if lasting else object())
+                    self._step_group(trace, group)
+            if trace is not STATE.lazy:
+                trace.guard_module(self, self._trace_state())
         finally:
             trace.grad_enabled = enabled
         return loss
 
     # --- one group ------------------------------------------------------------------------------------------------
 
-    def _step_group(self, trace: Any, group: ParamGroup) -> bool:
-        """Updates a group. False if the next step will not be recorded alike."""
+    def _step_group(self, trace: Any, group: ParamGroup) -> None:
         found = [(p, g) for p in group["params"] if (g := p.grad) is not None]
         if not found:
-            return True
-        params = [p for p, _ in found]
-        fresh = [p for p in params if not self.state[p]]
-        if fresh:
-            self._make_state(group, fresh)
-        lasting = True
-        if self.clocks and (len(params) != len(group["params"]) or len(fresh) != len(params)):
-            lasting = self._separate_clocks(trace, group, params)
+            return
+        slots = self.slots(group)
+        stateful = bool(slots or self.clocks)
+        if stateful:
+            fresh = [p for p, _ in found if not slots.keys() <= self.state[p].keys() or not self.state[p]]
+            if fresh:
+                self._make_state(group, fresh, slots)
+            if self.clocks and (len(found) != len(group["params"]) or 0 < len(fresh) < len(found)):
+                self._separate_clocks(trace, group, [p for p, _ in found])
         hypers = Hypers(trace, group)
-        ready: dict[Any, dict[str, Any]] = {}
+        numbers: dict[Any, dict[str, Any]] = {}
         converted: dict[Any, Scalars] = {}
         for p, grad in found:
-            state = self.state[p]
+            state = self.state[p] if stateful else {}
             clock = id(state["step"]) if self.clocks else 0
-            if clock not in ready:
-                ready[clock] = self._tick(hypers, Slots(state), group)
+            if clock not in numbers:
+                numbers[clock] = self._tick(hypers, Slots(state), group)
             value = p._value()
             dtype = value.type.dtype
             c = converted.get((clock, dtype))
             if c is None:
-                c = converted[clock, dtype] = Scalars(ready[clock], dtype)
+                c = converted[clock, dtype] = Scalars(numbers[clock], dtype)
             g = Num(grad._value()).to(dtype)
             x = Num(value)
             if group["maximize"]:
@@ -158,10 +166,9 @@ class Rule(Optimizer):
                 else:
                     g = g + c.weight_decay * x
             p._put(self.update(x, g, Slots(state), c, group).value)
-        return lasting
 
     def _tick(self, h: Hypers, clock: Slots, group: ParamGroup) -> dict[str, Any]:
-        if "step" in self.clocks:
+        if self.clocks:
             clock.step = clock.step + 1
         numbers = self.numbers(h, clock, group)
         if group.get("weight_decay", 0) != 0:
@@ -171,48 +178,40 @@ class Rule(Optimizer):
                 numbers["weight_decay"] = h.weight_decay
         return numbers
 
-    def _make_state(self, group: ParamGroup, params: list[Any]) -> None:
+    def _make_state(self, group: ParamGroup, params: list[Any], slots: dict[str, float]) -> None:
+        """State for parameters that lack it, or a part of it."""
         clocks = {k: filled_state((), v, float32) for k, v in self.clocks.items()}
-        slots = self.slots(group)
         for p in params:
             state = self.state[p]
-            state.update(clocks)
+            for name, t in clocks.items():
+                state.setdefault(name, t)
             for name, value in slots.items():
-                state[name] = filled_state(tuple(p.shape), value, p.dtype)
+                if name not in state:
+                    state[name] = filled_state(tuple(p.shape), value, p.dtype)
 
-    def _separate_clocks(self, trace: Any, group: ParamGroup, updated: list[Any]) -> bool:
+    def _separate_clocks(self, trace: Any, group: ParamGroup, updated: list[Any]) -> None:
         """Gives the parameters that are updated now clocks apart from those that are not."""
         stepping = {id(p) for p in updated}
         resting = {id(self.state[p]["step"]) for p in group["params"] if id(p) not in stepping and self.state.get(p)}
-        lasting = True
         made: dict[int, dict[str, Tensor]] = {}
         for p in updated:
             state = self.state[p]
             old = id(state["step"])
-            if old not in resting:
-                continue
-            if old not in made:
-                made[old], kept = self._copied_clocks(trace, state)
-                lasting = lasting and kept
-                self._generation += 1
-                note_change()
-            state.update(made[old])
-        return lasting
+            if old in resting:
+                if old not in made:
+                    made[old] = self._copied_clocks(trace, state)
+                    self._generation += 1
+                    note_change()
+                state.update(made[old])
 
-    def _copied_clocks(self, trace: Any, state: dict[str, Any]) -> tuple[dict[str, Tensor], bool]:
-        out: dict[str, Tensor] = {}
-        lasting = True
-        for name in self.clocks:
-            t = state[name]
-            if t._value().trace is None or trace is STATE.lazy:
-                with outside_traces():
-                    value = float(t.item())
-                out[name] = filled_state((), value, float32)
-            else:  # advanced earlier in this very trace: only the next call can tell how it goes on
-                out[name] = filled_state((), 0.0, float32)
-                out[name]._put((Num(t._value()) + 0.0).value)
-                lasting = False
-        return out, lasting
+    def _copied_clocks(self, trace: Any, state: dict[str, Any]) -> dict[str, Tensor]:
+        if trace is not STATE.lazy and any(state[name]._value().trace is trace for name in self.clocks):
+            raise TraceError(
+                f"{type(self).__name__}.step() runs more than once in a compiled function, for different parameters of "
+                f"one group; give those that don't always have gradients a parameter group of their own"
+            )
+        with outside_traces():
+            return {name: filled_state((), float(state[name].item()), float32) for name in self.clocks}
 
     def _adopted(self, state: Any, groups: list[Any]) -> dict[str, Any]:
         """Equal clocks become one again after a load."""
@@ -227,8 +226,3 @@ class Rule(Optimizer):
                     seen[now] = {k: filled_state((), v, float32) for k, v in zip(self.clocks, now)}
                 entries.update(seen[now])
         return {"state": state, "param_groups": groups}
-
-
-def power(base: Any, exponent: Num) -> Num:
-    """`base ** exponent` in f64."""
-    return base ** exponent.to(float64)

@@ -181,6 +181,8 @@ class CompileTrace(Trace):
         if id(module) in self.modules:
             return
         self.modules[id(module)] = (module, state)
+        if not hasattr(module, "_parameters"):  # an optimiser
+            return
         kind = type(module).__name__.lower()
         number = self.kinds[kind] = self.kinds.get(kind, 0) + 1
         for table in (module._parameters, module._buffers):
