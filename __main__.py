@@ -84,27 +84,38 @@ def _parser() -> argparse.ArgumentParser:
 
     def stages(p: argparse.ArgumentParser, what: str) -> None:
         p.add_argument(
-            "--stage", action="append", choices=[*STAGES, "all"], metavar="STAGE",
+            "--stage",
+            action="append",
+            choices=[*STAGES, "all"],
+            metavar="STAGE",
             help=f"{what}: {', '.join(STAGES)} or all; may be repeated",
-        )  # fmt: skip
+        )
 
     show = commands.add_parser(
-        "show", help="run a script and print what it compiled",
+        "show",
+        help="run a script and print what it compiled",
         description="Runs a Python script and prints the stages of every program that was compiled meanwhile. What "
         "the script itself prints goes to stderr. Arguments after `--` are the script's.",
-    )  # fmt: skip
-    show.add_argument("script", metavar="SCRIPT[:FUNCTION]", help="a Python file, and which compiled function to show")
+    )
+    show.add_argument(
+        "script", metavar="SCRIPT[:FUNCTION]", help="a Python file, and which compiled function to show"
+    )
     stages(show, "stages to print (default optimized)")
-    show.add_argument("--html", metavar="FILE", help="write the stages as a page instead, unless --stage is given too")
+    show.add_argument(
+        "--html", metavar="FILE", help="write the stages as a page instead, unless --stage is given too"
+    )
     show.set_defaults(command=_show)
 
     run = commands.add_parser(
-        "run", help="run a program from an IR file",
+        "run",
+        help="run a program from an IR file",
         description="Parses a graph's text, runs it natively and prints its outputs. Inputs that are not given are "
         "random: normal for floats, small non-negative integers, coin tosses.",
-    )  # fmt: skip
+    )
     run.add_argument("file", metavar="FILE.ir", help="a graph as text; - reads stdin")
-    run.add_argument("--input", action="append", default=[], metavar="NAME=FILE.npy", help="an input's contents")
+    run.add_argument(
+        "--input", action="append", default=[], metavar="NAME=FILE.npy", help="an input's contents"
+    )
     run.add_argument("--seed", type=int, default=0, metavar="N", help="for random inputs (default 0)")
     how = run.add_mutually_exclusive_group()
     how.add_argument("--interpret", action="store_true", help="run on the NumPy interpreter")
@@ -122,7 +133,7 @@ def _chosen(options: argparse.Namespace, default: tuple[str, ...]) -> tuple[str,
     return STAGES if "all" in asked else tuple(dict.fromkeys(asked))
 
 
-# --- show ---------------------------------------------------------------------------------------------------------
+# --- show --------------------------------------------------------------------------------------
 
 
 def _show(options: argparse.Namespace) -> int:
@@ -221,7 +232,7 @@ def _print_stages(lowered: Lowered, stages: Sequence[str]) -> None:
         print(text.rstrip("\n"), end="\n\n")
 
 
-# --- run ----------------------------------------------------------------------------------------------------------
+# --- run --------------------------------------------------------------------------------------
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -276,10 +287,14 @@ def _inputs(graph: Graph, given: Sequence[str], seed: int) -> list[np.ndarray]:
         if not equals or not file:
             raise UserError(f"--input {item}: expected NAME=FILE.npy")
         if name not in by_name:
-            raise UserError(f"--input {item}: {graph.name} has no input {name!r}; it has {', '.join(by_name) or 'none'}")
+            raise UserError(
+                f"--input {item}: {graph.name} has no input {name!r}; it has {', '.join(by_name) or 'none'}"
+            )
         files[by_name[name]] = file
     rng = np.random.default_rng(seed)
-    drawn = {v: _random(graph, v, rng) for v in graph.inputs}  # all, so that giving one leaves the others as they were
+    drawn = {
+        v: _random(graph, v, rng) for v in graph.inputs
+    }  # all, so that giving one leaves the others as they were
     return [_load(v, files[v]) if v in files else drawn[v] for v in graph.inputs]
 
 
@@ -316,7 +331,8 @@ def _native(lowered: Lowered, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Outputs, then the new contents of updated inputs; `inputs` stay as they are."""
     graph = lowered.graph
     buffers: list[Buffer] = [
-        copy_of(a, v.type.dtype) if v in graph.updates else from_array(a) for v, a in zip(graph.inputs, inputs)
+        copy_of(a, v.type.dtype) if v in graph.updates else from_array(a)
+        for v, a in zip(graph.inputs, inputs)
     ]
     outputs = Executable(lowered)(buffers)
     by_value = dict(zip(graph.inputs, buffers))
@@ -351,7 +367,7 @@ def _compare(graph: Graph, native: list[np.ndarray], interpreted: list[np.ndarra
     return code
 
 
-# --- env ----------------------------------------------------------------------------------------------------------
+# --- env --------------------------------------------------------------------------------------
 
 
 def _env(options: argparse.Namespace) -> int:
@@ -360,21 +376,45 @@ def _env(options: argparse.Namespace) -> int:
     target = host_target()
     cache = default_cache()
     flags = [f[1:] for f in target.features.split(",") if f.startswith("+")]
-    known = ("sse4.2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512vl", "avx512bw", "avx512bf16", "avx512fp16",
-             "amx-tile", "neon", "fp16", "fullfp16", "bf16", "dotprod", "sve", "sve2")  # fmt: skip
+    known = (
+        "sse4.2",
+        "avx",
+        "avx2",
+        "fma",
+        "f16c",
+        "avx512f",
+        "avx512vl",
+        "avx512bw",
+        "avx512bf16",
+        "avx512fp16",
+        "amx-tile",
+        "neon",
+        "fp16",
+        "fullfp16",
+        "bf16",
+        "dotprod",
+        "sve",
+        "sve2",
+    )
     notable = [f for f in known if f in flags]
     rows = [
         ("tracegrad", f"{__version__} in {Path(__file__).resolve().parent}"),
-        ("python", f"{platform.python_version()} ({platform.python_implementation()}, {platform.platform()})"),
+        (
+            "python",
+            f"{platform.python_version()} ({platform.python_implementation()}, {platform.platform()})",
+        ),
         ("numpy", np.__version__),
         ("llvmlite", f"{llvmlite.__version__}, LLVM {'.'.join(map(str, llvm().llvm_version_info))}"),
         ("target", f"{target.name}, {target.triple}"),
-        ("vectors", f"{target.vector_bytes * 8} bits, {target.num_vector_registers} registers"
-                    + (", fused multiply-add" if target.has_fma else "")),
+        (
+            "vectors",
+            f"{target.vector_bytes * 8} bits, {target.num_vector_registers} registers"
+            + (", fused multiply-add" if target.has_fma else ""),
+        ),
         ("features", f"{' '.join(notable) or 'none of note'} ({len(flags)} in all)"),
         ("threads", f"{get_num_threads()} of {available_cpus()} CPUs"),
         ("cache", "off" if cache is None else _cache_text(cache.directory, cache.limit)),
-    ]  # fmt: skip
+    ]
     rows += [(k, v) for k, v in sorted(os.environ.items()) if k.startswith("TRACEGRAD_")]
     width = max(len(k) for k, _ in rows)
     for k, v in rows:

@@ -1,6 +1,6 @@
 """What autograd records: the gradient functions behind a result, and the gradients they give.
 
-    python examples/autograd_walk.py
+python examples/autograd_walk.py
 """
 
 import tracegrad

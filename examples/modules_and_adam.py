@@ -1,6 +1,6 @@
 """The small network of two layers with modules, a loss function and Adam; plain, and with the training step compiled.
 
-    python examples/modules_and_adam.py
+python examples/modules_and_adam.py
 """
 
 import tracegrad

@@ -52,7 +52,9 @@ def plot(losses, path):
 
 def main():
     parser = argparse.ArgumentParser(description="Train the 1000-100-10 net.")
-    parser.add_argument("--out", type=Path, default=Path("out"), help="where the plot and the page go (default out)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("out"), help="where the plot and the page go (default out)"
+    )
     out = parser.parse_args().out
     lowered = step.lower()
     begin = time.perf_counter()

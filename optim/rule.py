@@ -91,9 +91,11 @@ class Rule(Optimizer):
 
     Class attributes:
         clocks: names and initial values of state that is one number for all parameters.
+        clock_key: the one that tells apart parameters whose `numbers` differ.
     """
 
     clocks: dict[str, float] = {"step": 0.0}
+    clock_key = "step"
 
     def slots(self, group: ParamGroup) -> dict[str, float]:
         """Names and initial values of a parameter's state tensors."""
@@ -148,7 +150,7 @@ class Rule(Optimizer):
         converted: dict[Any, Scalars] = {}
         for p, grad in found:
             state = self.state[p] if stateful else {}
-            clock = id(state["step"]) if self.clocks else 0
+            clock = id(state.get(self.clock_key))
             if clock not in numbers:
                 numbers[clock] = self._tick(hypers, Slots(state), group)
             value = p._value()

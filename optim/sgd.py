@@ -26,6 +26,7 @@ class SGD(Rule):
     """
 
     clocks = {}
+    clock_key = "_first"
     _hidden = ("_first",)
 
     def __init__(
@@ -63,14 +64,16 @@ class SGD(Rule):
             out["momentum"] = h.momentum
             if group["dampening"] != 0:
                 out["kept"] = 1 - h.dampening
+            if "_first" in clock:
+                out["first"] = clock._first
+                clock._first = clock._first * 0.0
         return out
 
     def update(self, p: Num, g: Num, s: Slots, c: Any, group: ParamGroup) -> Num:
         if group["momentum"] != 0:
             v = s.momentum_buffer * c.momentum + (g if group["dampening"] == 0 else c.kept * g)
             if "_first" in s:
-                v = where(greater(s._first, 0.5), g, v)
-                s._first = s._first * 0.0
+                v = where(greater(c.first, 0.5), g, v)
             s.momentum_buffer = v
             g = g + c.momentum * v if group["nesterov"] else v
         return p - c.lr * g

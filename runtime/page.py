@@ -89,7 +89,7 @@ def _umask() -> int:
     return mask
 
 
-# --- one program --------------------------------------------------------------------------------------------------
+# --- one program --------------------------------------------------------------------------------------
 
 
 def _program(lowered: Lowered, index: int) -> str:
@@ -109,10 +109,14 @@ def _program(lowered: Lowered, index: int) -> str:
     return f'<section class="program{on}" id="p{index}">{"".join(parts)}</section>'
 
 
-_LEGEND = '<p class="legend">' + "".join(f'<i class="{p}">{p}</i>' for p in PHASES) + (
-    "Rest on a line to light up what came from the same line of Python, click to pin it and to scroll the other pane "
-    "there, Escape to let go.</p>"
-)  # fmt: skip
+_LEGEND = (
+    '<p class="legend">'
+    + "".join(f'<i class="{p}">{p}</i>' for p in PHASES)
+    + (
+        "Rest on a line to light up what came from the same line of Python, click to pin it and to scroll the other pane "
+        "there, Escape to let go.</p>"
+    )
+)
 
 
 def _stages(lowered: Lowered, lines: text.Lines) -> dict[str, list[str]]:
@@ -147,7 +151,8 @@ def _panes(stages: dict[str, list[str]]) -> str:
         at = 0 if name == left else 1
         bodies[at] += f'<div class="stage" data-stage="{escape(name)}" tabindex="0">{"".join(content)}</div>'
     panes = "".join(
-        f'<div class="pane" data-stage="{c}"><div class="tabs">{buttons}</div>{b}</div>' for c, b in zip(chosen, bodies)
+        f'<div class="pane" data-stage="{c}"><div class="tabs">{buttons}</div>{b}</div>'
+        for c, b in zip(chosen, bodies)
     )
     return f'<div class="panes">{panes}</div>'
 
@@ -161,9 +166,12 @@ def _cards(lowered: Lowered) -> str:
     with contextlib.suppress(TracegradError):
         cost, memory = lowered.cost(), lowered.memory()
         cards += [
-            (f"{len(cost.kernels)}", "kernels"), (count(cost.flops), "operations"),
-            (size(cost.bytes_moved), "moved"), (size(memory.arena), "arena"), (size(memory.peak), "peak memory"),
-        ]  # fmt: skip
+            (f"{len(cost.kernels)}", "kernels"),
+            (count(cost.flops), "operations"),
+            (size(cost.bytes_moved), "moved"),
+            (size(memory.arena), "arena"),
+            (size(memory.peak), "peak memory"),
+        ]
     body = "".join(f'<div class="card"><b>{escape(v)}</b><span>{escape(k)}</span></div>' for v, k in cards)
     return f'<div class="cards">{body}</div>'
 
@@ -186,7 +194,13 @@ def _passes(lowered: Lowered) -> str:
     for record in lowered.records:
         after = len(record.graph.nodes)
         rules = ", ".join(f"{escape(n)} {k}&times;" for n, k in record.rules_fired.most_common())
-        cells = [escape(record.name), f"{record.seconds * 1e3:.2f}", str(before), str(after), f"<code>{rules}</code>"]
+        cells = [
+            escape(record.name),
+            f"{record.seconds * 1e3:.2f}",
+            str(before),
+            str(after),
+            f"<code>{rules}</code>",
+        ]
         rows.append(("", cells))
         before = after
     head = [("pass", False), ("ms", True), ("ops before", True), ("after", True), ("rules fired", False)]
@@ -198,31 +212,54 @@ def _kernels(cost: Cost, lines: text.Lines) -> str:
     for i, k in enumerate(cost.kernels):
         where = ", ".join(dict.fromkeys(escape(str(loc)) for loc in k.locs))
         cells = [
-            escape(k.name), f"<code>{escape(k.comment)}</code>", count(k.flops), size(k.bytes_moved),
-            f"{k.intensity:.2f}", where,
-        ]  # fmt: skip
+            escape(k.name),
+            f"<code>{escape(k.comment)}</code>",
+            count(k.flops),
+            size(k.bytes_moved),
+            f"{k.intensity:.2f}",
+            where,
+        ]
         rows.append((lines.attribute(k.locs, i), cells))
     head = [
-        ("kernel", False), ("computes", False), ("operations", True), ("moved", True), ("operations/byte", True),
+        ("kernel", False),
+        ("computes", False),
+        ("operations", True),
+        ("moved", True),
+        ("operations/byte", True),
         ("from", False),
-    ]  # fmt: skip
+    ]
     return _table(head, rows)
 
 
 def _memory(memory: Memory) -> str:
     kinds = [
-        ("inputs", memory.inputs), ("state", memory.state), ("outputs", memory.outputs), ("arena", memory.arena),
+        ("inputs", memory.inputs),
+        ("state", memory.state),
+        ("outputs", memory.outputs),
+        ("arena", memory.arena),
         ("constants", memory.constants),
-    ]  # fmt: skip
+    ]
     peak = max(memory.peak, 1)
-    bar = "".join(f'<div class="m{i}" style="flex:{n / peak:.4f}"></div>' for i, (_, n) in enumerate(kinds) if n)
+    bar = "".join(
+        f'<div class="m{i}" style="flex:{n / peak:.4f}"></div>' for i, (_, n) in enumerate(kinds) if n
+    )
     notes = {
-        "inputs": "only read", "state": "updated in place", "arena": f"{size(memory.unplanned)} without sharing",
-        "outputs": "made for the caller", "constants": "part of the code",
-    }  # fmt: skip
+        "inputs": "only read",
+        "state": "updated in place",
+        "arena": f"{size(memory.unplanned)} without sharing",
+        "outputs": "made for the caller",
+        "constants": "part of the code",
+    }
     rows = [
         ("", [f'<span class="key-square m{i}"></span>{name}', size(n), str(n), escape(notes[name])])
         for i, (name, n) in enumerate(kinds)
     ]
-    rows.append(("", ["<b>peak</b>", f"<b>{size(memory.peak)}</b>", str(memory.peak), "all of it, known before a run"]))
-    return f'<div class="bar">{bar}</div>' + _table([("", False), ("", True), ("bytes", True), ("", False)], rows)
+    rows.append(
+        (
+            "",
+            ["<b>peak</b>", f"<b>{size(memory.peak)}</b>", str(memory.peak), "all of it, known before a run"],
+        )
+    )
+    return f'<div class="bar">{bar}</div>' + _table(
+        [("", False), ("", True), ("bytes", True), ("", False)], rows
+    )

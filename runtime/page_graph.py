@@ -63,7 +63,7 @@ def draw(graph: Graph, lines: Lines) -> str:
     return _svg(layers, chains)
 
 
-# --- what is drawn ------------------------------------------------------------------------------------------------
+# --- what is drawn --------------------------------------------------------------------------------------
 
 
 def _boxes(graph: Graph, lines: Lines) -> tuple[list[_Box], list[tuple[_Box, _Box, str]]]:
@@ -86,8 +86,12 @@ def _boxes(graph: Graph, lines: Lines) -> tuple[list[_Box], list[tuple[_Box, _Bo
         if _is_constant(node) and not any(v in graph.live_outs() for v in node.results):
             continue
         detail = ", ".join(str(v.type) for v in node.results)
-        spec = [node.attrs["spec"]] if "spec" in node.attrs else []  # what distinguishes one contraction from the next
-        title = " ".join([node.op.name, *spec, *(_number(v.node) for v in node.operands if _is_constant(v.node))])
+        spec = (
+            [node.attrs["spec"]] if "spec" in node.attrs else []
+        )  # what distinguishes one contraction from the next
+        title = " ".join(
+            [node.op.name, *spec, *(_number(v.node) for v in node.operands if _is_constant(v.node))]
+        )
         attribute = lines.attribute([node.loc]) if node.loc is not None else ""
         b = box(title, detail, node.phase, attribute, print_node(node))
         for v in node.results:
@@ -97,10 +101,14 @@ def _boxes(graph: Graph, lines: Lines) -> tuple[list[_Box], list[tuple[_Box, _Bo
                 edges[made[v], b] = str(v.type)
     for i, v in enumerate(graph.outputs):
         if v in made:
-            edges[made[v], box(f"return {i}", str(v.type), "output", tip=f"output {i}: {v.type}")] = str(v.type)
+            edges[made[v], box(f"return {i}", str(v.type), "output", tip=f"output {i}: {v.type}")] = str(
+                v.type
+            )
     for old, new in graph.updates.items():
         if new in made:
-            target = box(f"update {old.name or old.index}", str(old.type), "state", tip=f"new value of {old.name}")
+            target = box(
+                f"update {old.name or old.index}", str(old.type), "state", tip=f"new value of {old.name}"
+            )
             edges[made[new], target] = str(new.type)
     return boxes, [(a, b, t) for (a, b), t in edges.items()]
 
@@ -119,7 +127,7 @@ def _short(text: str, n: int) -> str:
     return text if len(text) <= n else text[: n - 1] + "…"
 
 
-# --- where it is drawn --------------------------------------------------------------------------------------------
+# --- where it is drawn --------------------------------------------------------------------------------------
 
 
 def _assign_layers(boxes: list[_Box], edges: list[tuple[_Box, _Box, str]]) -> None:
@@ -250,7 +258,7 @@ def _spread(layer: list[_Box], wanted: list[float]) -> list[float]:
     return [s + o for s, o in zip(shifts, offsets)]
 
 
-# --- the picture --------------------------------------------------------------------------------------------------
+# --- the picture --------------------------------------------------------------------------------------
 
 
 def _svg(layers: list[list[_Box]], chains: list[tuple[list[_Box], str]]) -> str:

@@ -46,27 +46,46 @@ _TYPE = r"\b(?:bool|bf16|[fiu](?:8|16|32|64))(?:\[[\d,]*\])?(?![\w(])"
 _STRING = r"\"[^\"]*\"|'[^']*'"
 
 paint_graph = _painter(
-    com=r"(?://|\s#).*$", key=r"\b(?:graph|return|update)\b", op=r"(?<== )[a-z_]\w*", val=r"%[\w.]+", typ=_TYPE,
-    str=_STRING, num=_NUMBER,
-)  # fmt: skip
+    com=r"(?://|\s#).*$",
+    key=r"\b(?:graph|return|update)\b",
+    op=r"(?<== )[a-z_]\w*",
+    val=r"%[\w.]+",
+    typ=_TYPE,
+    str=_STRING,
+    num=_NUMBER,
+)
 paint_loops = _painter(
-    str=_STRING, key=r"\b(?:program|kernel|for|in|step|let|if|while|alloc|barrier|input|output|arena|const|returns"
-    r"|updates|serial|parallel|vector|unroll|register|local|reduce|arena_bytes|flops|bytes)\b", typ=_TYPE, num=_NUMBER,
-)  # fmt: skip
+    str=_STRING,
+    key=r"\b(?:program|kernel|for|in|step|let|if|while|alloc|barrier|input|output|arena|const|returns"
+    r"|updates|serial|parallel|vector|unroll|register|local|reduce|arena_bytes|flops|bytes)\b",
+    typ=_TYPE,
+    num=_NUMBER,
+)
 paint_llvm = _painter(
-    com=r";.*$", str=_STRING, op=r"(?<== )[a-z]\w*|(?<=^  )(?:store|br|ret|call|tail|switch|unreachable)\b",
+    com=r";.*$",
+    str=_STRING,
+    op=r"(?<== )[a-z]\w*|(?<=^  )(?:store|br|ret|call|tail|switch|unreachable)\b",
     key=r"\b(?:define|declare|internal|constant|attributes|label|void|align|noalias|readonly|nocapture)\b",
-    val=r"[%@][\w.$-]+", typ=r"<\d+ x \w+>|\b(?:i\d+|ptr|float|double|half|bfloat)\b", num=_NUMBER,
-)  # fmt: skip
+    val=r"[%@][\w.$-]+",
+    typ=r"<\d+ x \w+>|\b(?:i\d+|ptr|float|double|half|bfloat)\b",
+    num=_NUMBER,
+)
 paint_asm = _painter(
-    com=r"(?:#|//).*$", str=_STRING, key=r"^[\w.$]+:|^\s+\.\w+", op=r"(?<=^\t)[a-z]\w*",
-    val=r"%\w+(?:\s*\{[^}]*\})*", num=r"\$-?\w+",
-)  # fmt: skip
+    com=r"(?:#|//).*$",
+    str=_STRING,
+    key=r"^[\w.$]+:|^\s+\.\w+",
+    op=r"(?<=^\t)[a-z]\w*",
+    val=r"%\w+(?:\s*\{[^}]*\})*",
+    num=r"\$-?\w+",
+)
 paint_python = _painter(
-    str=r'"{3}.*?"{3}|\'{3}.*?\'{3}|' + _STRING, com=r"#.*$", key=r"\b(?:def|class|return|for|in|while|if|elif|else|with|as|import|from|not"
+    str=r'"{3}.*?"{3}|\'{3}.*?\'{3}|' + _STRING,
+    com=r"#.*$",
+    key=r"\b(?:def|class|return|for|in|while|if|elif|else|with|as|import|from|not"
     r"|and|or|is|None|True|False|lambda|yield|try|except|finally|raise|assert|del|pass|global|nonlocal)\b",
-    op=r"^\s*@[\w.]+", num=_NUMBER,
-)  # fmt: skip
+    op=r"^\s*@[\w.]+",
+    num=_NUMBER,
+)
 
 
 class Lines:
@@ -235,7 +254,9 @@ def _painted_python(texts: list[str]) -> list[str]:
 
 
 #: Triple quotes that the line opens and does not close, after no comment and no other string.
-_TRIPLE = re.compile(r"""^(?:[^#"']|"(?!"")[^"]*"|'(?!'')[^']*'|\"{3}.*?\"{3}|'{3}.*?'{3})*?(?P<open>\"{3}|'{3})(?!.*(?P=open))""")
+_TRIPLE = re.compile(
+    r"""^(?:[^#"']|"(?!"")[^"]*"|'(?!'')[^']*'|\"{3}.*?\"{3}|'{3}.*?'{3})*?(?P<open>\"{3}|'{3})(?!.*(?P=open))"""
+)
 
 
 def _shown(total: int, used: Iterable[int]) -> Iterator[int]:

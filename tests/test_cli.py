@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from tracegrad.__main__ import main
 from tracegrad.ir.parser import parse_graph
 
@@ -51,11 +50,18 @@ graph scaled(%x: f32[2,3], %state: f32[3], %i: i64[2]) {
 """
 
 
-def tracegrad(*words: str, cwd: Path, stdin: str | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+def tracegrad(
+    *words: str, cwd: Path, stdin: str | None = None, **env: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "tracegrad", *words], cwd=cwd, input=stdin, env={**os.environ, **env},
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        [sys.executable, "-m", "tracegrad", *words],
+        cwd=cwd,
+        input=stdin,
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 def inside(*words: str) -> subprocess.CompletedProcess[str]:
@@ -92,7 +98,7 @@ def program(tmp_path: Path) -> Path:
     return path
 
 
-# --- show -----------------------------------------------------------------------------------------------------
+# --- show --------------------------------------------------------------------------------------
 
 
 def test_show_prints_every_program_and_passes_arguments_on(script: Path, tmp_path: Path) -> None:
@@ -180,7 +186,7 @@ def test_show_what_was_compiled_before_the_failure(script: Path, tmp_path: Path)
     assert done.returncode == 1 and "SyntaxError" in done.stderr and "runpy" not in done.stderr
 
 
-# --- run ------------------------------------------------------------------------------------------------------
+# --- run --------------------------------------------------------------------------------------
 
 
 def given(folder: Path, **arrays: np.ndarray) -> list[str]:
@@ -209,7 +215,9 @@ new %state: f32[3] = tensor([  2.,  20., 200.])
 def test_run_on_given_inputs(program: Path, tmp_path: Path, how: tuple[str, ...]) -> None:
     done = tracegrad("run", "scaled.ir", *given(tmp_path, **INPUTS), *how, cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, PRINTED, "")
-    assert np.array_equal(np.load(tmp_path / "state.npy"), INPUTS["state"]), "the file given is no one's to change"
+    assert np.array_equal(np.load(tmp_path / "state.npy"), INPUTS["state"]), (
+        "the file given is no one's to change"
+    )
 
 
 def test_run_from_stdin_with_other_dtypes(tmp_path: Path) -> None:
@@ -220,7 +228,7 @@ def test_run_from_stdin_with_other_dtypes(tmp_path: Path) -> None:
     )
     done = tracegrad("run", "-", *inputs, cwd=tmp_path, stdin=text)
     assert done.stdout == (
-        "output 0: f64[3] = tensor([-0., -1., -2.], dtype=torch.float64)\n%flag: bool[] = tensor(True)\n"
+        "output 0: f64[3] = tensor([-0., -1., -2.], dtype=tracegrad.float64)\n%flag: bool[] = tensor(True)\n"
     ), done
 
 
@@ -232,26 +240,36 @@ def test_run_compares_native_with_interpreted(program: Path, tmp_path: Path) -> 
     assert all(float(d) < 1e-5 and float(r) < 1e-5 for _, d, r in found)
 
 
-def test_random_inputs_follow_the_seed(program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_random_inputs_follow_the_seed(
+    program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     first, again, other = (inside("run", "scaled.ir", "--seed", s).stdout for s in "112")
     assert first == again != other
     x = given(tmp_path, x=INPUTS["x"])
-    assert inside("run", "scaled.ir", "--seed", "1", *x).stdout.split("%picked")[1] == (
-        first.split("%picked")[1]
+    assert (
+        inside("run", "scaled.ir", "--seed", "1", *x).stdout.split("%picked")[1]
+        == (first.split("%picked")[1])
     ), "one input given leaves the others as they were"
 
 
 def test_run_prints_stages_first(program: Path, tmp_path: Path) -> None:
     done = tracegrad("run", "scaled.ir", "--stage", "optimized", "--stage", "loops", cwd=tmp_path)
-    order = [done.stdout.index(t) for t in ("// --- optimized", "// --- loops", 'program "scaled"', "%picked: f32[2] = tensor")]
+    order = [
+        done.stdout.index(t)
+        for t in ("// --- optimized", "// --- loops", 'program "scaled"', "%picked: f32[2] = tensor")
+    ]
     assert order == sorted(order)
 
 
 @pytest.mark.parametrize(
     ("old", "new", "parts"),
     [
-        ("add %x, %x ", "ad %x, %x ", ["line 2, column 22: no op named 'ad'", "did you mean", " " * 23 + "^^\n"]),
+        (
+            "add %x, %x ",
+            "ad %x, %x ",
+            ["line 2, column 22: no op named 'ad'", "did you mean", " " * 23 + "^^\n"],
+        ),
         ("%twice: f32[2,3] =", "%twice: f32[2,4] =", ["line 2, column 11", "add gives f32[2,3]", "^^^^^^^^"]),
         ("mul %twice, %state", "mul %twice, %stat", ["line 3", "%stat is not defined", "^^^^^"]),
         ("return", "retrun", ["line 7, column 3", "^^^^^^"]),
@@ -294,10 +312,12 @@ def test_inputs_that_do_not_fit(program: Path, tmp_path: Path, monkeypatch: pyte
 
 def test_a_program_that_fails_when_it_runs(program: Path, tmp_path: Path) -> None:
     inputs = given(tmp_path, i=np.array([0, 7]))
-    refused(tracegrad("run", "scaled.ir", "--interpret", *inputs, cwd=tmp_path), "error:", "out of range", code=1)
+    refused(
+        tracegrad("run", "scaled.ir", "--interpret", *inputs, cwd=tmp_path), "error:", "out of range", code=1
+    )
 
 
-# --- env, and use in general ----------------------------------------------------------------------------------
+# --- env, and use in general --------------------------------------------------------------------------------------
 
 
 def test_env(tmp_path: Path) -> None:
@@ -315,7 +335,9 @@ def test_env(tmp_path: Path) -> None:
 def test_env_counts_what_is_cached(program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = {"TRACEGRAD_CACHE_DIR": str(tmp_path / "cache")}
     assert tracegrad("run", "scaled.ir", cwd=tmp_path, **cache).returncode == 0
-    rows = dict(line.split(maxsplit=1) for line in tracegrad("env", cwd=tmp_path, **cache).stdout.splitlines())
+    rows = dict(
+        line.split(maxsplit=1) for line in tracegrad("env", cwd=tmp_path, **cache).stdout.splitlines()
+    )
     objects = list((tmp_path / "cache").glob("*.tgo"))
     assert objects and f": {len(objects)} objects, " in rows["cache"]
     monkeypatch.setenv("TRACEGRAD_CACHE", "0")
@@ -340,8 +362,11 @@ def test_a_reader_that_has_had_enough(program: Path, tmp_path: Path) -> None:
     """As `tracegrad run ... | head -1` does."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tracegrad", "run", "scaled.ir", "--stage", "asm"],
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()
     assert process.stderr.read() == ""

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from tracegrad.ir.errors import TracegradError
 from tracegrad.ir.parser import parse_graph
 from tracegrad.runtime import page_graph, page_text
@@ -60,7 +59,9 @@ class Element:
         out = []
         for c in self.children:
             if isinstance(c, Element):
-                wanted = all(v in c.attrs.get(k.rstrip("_").replace("_", "-"), "").split(" ") for k, v in attrs.items())
+                wanted = all(
+                    v in c.attrs.get(k.rstrip("_").replace("_", "-"), "").split(" ") for k, v in attrs.items()
+                )
                 if wanted and tag in ("", c.tag):
                     out.append(c)
                 out += c.all(tag, **attrs)
@@ -131,7 +132,11 @@ def stage_text(page: Element, name: str) -> str:
 
 
 def test_nothing_is_loaded_from_elsewhere(html: str, page: Element) -> None:
-    assert not [e.tag for e in page.all() if e.tag in ("link", "img", "iframe") or "src" in e.attrs or "href" in e.attrs]
+    assert not [
+        e.tag
+        for e in page.all()
+        if e.tag in ("link", "img", "iframe") or "src" in e.attrs or "href" in e.attrs
+    ]
     assert not re.search(r"url\((?!#)|@import|fetch\(|XMLHttpRequest", html)
 
 
@@ -193,14 +198,20 @@ def test_kernels_are_marked_in_loops_llvm_and_assembly(page: Element, lowered: L
 
 def test_ops_carry_their_phase(page: Element) -> None:
     graph = stage(page, "graph")
-    for phase, ops in {"forward": 4, "backward": 3, "update": 3 + 1}.items():  # and the line `update %w = ...`
+    for phase, ops in {
+        "forward": 4,
+        "backward": 3,
+        "update": 3 + 1,
+    }.items():  # and the line `update %w = ...`
         assert len(graph.all("i", class_=phase)) == ops, phase
 
 
 def rows(page: Element, title: str) -> list[list[str]]:
     """Cells of the table below a heading."""
     section = page.all("section")[0].children
-    at = next(i for i, e in enumerate(section) if isinstance(e, Element) and e.tag == "h2" and e.text == title)
+    at = next(
+        i for i, e in enumerate(section) if isinstance(e, Element) and e.tag == "h2" and e.text == title
+    )
     table = next(e for e in section[at + 1 :] if e.all("table"))
     return [[c.text for c in tr.all("td")] for tr in table.all("tbody")[0].all("tr")]
 
@@ -224,7 +235,9 @@ def test_kernel_table(page: Element, lowered: Lowered) -> None:
 def test_memory_table(page: Element, lowered: Lowered) -> None:
     memory = lowered.memory()
     table = {r[0]: int(r[2]) for r in rows(page, "Memory")}
-    assert table["inputs"] == memory.inputs and table["arena"] == memory.arena and table["peak"] == memory.peak
+    assert (
+        table["inputs"] == memory.inputs and table["arena"] == memory.arena and table["peak"] == memory.peak
+    )
 
 
 def test_memory_is_what_the_program_holds(lowered: Lowered) -> None:
@@ -246,7 +259,7 @@ def test_cost_counts_the_contractions(lowered: Lowered) -> None:
     assert all(k.intensity == k.flops / k.bytes_moved for k in cost.kernels)
 
 
-# --- the drawing ----------------------------------------------------------------------------------------------
+# --- the drawing --------------------------------------------------------------------------------------
 
 
 def boxes_of(svg: Element) -> list[tuple[str, float, float, float, float]]:
@@ -269,7 +282,9 @@ def test_drawing_shows_every_op_and_edge(page: Element, lowered: Lowered) -> Non
         assert titles.count(name) == 1
     for node in ops:
         assert any(t.split(" ")[0] == node.op.name for t in titles)
-    assert any(t.startswith("mul") and t.endswith("0.1") for t in titles), "constants are written into their readers"
+    assert any(t.startswith("mul") and t.endswith("0.1") for t in titles), (
+        "constants are written into their readers"
+    )
     edges = {(o, n) for n in ops for o in n.operands if o.node is None or o.node.op.name != "constant"}
     assert len(svg.all("path", class_="edge")) == len(edges) + 2
 
@@ -297,7 +312,12 @@ def test_a_tangled_graph_is_laid_out_downwards() -> None:
     no_overlaps(svg)
     assert len(boxes_of(svg)) == 40 + 2 + 2
     for path in svg.all("path", class_="edge"):
-        ys = [float(p) for p in re.findall(r"(?:^M[\d.-]+ |C[\d.-]+ [\d.-]+ [\d.-]+ [\d.-]+ [\d.-]+ )([\d.]+)", path.attrs["d"])]
+        ys = [
+            float(p)
+            for p in re.findall(
+                r"(?:^M[\d.-]+ |C[\d.-]+ [\d.-]+ [\d.-]+ [\d.-]+ [\d.-]+ )([\d.]+)", path.attrs["d"]
+            )
+        ]
         assert ys == sorted(ys) and len(ys) >= 2
 
 
@@ -323,7 +343,9 @@ def test_spreading_keeps_order_and_gaps() -> None:
 def test_too_many_ops_are_not_drawn() -> None:
     n = page_graph.MAX_BOXES + 5
     ops = "\n".join(f"  %v{i}: f32[2] = neg %{f'v{i - 1}' if i else 'x'}" for i in range(n))
-    drawing = page_graph.draw(parse_graph(f"graph g(%x: f32[2]) {{\n{ops}\n  return %v{n - 1}\n}}"), page_text.Lines())
+    drawing = page_graph.draw(
+        parse_graph(f"graph g(%x: f32[2]) {{\n{ops}\n  return %v{n - 1}\n}}"), page_text.Lines()
+    )
     assert "svg" not in drawing and "too many to draw" in drawing
 
 
@@ -334,10 +356,12 @@ def test_a_graph_without_ops_has_a_page() -> None:
     assert [b[0] for b in boxes_of(read(page_html([through])).all("svg")[0])] == ["x", "return 0"]
 
 
-# --- files ----------------------------------------------------------------------------------------------------
+# --- files --------------------------------------------------------------------------------------
 
 
-def test_show_writes_a_page(lowered: Lowered, html: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_writes_a_page(
+    lowered: Lowered, html: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = lowered.show(tmp_path / "new" / "page.html")
     assert path == tmp_path / "new" / "page.html" and path.read_text(encoding="utf-8") == html
     other = lowered.show()
@@ -348,7 +372,9 @@ def test_show_writes_a_page(lowered: Lowered, html: str, tmp_path: Path, capsys:
     other.parent.rmdir()
 
 
-def test_a_page_that_fails_leaves_the_old_one(lowered: Lowered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_that_fails_leaves_the_old_one(
+    lowered: Lowered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "page.html"
     path.write_text("old")
 
@@ -395,7 +421,9 @@ def test_listeners_see_every_program() -> None:
 
 
 def test_triple_quoted_strings_are_coloured_over_lines() -> None:
-    lines = page_text._painted_python(['x = """a', "for b", 'c""" + y', "'''one line''' # for", "for d in e:"])
+    lines = page_text._painted_python(
+        ['x = """a', "for b", 'c""" + y', "'''one line''' # for", "for d in e:"]
+    )
     assert lines[0] == 'x = <b class=str>"""a</b>' and lines[1] == "<b class=str>for b</b>"
     assert lines[2] == '<b class=str>c"""</b> + y'
     assert lines[3] == "<b class=str>'''one line'''</b> <b class=com># for</b>"

@@ -76,7 +76,7 @@ class KernelWriter(ExprWriter):
     def __init__(self, module: Kernels, name: str, pool: str = "") -> None:
         super().__init__(module)
         self.name = name
-        self.pool = pool
+        self.pool = self.opaque = pool
         self.noalias: frozenset[int] = frozenset()
         self._scratch: dict[Alloc, Place] = {}
         self._groups: dict[Buffer, int] = {}

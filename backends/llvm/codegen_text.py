@@ -25,6 +25,7 @@ _REGISTER = {
 _SUFFIX = {"double": "f64", "float": "f32", "half": "f16"}
 #: what the math library says of branches to its slow paths
 BRANCH_WEIGHTS = '!{ !"branch_weights", i32 1, i32 10000 }'
+_BLOCK_LINES = 100
 _types: dict[tuple[str, int], str] = {}
 
 
@@ -146,9 +147,10 @@ class Region:
         loads: group -> right-hand side -> name, of loads that are still valid.
         stores: groups that the loop whose body this is writes to.
         conditional: the region may not run at all, so no load may leave it.
+        limit: when there are that many lines, a new block begins.
     """
 
-    __slots__ = ("block", "conditional", "known", "lines", "loads", "stores")
+    __slots__ = ("block", "conditional", "known", "limit", "lines", "loads", "stores")
 
     def __init__(self, block: str, stores: frozenset[int] = frozenset(), conditional: bool = False) -> None:
         self.lines: list[str] = []
@@ -157,6 +159,7 @@ class Region:
         self.loads: dict[int, dict[str, str]] = {}
         self.stores = stores
         self.conditional = conditional
+        self.limit = _BLOCK_LINES
 
 
 class Module:
@@ -208,6 +211,7 @@ class Writer:
         entry: allocations, at the very top.
         exits: what to do before returning.
         later: lines that stand for others, decided when all is written.
+        opaque: an i64 parameter that is 0 or an address.
     """
 
     def __init__(self, module: Module) -> None:
@@ -217,6 +221,8 @@ class Writer:
         self.entry: list[str] = []
         self.exits: list[str] = []
         self.later: dict[str, list[str]] = {}
+        self.opaque = ""
+        self._cuts = 0
 
     def fresh(self, hint: str) -> str:
         """A new SSA name."""
@@ -254,6 +260,8 @@ class Writer:
             name = f"%{hint}{self.module.names}"
             region.known[text] = name
             region.lines.append(f"  {name} = {text}")
+            if len(region.lines) >= region.limit:
+                self._cut(region)
             if d:
                 depth[name] = d
         return name
@@ -278,9 +286,22 @@ class Writer:
             name = self.fresh(hint)
             known[text] = name
             region.lines.append(f"  {name} = {text}")
+            if len(region.lines) >= region.limit:
+                self._cut(region)
             if d:
                 depth[name] = d
         return name
+
+    def _cut(self, region: Region) -> None:
+        """Ends a long basic block: LLVM's instruction selection takes time quadratic in their length. The branch is never
+        taken, but LLVM can't know and join the blocks again: an address is not below 4096."""
+        region.limit = len(region.lines) + _BLOCK_LINES
+        if self.opaque:
+            self._cuts += 1
+            test, block = self.fresh("cut"), self.label("long")
+            region.lines += [f"  {test} = icmp eq i64 {self.opaque}, {self._cuts % 4095 + 1}",
+                             f"  br i1 {test}, label %never, label %{block}", f"{block}:"]
+            region.block = block
 
     def forget(self, groups: Iterable[int]) -> None:
         """Loads of these groups must be done again: something was, or in a loop will be, written there."""
@@ -333,7 +354,8 @@ class Writer:
         if self.later:
             later = self.later
             lines = [x for line in lines for x in (later[line] if line in later else (line,))]
-        return "\n".join([f"{header} {{", "entry:", *self.entry, *lines, *self.exits, "  ret void", "}"])
+        never = ["never:", "  ret void"] if self._cuts else []
+        return "\n".join([f"{header} {{", "entry:", *self.entry, *lines, *self.exits, "  ret void", *never, "}"])
 
 
 _ZEROS = frozenset(("0", "false", "0x0000000000000000"))

@@ -12,6 +12,8 @@ from ...ir.graph import Graph, Value
 from ...ir.loops import Buffer, Kernel, LoopProgram, Stmt
 from ..machine import MachineModel
 from ..memory import plan as plan_memory
+from .contract import ContractGroup
+from .contract_loops import emit_contract
 from .groups import Group, PointwiseGroup, RowGroup, ScatterGroup, TinyGroup, domain_var
 from .nests import StoreSpec
 from .placement import Placement
@@ -61,6 +63,8 @@ def _emit(group: Group, placement: Placement, machine: MachineModel) -> list[Stm
     if isinstance(group, ScatterGroup):
         return emit_scatter(group, targets[0][0], machine, placement.place, number)
     specs: list[StoreSpec] = [(b, *group.store_spec(v)) for b, v in targets]
+    if isinstance(group, ContractGroup):
+        return emit_contract(group, specs, machine, placement.place, number)
     if isinstance(group, RowGroup):
         return emit_rows(group, specs, machine, placement.place, number)
     assert isinstance(group, PointwiseGroup)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from ...ir.expr import Expr, Load
 from ...ir.graph import Value
 from ...ir.loops import Buffer
+from .contract import ContractGroup
 from .groups import Group, PointwiseGroup, RowGroup, TinyGroup
 from .nests import loads_of, needed_exprs
 from .plan import Planner
@@ -102,7 +103,9 @@ class Placement:
         iteration that writes it. (Blocks read all they need before they write.)"""
         if isinstance(g, TinyGroup):
             return True
-        if not isinstance(g, (PointwiseGroup, RowGroup)):
+        if isinstance(g, ContractGroup) and any(self.place(x) is b for x in g.buffers):
+            return False  # tiles still to come read it
+        if not isinstance(g, (PointwiseGroup, RowGroup, ContractGroup)):
             return False
         number = self.plan.number
         at = number(g.store_spec(v)[0])

@@ -19,7 +19,8 @@ from ...ir.graph import Graph, Node, Value
 from ...ir.loops import Buffer
 from ...ir.op import REGISTRY
 from ..machine import MachineModel
-from .elements import base_of, letter_sizes, scalar_cost, split_spec
+from .contract import ContractGroup
+from .elements import NotFusable, base_of, letter_sizes, scalar_cost, split_spec
 from .groups import Group, PointwiseGroup, ReduceSpec, RowGroup, ScatterGroup, TinyGroup
 from .indexing import Numbering, ravel
 
@@ -31,6 +32,20 @@ TINY_REDUCE = 32
 CHEAP = 4.0
 #: longest chain of floating values
 MAX_DEPTH = 24
+
+
+def scalars_first(nodes: list[Node]) -> list[Node]:
+    """The nodes with scalar arithmetic on inputs (bias corrections, scaled rates) moved to the front, so that big
+    groups come after what their epilogues read.
+
+        contract, update(contract, s), s = f(step)  -->  s = f(step), contract, update(contract, s)
+    """
+    early: set[Node] = set()
+    for n in nodes:
+        if n.result.type.numel <= 1 and n.op.scalar is not None or n.op.kernel == "source":
+            if all(o.node is None or o.node in early for o in n.operands):
+                early.add(n)
+    return [*(n for n in nodes if n in early), *(n for n in nodes if n not in early)]
 
 
 class Planner:
@@ -100,7 +115,7 @@ class Planner:
             if node is not None and node not in needed:
                 needed.add(node)
                 stack.extend(o.node for o in node.operands)
-        return [n for n in (*graph.nodes, *extra) if n in needed]
+        return scalars_first([n for n in (*graph.nodes, *extra) if n in needed])
 
     def run(self) -> None:
         for node in self.nodes:
@@ -193,8 +208,6 @@ class Planner:
         if v not in self.stored and self.again(v):
             return None
         if self.depends(home, group):
-            from .elements import NotFusable
-
             raise NotFusable("cycle")
         group.pending.append(v)
         return Load(self.buffer(v), (ravel(index, v.type.shape),), mask)
@@ -406,9 +419,34 @@ class Planner:
         if self.is_tiny(node):
             self.visit_tiny(v)
             return
-        a, _, out = split_spec(node)
+        a, b, out = split_spec(node)
         sizes = letter_sizes(node)
         inner = prod(sizes[c] for c in a if c not in out)
+        rows = prod(sizes[c] for c in out if c not in b)
+        cols = prod(sizes[c] for c in out if c not in a)
+        if rows > 1 and cols > 1:
+            self.contract_tiles(node)
+            return
         group = self.new_group(RowGroup, v.type.numel, inner)
         joined = group.try_contract(node)
         assert joined, node
+
+    def contract_tiles(self, node: Node) -> None:
+        """A group of its own; operands that are not stored somewhere in a simple layout are stored first."""
+        for o in node.operands:
+            base = base_of(o)
+            if base.node is not None and base.node.op.kernel != "source":
+                self.ensure_home(base)
+                self.demand(base)
+        group = self.new_group(ContractGroup, node)
+        try:
+            group.take()
+        except NotFusable:
+            self.groups.pop()
+            self.anc.pop()
+            for o in node.operands:
+                if o.node is not None and o not in self.home:
+                    self.home_pointwise(o)
+                if o in self.home:
+                    self.demand(o)
+            self.new_group(ContractGroup, node).take()

@@ -1,0 +1,183 @@
+"""Groups around a contraction: its operands as affine loads, its result as the element that an epilogue of pointwise
+values is computed from while it is still in registers. The loops are in contract_loops.py. Used by plan.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING
+
+from ...ir.dtypes import opmath
+from ...ir.expr import Cast, Const, Expr, Load, Local, Var, stride_of, substitute
+from ...ir.graph import Node, Value
+from .elements import NotFusable, letter_sizes, split_spec
+from .groups import Group
+from .indexing import ZERO, ravel, unravel
+from .tiles import Problem, Strategy, choose
+
+if TYPE_CHECKING:
+    from .plan import Planner
+
+
+@dataclass
+class Dim:
+    """A run of letters that every operand steps through alike, as one loop variable.
+
+    Attributes:
+        var: the variable, or zero where the size is 1.
+        a, b, c: strides in the operands and the result (0: does not occur).
+    """
+
+    letters: str
+    size: int
+    var: Expr
+    a: int
+    b: int
+    c: int
+
+
+class ContractGroup(Group):
+    """One contraction and its epilogue.
+
+    Attributes:
+        batch, rows, cols, inner: dimensions; the last of `rows`, `cols` is tiled, the others are outer loops.
+        a, b: loads of the operands over the dimensions' variables (after `strategy.swap`).
+        local: stands for the result's element.
+    """
+
+    kind = "contract"
+
+    def __init__(self, plan: Planner, id: int, node: Node) -> None:
+        super().__init__(plan, id)
+        self.node = node
+        self.result = node.results[0]
+        self.acc = opmath(self.result.type.dtype)
+        self.local = Local(self.result.name or "dot", self.acc)
+        self.by_shape: dict[tuple[int, ...], tuple[Expr, ...]] = {}
+
+    def take(self) -> None:
+        """Makes the group compute its node. Raises NotFusable where an operand is not one affine load."""
+        node = self.node
+        sizes = letter_sizes(node)
+        spec_a, spec_b, out = split_spec(node)
+        vars_: dict[str, Expr] = {c: Var(c, n) if n != 1 else ZERO for c, n in sizes.items()}
+        self.begin()
+        loads: list[Load] = []
+        for o, letters in zip(node.operands, (spec_a, spec_b)):
+            e = self.elements.at(o, tuple(vars_[c] for c in letters))
+            if not isinstance(e, Load) or e.mask is not None or len(e.index) != 1:
+                raise NotFusable("operand is not a load")
+            loads.append(e)
+        strides: dict[str, tuple[int, int, int]] = {}
+        c_stride = dict(zip(reversed(out), _row_major([sizes[c] for c in out])))
+        for letter, var in vars_.items():
+            found = [stride_of(x.index[0], var) if isinstance(var, Var) else 0 for x in loads]
+            if any(s is None for s in found):
+                raise NotFusable("operand is not affine")
+            strides[letter] = (found[0] or 0, found[1] or 0, c_stride.get(letter, 0))
+        self.offsets = [_constant_part(x.index[0], vars_) for x in loads]
+        self.buffers = [x.buffer for x in loads]
+        self.arrange(spec_a, spec_b, out, sizes, strides)
+        self.members.append(self.result)
+        self.plan.home[self.result] = self
+        self.nodes[id(node)] = node
+        self.finish()
+        if self.result in self.plan.live:
+            self.plan.demand(self.result)
+
+    def arrange(
+        self, spec_a: str, spec_b: str, out: str, sizes: dict[str, int], strides: dict[str, tuple[int, int, int]]
+    ) -> None:
+        """Groups letters into dimensions and chooses the strategy."""
+        def dims(letters: list[str]) -> list[Dim]:
+            runs: list[Dim] = []
+            for c in letters:
+                a, b, cs = strides[c]
+                n = sizes[c]
+                if n == 1 and len(letters) > 1:
+                    continue
+                if runs:
+                    last = runs[-1]
+                    if (last.a, last.b, last.c) == (a * n, b * n, cs * n):
+                        runs[-1] = Dim(last.letters + c, last.size * n, ZERO, a, b, cs)
+                        continue
+                runs.append(Dim(c, n, ZERO, a, b, cs))
+            for k, d in enumerate(runs):
+                runs[k] = Dim(d.letters, d.size, Var(d.letters[0], d.size) if d.size != 1 else ZERO, d.a, d.b, d.c)
+            return runs
+
+        both = [c for c in out if c in spec_a and c in spec_b]
+        self.batch = dims(both)
+        self.rows = dims([c for c in out if c not in spec_b]) or [Dim("", 1, ZERO, 0, 0, 0)]
+        self.cols = dims([c for c in out if c not in spec_a]) or [Dim("", 1, ZERO, 0, 0, 0)]
+        inner = [c for c in spec_a if c not in out]
+        self.inner = dims(sorted(inner, key=lambda c: -abs(strides[c][0]))) or [Dim("", 1, ZERO, 0, 0, 0)]
+        for runs in (self.rows, self.cols):
+            # The tiled dimension is the one next to each other in the result, or else the longest.
+            runs.sort(key=lambda d: (d.c == 1, d.size))
+        m, n, k = self.rows[-1], self.cols[-1], self.inner[-1]
+        outer = prod(d.size for d in (*self.batch, *self.rows[:-1], *self.cols[:-1]))
+        problem = Problem(
+            m.size, n.size, prod(d.size for d in self.inner), outer, m.a, k.a, k.b, n.b, m.c, n.c,
+            self.acc.itemsize, all(d.b == 0 for d in (*self.batch, *self.rows[:-1])),
+        )  # fmt: skip
+        self.strategy: Strategy = choose(problem, self.plan.machine)
+        if self.strategy.swap:
+            self.rows, self.cols = self.cols, self.rows
+            for d in (*self.batch, *self.rows, *self.cols, *self.inner):
+                d.a, d.b = d.b, d.a
+            self.offsets.reverse()
+            self.buffers.reverse()
+        self.sizes = sizes
+        letters: dict[str, Expr] = {}
+        for d in (*self.batch, *self.rows, *self.cols):
+            parts = unravel(d.var, tuple(sizes[c] for c in d.letters))
+            letters.update(zip(d.letters, parts))
+        zero: Expr = ZERO
+        self.index = tuple(letters.get(c, zero) for c in out)
+        self.flat = ravel(self.index, self.result.type.shape)
+        self.by_shape[self.result.type.shape] = self.index
+
+    @property
+    def scattered(self) -> bool:
+        """Whether neighbouring lanes are not neighbours in the result: no place for an epilogue."""
+        return self.cols[-1].c != 1 and self.cols[-1].size > 1
+
+    def element(self) -> Expr:
+        dtype = self.result.type.dtype
+        return self.local if dtype is self.acc else Cast(self.local, dtype)
+
+    def canonical(self, v: Value) -> tuple[Expr, ...] | None:
+        shape = v.type.shape
+        got = self.by_shape.get(shape)
+        if got is None and v.type.numel == self.result.type.numel:
+            got = self.by_shape[shape] = unravel(self.flat, shape)
+        return got
+
+    def try_join(self, v: Value) -> bool:
+        return not self.scattered and super().try_join(v)
+
+    def own(self, v: Value, index: tuple[Expr, ...], mask: Expr | None) -> Expr | None:
+        if v is not self.result:
+            return super().own(v, index, mask)
+        number = self.plan.number
+        if number(ravel(index, v.type.shape)) != number(self.flat):
+            raise NotFusable("contraction's result at another place")
+        return self.element()
+
+
+def _row_major(sizes: list[int]) -> list[int]:
+    """Strides, last first."""
+    out, stride = [], 1
+    for n in reversed(sizes):
+        out.append(stride)
+        stride *= n
+    return out
+
+
+def _constant_part(index: Expr, vars_: dict[str, Expr]) -> Expr:
+    rest = substitute(index, {v: Const(0) for v in vars_.values() if isinstance(v, Var)})
+    if not isinstance(rest, Const):
+        raise NotFusable("operand starts at a place that is data")
+    return rest

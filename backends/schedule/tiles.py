@@ -1,0 +1,154 @@
+"""How to compute one contraction: which operand gives the vectors, the register tile, what is packed. A small cost model
+in cycles compares the ways. Used by contract.py and contract_loops.py.
+
+Tiles follow the outer-product scheme of GotoBLAS (Goto, van de Geijn, "Anatomy of high-performance matrix
+multiplication", ACM TOMS 34, 2008): an MR x NR block of C stays in registers while k runs, a row of B is loaded as
+vectors, elements of A are broadcast.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..machine import MachineModel
+
+#: cycles per element to copy an operand into panels, along memory and across it
+COPY, TRANSPOSE = 0.2, 1.4
+#: cycles of a vector store to scattered places, per lane
+SCATTER = 1.5
+#: cycles for a tile's prologue and epilogue, per accumulator
+PER_VECTOR = 3.0
+
+
+@dataclass(frozen=True)
+class Problem:
+    """C[m, n] = sum_k A[m, k] B[k, n], repeated `batch` times; strides in elements, None where not constant.
+
+    `repeat_a` and `repeat_b` say how often the same elements of an operand are used again in other repetitions.
+    """
+
+    M: int
+    N: int
+    K: int
+    batch: int
+    am: int
+    ak: int
+    bk: int
+    bn: int
+    cm: int
+    cn: int
+    itemsize: int
+    shared_b: bool = False
+
+    def swapped(self) -> Problem:
+        """The same with the operands' roles exchanged."""
+        return Problem(self.N, self.M, self.K, self.batch, self.bn, self.bk, self.ak, self.am, self.cn, self.cm,
+                       self.itemsize)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A way to do it.
+
+    Attributes:
+        swap: A and B exchange roles.
+        dot: vectors run along k (both operands contiguous there) and are summed up at the end.
+        mr, nr: rows and columns of the register tile; columns in elements for `dot`, in vectors otherwise.
+        lanes: of vectors.
+        pack_a, pack_b: the operand is copied into panels first.
+        cycles: estimate.
+    """
+
+    swap: bool
+    dot: bool
+    mr: int
+    nr: int
+    lanes: int
+    pack_a: bool
+    pack_b: bool
+    cycles: float
+
+
+def choose(p: Problem, machine: MachineModel) -> Strategy:
+    """The cheapest way by the model."""
+    found: list[Strategy] = []
+    for swap in (False, True):
+        q = p.swapped() if swap else p
+        found += _outer(q, swap, machine)
+    if p.ak == p.bk == 1 and p.K >= 2 * machine.lanes(p.itemsize):
+        q = p if p.cn == 1 or p.cm != 1 else p.swapped()
+        found.append(_dot(q, q is not p, machine))
+    return min(found, key=lambda s: s.cycles)
+
+
+def splits(n: int, tile: int) -> list[tuple[int, int]]:
+    """(how many, size) of the blocks that cover n: whole tiles and what is left."""
+    out = [(n // tile, tile)] if n >= tile else []
+    return [*out, (1, n % tile)] if n % tile else out
+
+
+def _outer(p: Problem, swap: bool, machine: MachineModel) -> list[Strategy]:
+    lanes = machine.lanes(p.itemsize)
+    per_cycle = max(1.0, machine.flops_per_cycle / (2 * machine.lanes(4)))
+    vectors = -(-p.N // lanes)
+    strided_store = p.cn != 1
+    out: list[Strategy] = []
+    registers = machine.vector_registers
+    whole = p.M * p.K * p.itemsize
+    fits = whole <= machine.l1_bytes
+    for nr in range(1, min(vectors, 6) + 1):
+        most = max(1, (registers - 1 - nr) // nr)
+        for mr in {*range(max(1, most - 8), min(most, p.M) + 1), min(p.M, most)}:
+            if mr < 1 or mr > p.M:
+                continue
+            cycles = 0.0
+            row_tiles = 0
+            for count_m, m in splits(p.M, mr):
+                row_tiles += count_m
+                for count_n, n in splits(vectors, nr):
+                    step = max(m * n / per_cycle, (m + n) / 2, 4.0)
+                    once = PER_VECTOR * m * n + 12 + (SCATTER * lanes * m * n if strided_store else 0)
+                    cycles += count_m * count_n * (step * p.K + once)
+            column_tiles = -(-vectors // nr)
+            pack_b, cost_b = _pack_b(p, row_tiles, lanes, machine)
+            pack_a, cost_a = _pack_a(p, mr, column_tiles, fits)
+            total = p.batch * (cycles + cost_a) + cost_b * (1 if p.shared_b else p.batch)
+            out.append(Strategy(swap, False, mr, nr, lanes, pack_a, pack_b, total))
+    return out
+
+
+def _pack_b(p: Problem, row_tiles: int, lanes: int, machine: MachineModel) -> tuple[bool, float]:
+    """Whether rows of B are copied into panels, and what B costs beyond the loads the tile needs anyway."""
+    size = p.K * p.N
+    if p.bn != 1:
+        return True, TRANSPOSE * size + 20
+    # Rows a page apart fall into few cache sets and cost a TLB entry each.
+    bytes_k = p.bk * p.itemsize
+    big = p.K * lanes * 2 * p.itemsize > machine.l1_bytes // 2 or (bytes_k % 2048 == 0 and p.K >= 64)
+    reused = row_tiles * (1 if not p.shared_b else p.batch)
+    if big and reused >= 4:
+        return True, COPY * size
+    return False, 0.0
+
+
+def _pack_a(p: Problem, mr: int, column_tiles: int, fits: bool) -> tuple[bool, float]:
+    """The same for A, whose elements are broadcast: any layout will do unless its lines collide in the cache."""
+    rows_collide = p.am * p.itemsize % 4096 == 0 and p.am and mr > 8
+    columns_collide = p.ak * p.itemsize % 2048 == 0 and p.ak and p.K > 64
+    if fits or column_tiles < 3 or not (rows_collide or columns_collide):
+        return False, 0.0
+    return True, (COPY if p.am == 1 else TRANSPOSE) * p.M * p.K
+
+
+def _dot(p: Problem, swap: bool, machine: MachineModel) -> Strategy:
+    lanes = machine.lanes(p.itemsize)
+    per_cycle = max(1.0, machine.flops_per_cycle / (2 * machine.lanes(4)))
+    nr = min(4, p.N)
+    mr = max(1, min(p.M, (machine.vector_registers - 1 - nr) // nr, 6))
+    steps = -(-p.K // lanes)
+    cycles = 0.0
+    for count_m, m in splits(p.M, mr):
+        for count_n, n in splits(p.N, nr):
+            step = max(m * n / per_cycle, (m + n) / 2, 4.0)
+            cycles += count_m * count_n * (step * steps + m * n * 6 + 20)
+    return Strategy(swap, True, mr, nr, lanes, False, False, cycles * p.batch)
