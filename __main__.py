@@ -4,9 +4,8 @@
     tracegrad run FILE.ir [--input NAME=FILE.npy ...] [--seed N] [--interpret | --compare] [--stage STAGE ...]
     tracegrad env
 
-Exit codes: 0, 1 where a script or a program failed or a comparison found NaN against a number, 2 for wrong use: no such
-file, malformed IR, inputs that don't fit.
-"""
+Exit codes: 0, 1 where a script or a program failed or a comparison found NaN against a number, 2 for wrong
+use: no such file, malformed IR, inputs that don't fit. """
 
 from __future__ import annotations
 
@@ -182,7 +181,8 @@ def _split(text: str) -> tuple[str, str | None]:
 
 
 def _run_script(script: str, arguments: list[str]) -> bool:
-    """Runs a script as `python script arguments`, its stdout going to stderr. Whether it failed (said on stderr)."""
+    """Runs a script as `python script arguments`, its stdout going to stderr. Whether it failed (said on
+    stderr)."""
     saved = sys.argv, sys.path[:]
     sys.argv = [script, *arguments]
     sys.path.insert(0, str(Path(script).resolve().parent))
@@ -207,7 +207,8 @@ def _run_script(script: str, arguments: list[str]) -> bool:
 
 
 def _users_part(error: Exception) -> Iterator[str]:
-    """The exception's text with the frames of the script only: not ours around it, nor the package's inside."""
+    """The exception's text with the frames of the script only: not ours around it, nor the package's
+    inside."""
     inside = str(Path(__file__).resolve().parent / "examples")
     package = str(Path(__file__).resolve().parent) + os.sep
 
@@ -351,7 +352,8 @@ def _labels(graph: Graph) -> list[tuple[str, Any]]:
 
 
 def _compare(graph: Graph, native: list[np.ndarray], interpreted: list[np.ndarray]) -> int:
-    """Prints each result's greatest difference; 1 where one has NaN and the other a number, or infinities differ."""
+    """Prints each result's greatest difference; 1 where one has NaN and the other a number, or infinities
+    differ."""
     code = 0
     for (label, _), a, b in zip(_labels(graph), native, interpreted):
         x, y = a.astype(np.float64), b.astype(np.float64)

@@ -26,7 +26,9 @@ def _pairs(items: Any, what: str) -> list[tuple[str, Any]]:
     if isinstance(items, Mapping):
         return list(items.items())
     if not isinstance(items, Iterable):
-        raise ArgumentTypeError(f"{what} takes a mapping or pairs of name and value, got {type(items).__name__}")
+        raise ArgumentTypeError(
+            f"{what} takes a mapping or pairs of name and value, got {type(items).__name__}"
+        )
     pairs = [tuple(p) for p in items]
     for p in pairs:
         if len(p) != 2:
@@ -274,7 +276,9 @@ class ParameterList(Module):
         return self.extend(values)
 
     def extra_repr(self) -> str:
-        return "\n".join(_entry_repr(i, v) for i, v in enumerate(self)).removeprefix("  ").replace("\n  ", "\n")
+        return (
+            "\n".join(_entry_repr(i, v) for i, v in enumerate(self)).removeprefix("  ").replace("\n  ", "\n")
+        )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise ArgumentTypeError("a ParameterList can't be called; index it")

@@ -28,7 +28,9 @@ def _activation(name: str, **parameters: Any) -> Callable[..., Any]:
         overwrite = False
         if args or kwargs:
             if len(args) > len(order):
-                raise ArgumentError(f"{name}() takes an input and {', '.join(order)}, got {len(args) + 1} arguments")
+                raise ArgumentError(
+                    f"{name}() takes an input and {', '.join(order)}, got {len(args) + 1} arguments"
+                )
             given = dict(zip(order, args))
             for key, value in kwargs.items():
                 if key not in order or key in given:
@@ -120,16 +122,24 @@ def _dim(name: str, input: Tensor, dim: int | None) -> int:
     return 0 if input.dim() in (0, 1, 3) else 1
 
 
-def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: DType | None = None) -> Tensor:
+def softmax(
+    input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: DType | None = None
+) -> Tensor:
     """exp(input), scaled to sum to 1 along `dim`."""
     return reductions.FUNCTIONS["softmax"](input, _dim("softmax", input, dim), dtype)
 
 
-def softmin(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: DType | None = None) -> Tensor:
+def softmin(
+    input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: DType | None = None
+) -> Tensor:
     """softmax(-input)."""
-    return reductions.FUNCTIONS["softmax"](elementwise.FUNCTIONS["neg"](input), _dim("softmin", input, dim), dtype)
+    return reductions.FUNCTIONS["softmax"](
+        elementwise.FUNCTIONS["neg"](input), _dim("softmin", input, dim), dtype
+    )
 
 
-def log_softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: DType | None = None) -> Tensor:
+def log_softmax(
+    input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: DType | None = None
+) -> Tensor:
     """log(softmax(input)) without underflow."""
     return reductions.FUNCTIONS["log_softmax"](input, _dim("log_softmax", input, dim), dtype)

@@ -55,7 +55,9 @@ def _pairwise(name: str, input: T, target: T, reduction: str, **attrs: Any) -> T
 
 def _weighted(name: str, input: T, target: T, weight: T, mode: str, normalized: bool, **attrs: Any) -> Tensor:
     if tuple(weight.shape) != tuple(input.shape):
-        raise ArgumentError(f"{name}(): weight {weight._value().type} must have the shape of input {input._value().type}")
+        raise ArgumentError(
+            f"{name}(): weight {weight._value().type} must have the shape of input {input._value().type}"
+        )
     each: T = _pairwise(name, input, target, "none", **attrs)
     each = each * weight
     return each.sum() / weight.sum() if normalized and mode == "mean" else _reduced(each, mode)
@@ -178,7 +180,9 @@ def kl_div(
             "'batchmean' divides by the batch size",
             stacklevel=2,
         )
-    return _pairwise("kl_div", input, target, _mode(reduction, size_average, reduce, "batchmean"), log_target=log_target)
+    return _pairwise(
+        "kl_div", input, target, _mode(reduction, size_average, reduce, "batchmean"), log_target=log_target
+    )
 
 
 def poisson_nll_loss(
@@ -215,7 +219,9 @@ def gaussian_nll_loss(
         if have == size[:-1]:
             var = var.unsqueeze(-1)
         elif len(have) != len(size) or [(a, b) for a, b in zip(size, have) if a != b and b != 1]:
-            raise ArgumentError(f"gaussian_nll_loss(): var of shape {list(have)} does not fit an input of {list(size)}")
+            raise ArgumentError(
+                f"gaussian_nll_loss(): var of shape {list(have)} does not fit an input of {list(size)}"
+            )
     # The limit passes no gradient on: as if var were written in place under no_grad.
     low = var + (var.clamp(min=eps) - var).detach()
     each: T = 0.5 * (low.log() + (input - target) ** 2 / low)
@@ -254,7 +260,10 @@ def cosine_embedding_loss(
     product = (input1 * input2).sum(-1)
     lengths = (((input1 * input1).sum(-1) + tiny) * ((input2 * input2).sum(-1) + tiny)).sqrt()
     cosine = product / lengths
-    near, far = _where(target == 1, 1 - cosine, 0.0), _where(target == -1, (cosine - margin).clamp_min(0), 0.0)
+    near, far = (
+        _where(target == 1, 1 - cosine, 0.0),
+        _where(target == -1, (cosine - margin).clamp_min(0), 0.0),
+    )
     return _reduced(near + far, mode)
 
 
@@ -326,13 +335,17 @@ def multilabel_margin_loss(
     mode = _mode(reduction, size_average, reduce)
     x, t = _rows("multilabel_margin_loss", input, target, 1)
     if tuple(x.shape) != tuple(t.shape):
-        raise ArgumentError(f"multilabel_margin_loss(): the target must have the input's shape {list(input.shape)}")
+        raise ArgumentError(
+            f"multilabel_margin_loss(): the target must have the input's shape {list(input.shape)}"
+        )
     classes = x.shape[1]
     k: T = arange(classes)
     ended = ((t < 0).unsqueeze(1) & (k.unsqueeze(0) <= k.unsqueeze(1))).any(2)  # [N, k]: a -1 at or before k
     label = _where(ended, -1, t)
     is_label = (label.unsqueeze(2) == k).any(1)
-    margins = (1 - x.gather(1, label.clamp_min(0)).unsqueeze(2) + x.unsqueeze(1)).clamp_min(0)  # [N, label, class]
+    margins = (1 - x.gather(1, label.clamp_min(0)).unsqueeze(2) + x.unsqueeze(1)).clamp_min(
+        0
+    )  # [N, label, class]
     counted = (label >= 0).unsqueeze(2) & is_label.logical_not().unsqueeze(1)
     each = _where(counted, margins, 0.0).sum((1, 2)) / classes
     return _reduced(each if input.dim() == 2 else each[0], mode)
@@ -381,7 +394,9 @@ def triplet_margin_with_distance_loss(
     return _triplet(name, anchor, positive, negative, distance, margin, swap, _mode(reduction))
 
 
-def _triplet(name: str, anchor: T, positive: T, negative: T, distance: Any, margin: float, swap: bool, mode: str) -> T:
+def _triplet(
+    name: str, anchor: T, positive: T, negative: T, distance: Any, margin: float, swap: bool, mode: str
+) -> T:
     if margin <= 0:
         raise ArgumentError(f"{name}(): margin must be positive, got {margin}")
     if not anchor.dim() == positive.dim() == negative.dim():

@@ -23,7 +23,9 @@ def _affine(input: T, weight: T, bias: T, shape: tuple[int, ...]) -> tuple[T, ..
     return (weight,) if bias is None else (weight, bias)
 
 
-def layer_norm(input: T, normalized_shape: Any, weight: T = None, bias: T = None, eps: float = 1e-5) -> Tensor:
+def layer_norm(
+    input: T, normalized_shape: Any, weight: T = None, bias: T = None, eps: float = 1e-5
+) -> Tensor:
     """Each slice over the last dimensions standardised, times `weight`, plus `bias` (Ba et al. 2016).
 
     Args:
@@ -68,7 +70,11 @@ def bilinear(input1: T, input2: T, weight: T, bias: T = None) -> Tensor:
         bias: `[K]` or None.
     """
     lead = tuple(input1.shape[:-1])
-    if weight.dim() != 3 or lead != tuple(input2.shape[:-1]) or weight.shape[1:] != (input1.shape[-1], input2.shape[-1]):
+    if (
+        weight.dim() != 3
+        or lead != tuple(input2.shape[:-1])
+        or weight.shape[1:] != (input1.shape[-1], input2.shape[-1])
+    ):
         raise ArgumentError(
             f"bilinear(): expected [..., I], [..., J] and a weight [K, I, J], got {input1._value().type}, "
             f"{input2._value().type} and {weight._value().type}"
@@ -96,7 +102,9 @@ def one_hot(tensor: T, num_classes: int = -1) -> Tensor:
         raise ArgumentError(f"one_hot(): expected integer classes, got {tensor._value().type}")
     if num_classes == -1:
         if tensor.numel() == 0:
-            raise ArgumentError("one_hot(): the number of classes of an empty tensor is unknown; pass num_classes")
+            raise ArgumentError(
+                "one_hot(): the number of classes of an empty tensor is unknown; pass num_classes"
+            )
         num_classes = int(tensor.max().item()) + 1
     return (tensor.unsqueeze(-1) == arange(num_classes)).long()  # type: ignore[attr-defined]
 

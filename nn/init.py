@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from ..tracer import mt19937
-from ..tracer.library import ArgumentError, overwrite
 from ..tracer.autograd import no_grad
+from ..tracer.library import ArgumentError, overwrite
 from ..tracer.random import generator_of
 from ..tracer.tensor import Tensor
 
@@ -48,11 +48,15 @@ def _write(tensor: Tensor, array: Any) -> Tensor:
 
 
 def _draw_uniform(tensor: Tensor, a: float, b: float, generator: Any) -> Tensor:
-    return _write(tensor, mt19937.uniform(generator_of(generator), tuple(tensor.shape), tensor.dtype.numpy, a, b))
+    return _write(
+        tensor, mt19937.uniform(generator_of(generator), tuple(tensor.shape), tensor.dtype.numpy, a, b)
+    )
 
 
 def _draw_normal(tensor: Tensor, mean: float, std: float, generator: Any) -> Tensor:
-    return _write(tensor, mt19937.normal(generator_of(generator), tuple(tensor.shape), tensor.dtype.numpy, mean, std))
+    return _write(
+        tensor, mt19937.normal(generator_of(generator), tuple(tensor.shape), tensor.dtype.numpy, mean, std)
+    )
 
 
 def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0, generator: Any = None) -> Tensor:
@@ -66,7 +70,12 @@ def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, generator: Any 
 
 
 def trunc_normal_(
-    tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0, generator: Any = None
+    tensor: Tensor,
+    mean: float = 0.0,
+    std: float = 1.0,
+    a: float = -2.0,
+    b: float = 2.0,
+    generator: Any = None,
 ) -> Tensor:
     """Fills with samples of N(mean, std^2) limited to [a, b], by rejection."""
     if mean < a - 2 * std or mean > b + 2 * std:
@@ -81,7 +90,9 @@ def trunc_normal_(
 
     likely = cdf((b - mean) / std) - cdf((a - mean) / std) > 0.3
     draw = _reject_normal if likely else _reject_uniform
-    return _write(tensor, draw(generator_of(generator), tuple(tensor.shape), tensor.dtype.numpy, mean, std, a, b))
+    return _write(
+        tensor, draw(generator_of(generator), tuple(tensor.shape), tensor.dtype.numpy, mean, std, a, b)
+    )
 
 
 def _reject_normal(engine: Any, shape: Any, d: Any, mean: float, std: float, a: float, b: float) -> Any:
@@ -156,7 +167,9 @@ def _fans(tensor: Tensor, what: str) -> tuple[int, int]:
     """Numbers of inputs and outputs of one unit of `[out, in, ...]`."""
     shape = tuple(tensor.shape)
     if len(shape) < 2:
-        raise ArgumentError(f"{what}() needs at least 2 dimensions (out, in, ...), got {tensor._value().type}")
+        raise ArgumentError(
+            f"{what}() needs at least 2 dimensions (out, in, ...), got {tensor._value().type}"
+        )
     field = math.prod(shape[2:])
     return shape[1] * field, shape[0] * field
 
@@ -188,13 +201,19 @@ def _kaiming_std(tensor: Tensor, a: float, mode: str, nonlinearity: str, what: s
 
 def _nothing_to_fill(tensor: Tensor, what: str) -> bool:
     if 0 in tuple(tensor.shape):
-        warnings.warn(f"{what}(): a tensor of shape {list(tensor.shape)} has no elements to fill", stacklevel=3)
+        warnings.warn(
+            f"{what}(): a tensor of shape {list(tensor.shape)} has no elements to fill", stacklevel=3
+        )
         return True
     return False
 
 
 def kaiming_uniform_(
-    tensor: Tensor, a: float = 0, mode: str = "fan_in", nonlinearity: str = "leaky_relu", generator: Any = None
+    tensor: Tensor,
+    a: float = 0,
+    mode: str = "fan_in",
+    nonlinearity: str = "leaky_relu",
+    generator: Any = None,
 ) -> Tensor:
     """Fills with U[-bound, bound), bound = gain * sqrt(3 / fan).
 
@@ -211,12 +230,18 @@ def kaiming_uniform_(
 
 
 def kaiming_normal_(
-    tensor: Tensor, a: float = 0, mode: str = "fan_in", nonlinearity: str = "leaky_relu", generator: Any = None
+    tensor: Tensor,
+    a: float = 0,
+    mode: str = "fan_in",
+    nonlinearity: str = "leaky_relu",
+    generator: Any = None,
 ) -> Tensor:
     """Fills with N(0, std^2), std = gain / sqrt(fan); arguments as in `kaiming_uniform_`."""
     if _nothing_to_fill(tensor, "kaiming_normal_"):
         return tensor
-    return _draw_normal(tensor, 0.0, _kaiming_std(tensor, a, mode, nonlinearity, "kaiming_normal_"), generator)
+    return _draw_normal(
+        tensor, 0.0, _kaiming_std(tensor, a, mode, nonlinearity, "kaiming_normal_"), generator
+    )
 
 
 def orthogonal_(tensor: Tensor, gain: float = 1, generator: Any = None) -> Tensor:

@@ -58,7 +58,9 @@ CosineEmbeddingLoss: Any = _loss(
     "CosineEmbeddingLoss", F.cosine_embedding_loss, {"margin": 0.0, **_PLAIN}, inputs=3
 )
 SoftMarginLoss: Any = _loss("SoftMarginLoss", F.soft_margin_loss, _PLAIN)
-MarginRankingLoss: Any = _loss("MarginRankingLoss", F.margin_ranking_loss, {"margin": 0.0, **_PLAIN}, inputs=3)
+MarginRankingLoss: Any = _loss(
+    "MarginRankingLoss", F.margin_ranking_loss, {"margin": 0.0, **_PLAIN}, inputs=3
+)
 MultiMarginLoss: Any = _loss(
     "MultiMarginLoss", F.multi_margin_loss, {"p": 1, "margin": 1.0, "weight": None, **_PLAIN}, buffers=_W
 )

@@ -91,12 +91,19 @@ class Module(TreeMixin, StateMixin):
         return self._hook("_forward_pre_hooks", hook, (with_kwargs,), prepend)
 
     def register_forward_hook(
-        self, hook: Callable[..., Any], *, prepend: bool = False, with_kwargs: bool = False, always_call: bool = False
+        self,
+        hook: Callable[..., Any],
+        *,
+        prepend: bool = False,
+        with_kwargs: bool = False,
+        always_call: bool = False,
     ) -> RemovableHandle:
         """Calls `hook(module, args, output)` after `forward`; what it returns replaces the output."""
         return self._hook("_forward_hooks", hook, (with_kwargs, always_call), prepend)
 
-    def _hook(self, kind: str, hook: Callable[..., Any], options: tuple[bool, ...], first: bool) -> RemovableHandle:
+    def _hook(
+        self, kind: str, hook: Callable[..., Any], options: tuple[bool, ...], first: bool
+    ) -> RemovableHandle:
         hooks = self.__dict__[kind]
         handle = add_hook(hooks, hook, first=first)
         hooks[handle.id] = (hook, *options)
@@ -125,13 +132,17 @@ class Module(TreeMixin, StateMixin):
                 f"call super().__init__() first in its __init__"
             )
         if not isinstance(name, str):
-            raise ArgumentTypeError(f"the name of a {what} must be a string, got {type(name).__name__}: {name!r:.60}")
+            raise ArgumentTypeError(
+                f"the name of a {what} must be a string, got {type(name).__name__}: {name!r:.60}"
+            )
         if "." in name:
             raise ArgumentError(f"the name of a {what} can't contain a dot, got {name!r}")
         if not name:
             raise ArgumentError(f"the name of a {what} can't be empty")
         if hasattr(self, name) and name not in registry:
-            raise ArgumentError(f"{type(self).__name__} already has an attribute {name!r}; choose another name")
+            raise ArgumentError(
+                f"{type(self).__name__} already has an attribute {name!r}; choose another name"
+            )
 
     def register_parameter(self, name: str, param: Parameter | None) -> None:
         """Adds a parameter (or a name for one that is missing: None)."""
@@ -153,14 +164,18 @@ class Module(TreeMixin, StateMixin):
         if tensor is not None and not isinstance(tensor, Tensor):
             raise ArgumentTypeError(f"buffer {name!r} must be a tensor or None, got {type(tensor).__name__}")
         self._buffers[name] = tensor
-        (self._non_persistent_buffers_set.discard if persistent else self._non_persistent_buffers_set.add)(name)
+        (self._non_persistent_buffers_set.discard if persistent else self._non_persistent_buffers_set.add)(
+            name
+        )
         note_change()
 
     def add_module(self, name: str, module: Module | None) -> None:
         """Adds a submodule."""
         self._check_name(name, "module", self.__dict__.get("_modules", {}))
         if module is not None and not isinstance(module, Module):
-            raise ArgumentTypeError(f"module {name!r} must be an nn.Module or None, got {type(module).__name__}")
+            raise ArgumentTypeError(
+                f"module {name!r} must be an nn.Module or None, got {type(module).__name__}"
+            )
         self._modules[name] = module
         note_change()
 

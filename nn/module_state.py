@@ -69,7 +69,9 @@ class StateMixin:
         if self._has_extra_state():
             destination[prefix + _EXTRA] = self.get_extra_state()
 
-    def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
+    def state_dict(
+        self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False
+    ) -> Any:
         """All parameters and persistent buffers by dotted path, as tensors that share the module's memory."""
         if args:
             destination, prefix, keep_vars = (*args, *(destination, prefix, keep_vars)[len(args) :])
@@ -143,7 +145,9 @@ class StateMixin:
         if t.dim() == 0 and tuple(new.shape) == (1,):
             new = new[0]  # type: ignore[index]
         if tuple(new.shape) != tuple(t.shape):
-            errors.append(f"size mismatch for {key}: the state has {list(new.shape)}, the module {list(t.shape)}")
+            errors.append(
+                f"size mismatch for {key}: the state has {list(new.shape)}, the module {list(t.shape)}"
+            )
             return
         if not metadata.get("assign_to_params_buffers", False):
             with no_grad():
@@ -154,7 +158,9 @@ class StateMixin:
         else:
             setattr(self, name, new)
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
         """Copies tensors of `state_dict` into the module's parameters and buffers.
 
         Args:
@@ -199,7 +205,8 @@ class StateMixin:
             if errors:
                 hint = " (strict=False ignores keys that don't match)" if missing or unexpected else ""
                 raise TracegradError(
-                    f"Error(s) in loading state_dict for {type(self).__name__}{hint}:\n\t" + "\n\t".join(errors)
+                    f"Error(s) in loading state_dict for {type(self).__name__}{hint}:\n\t"
+                    + "\n\t".join(errors)
                 )
         except BaseException:
             restore()
@@ -213,7 +220,9 @@ class StateMixin:
         STATE.lazy.flush()
         modules: list[Any] = list(self.modules())  # type: ignore[attr-defined]
         registries = [(r, dict(r)) for m in modules for r in (m._parameters, m._buffers)]
-        values = [(t._storage, t._storage.value) for _, old in registries for t in old.values() if t is not None]
+        values = [
+            (t._storage, t._storage.value) for _, old in registries for t in old.values() if t is not None
+        ]
 
         def restore() -> None:
             for registry, old in registries:

@@ -18,7 +18,9 @@ class _Affine(Module):
 
     def _make(self, shape: tuple[int, ...], weight: bool, bias: bool, device: Any, dtype: Any) -> None:
         for name, wanted, make in (("weight", weight, ones), ("bias", bias, zeros)):
-            self.register_parameter(name, Parameter(make(shape, device=device, dtype=dtype)) if wanted else None)
+            self.register_parameter(
+                name, Parameter(make(shape, device=device, dtype=dtype)) if wanted else None
+            )
 
     def reset_parameters(self) -> None:
         """Sets the weight to ones and the bias to zeros."""
@@ -111,7 +113,9 @@ class GroupNorm(_Affine):
     ) -> None:  # fmt: skip
         super().__init__()
         if num_channels % num_groups:
-            raise ArgumentError(f"GroupNorm: {num_channels} channels can't be divided into {num_groups} equal groups")
+            raise ArgumentError(
+                f"GroupNorm: {num_channels} channels can't be divided into {num_groups} equal groups"
+            )
         self.num_groups = num_groups
         self.num_channels = num_channels
         self.eps = eps

@@ -68,11 +68,11 @@ class Parameter(Tensor):
         return made
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return (_rebuild, (self.detach().numpy().copy(), self.requires_grad))
+        return (_rebuild, (self._array().copy(), self.requires_grad))
 
 
 def _rebuild(array: np.ndarray, requires_grad: bool) -> Parameter:
-    return Parameter(concrete(from_array(np.ascontiguousarray(array))), requires_grad)
+    return Parameter(concrete(from_array(np.array(array, order="C"))), requires_grad)
 
 
 class _BufferType(type(Tensor)):

@@ -45,7 +45,7 @@ def layer(
     passed = tuple(p for p in parameters if p not in unstored)
     shown = shows.split()
 
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         Module.__init__(self)
         try:
             bound = signature.bind(*args, **kwargs)

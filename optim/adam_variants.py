@@ -131,7 +131,11 @@ class RAdam(Rule):
         length = longest - 2 * t * h.beta2**t / correction2
         rectified = greater(length, 5.0)
         # 1 where the length is too small for the root: its value there is not used.
-        part = where(rectified, (length - 4) * (length - 2) / length, 1.0) * longest / ((longest - 4) * (longest - 2))
+        part = (
+            where(rectified, (length - 4) * (length - 2) / length, 1.0)
+            * longest
+            / ((longest - 4) * (longest - 2))
+        )
         return {
             "rest1": 1 - h.beta1,
             "beta2": h.beta2,

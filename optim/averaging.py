@@ -96,7 +96,12 @@ class Rprop(Rule):
         return {"prev": 0.0, "step_size": float(group["lr"])}
 
     def numbers(self, h: Hypers, clock: Slots, group: ParamGroup) -> dict[str, Any]:
-        names = {"minus": ("etas", 0), "plus": ("etas", 1), "low": ("step_sizes", 0), "high": ("step_sizes", 1)}
+        names = {
+            "minus": ("etas", 0),
+            "plus": ("etas", 1),
+            "low": ("step_sizes", 0),
+            "high": ("step_sizes", 1),
+        }
         return {k: h.entry(*v) for k, v in names.items()}
 
     def update(self, p: Num, g: Num, s: Slots, c: Any, group: ParamGroup) -> Num:
@@ -106,4 +111,3 @@ class Rprop(Rule):
         size = s.step_size = minimum(maximum(s.step_size * factor, c.low), c.high)
         g = s.prev = where(flipped, 0.0, g)
         return p - sign(g) * size
-

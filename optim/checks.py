@@ -14,8 +14,10 @@ def not_negative(who: str, group: dict[str, Any], *names: str) -> None:
         value = group[name]
         if isinstance(value, Tensor):
             if value.numel() != 1:
-                raise ArgumentError(f"{who}: {name} as a tensor must have one element, got {value._value().type}")
-        elif not 0.0 <= value:
+                raise ArgumentError(
+                    f"{who}: {name} as a tensor must have one element, got {value._value().type}"
+                )
+        elif not value >= 0.0:
             raise ArgumentError(f"{who}: {name} must be >= 0, got {value}")
 
 

@@ -73,7 +73,9 @@ class LRScheduler:
 
     def _checked(self, optimizer: Any) -> Optimizer:
         if not isinstance(optimizer, Optimizer):
-            raise ArgumentTypeError(f"{type(self).__name__} takes an Optimizer, got {type(optimizer).__name__}")
+            raise ArgumentTypeError(
+                f"{type(self).__name__} takes an Optimizer, got {type(optimizer).__name__}"
+            )
         return optimizer
 
     def _first_step(self) -> None:
@@ -166,7 +168,9 @@ class MultiplicativeLR(_Functions):
 class StepLR(LRScheduler):
     """The rate times `gamma` every `step_size` epochs."""
 
-    def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1, last_epoch: int = -1) -> None:
+    def __init__(
+        self, optimizer: Optimizer, step_size: int, gamma: float = 0.1, last_epoch: int = -1
+    ) -> None:
         self.step_size = step_size
         self.gamma = gamma
         super().__init__(optimizer, last_epoch)
@@ -189,7 +193,9 @@ class MultiStepLR(LRScheduler):
         super().__init__(optimizer, last_epoch)
 
     def _next(self, lr: Any, base: Any, i: int) -> Any:
-        return lr * self.gamma ** self.milestones[self.last_epoch] if self.last_epoch in self.milestones else lr
+        return (
+            lr * self.gamma ** self.milestones[self.last_epoch] if self.last_epoch in self.milestones else lr
+        )
 
     def _closed(self, base: Any, i: int) -> Any:  # type: ignore[override]
         return base * self.gamma ** sum(m <= self.last_epoch for m in self.milestones.elements())
@@ -262,7 +268,9 @@ class ExponentialLR(LRScheduler):
 class PolynomialLR(LRScheduler):
     """The base rate times `(1 - epoch / total_iters)**power`, 0 from then on."""
 
-    def __init__(self, optimizer: Optimizer, total_iters: int = 5, power: float = 1.0, last_epoch: int = -1) -> None:
+    def __init__(
+        self, optimizer: Optimizer, total_iters: int = 5, power: float = 1.0, last_epoch: int = -1
+    ) -> None:
         self.total_iters = total_iters
         self.power = power
         super().__init__(optimizer, last_epoch)
@@ -296,4 +304,6 @@ class CosineAnnealingLR(LRScheduler):
         return (1 + math.cos(math.pi * e / n)) / (1 + math.cos(math.pi * (e - 1) / n)) * (lr - low) + low
 
     def _closed(self, base: Any, i: int) -> Any:  # type: ignore[override]
-        return self.eta_min + (base - self.eta_min) * (1 + math.cos(math.pi * self.last_epoch / self.T_max)) / 2
+        return (
+            self.eta_min + (base - self.eta_min) * (1 + math.cos(math.pi * self.last_epoch / self.T_max)) / 2
+        )

@@ -36,7 +36,9 @@ class ReduceLROnPlateau(LRScheduler):
         if mode not in ("min", "max"):
             raise ArgumentError(f"ReduceLROnPlateau: mode must be 'min' or 'max', got {mode!r}")
         if threshold_mode not in ("rel", "abs"):
-            raise ArgumentError(f"ReduceLROnPlateau: threshold_mode must be 'rel' or 'abs', got {threshold_mode!r}")
+            raise ArgumentError(
+                f"ReduceLROnPlateau: threshold_mode must be 'rel' or 'abs', got {threshold_mode!r}"
+            )
         self.optimizer = self._checked(optimizer)
         self.factor = factor
         self.default_min_lr = None if isinstance(min_lr, (list, tuple)) else min_lr
@@ -110,7 +112,9 @@ def _check_members(who: str, schedulers: Sequence[Any], optimizer: Any) -> None:
         if not isinstance(s, LRScheduler):
             raise ArgumentTypeError(f"{who}: entry {i} is no scheduler but {type(s).__name__}")
         if isinstance(s, ReduceLROnPlateau):
-            raise ArgumentError(f"{who}: entry {i} is a ReduceLROnPlateau, whose step() needs a metric; step it yourself")
+            raise ArgumentError(
+                f"{who}: entry {i} is a ReduceLROnPlateau, whose step() needs a metric; step it yourself"
+            )
         if s.optimizer is not optimizer:
             raise ArgumentError(f"{who}: entry {i} ({type(s).__name__}) belongs to another optimiser")
 

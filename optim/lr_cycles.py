@@ -69,7 +69,9 @@ class _WithMomentum(LRScheduler):
     cycle_momentum: bool
     use_beta1: bool
 
-    def _start_momentum(self, optimizer: Optimizer, low: Any, high: Any, fresh: bool) -> tuple[list[Any], list[Any]]:
+    def _start_momentum(
+        self, optimizer: Optimizer, low: Any, high: Any, fresh: bool
+    ) -> tuple[list[Any], list[Any]]:
         who = type(self).__name__
         self.use_beta1 = "betas" in optimizer.defaults
         if not self.use_beta1 and "momentum" not in optimizer.defaults:
@@ -126,7 +128,9 @@ class CyclicLR(_WithMomentum):
         self.mode = mode
         self.gamma = gamma
         self._scale_fn_custom = scale_fn
-        self.scale_mode = scale_mode if scale_fn is not None else "iterations" if mode == "exp_range" else "cycle"
+        self.scale_mode = (
+            scale_mode if scale_fn is not None else "iterations" if mode == "exp_range" else "cycle"
+        )
         self.cycle_momentum = cycle_momentum
         if cycle_momentum:
             made = self._start_momentum(optimizer, base_momentum, max_momentum, last_epoch == -1)
@@ -180,24 +184,36 @@ class OneCycleLR(_WithMomentum):
                 raise ArgumentError("OneCycleLR: pass total_steps, or epochs and steps_per_epoch")
             total_steps = epochs * steps_per_epoch
         if not isinstance(total_steps, int) or total_steps <= 0:
-            raise ArgumentError(f"OneCycleLR: the number of steps must be a positive int, got {total_steps!r}")
+            raise ArgumentError(
+                f"OneCycleLR: the number of steps must be a positive int, got {total_steps!r}"
+            )
         if not isinstance(pct_start, float) or not 0 <= pct_start <= 1:
             raise ArgumentError(f"OneCycleLR: pct_start must be a float in [0, 1], got {pct_start!r}")
         if anneal_strategy not in ("cos", "linear"):
-            raise ArgumentError(f"OneCycleLR: anneal_strategy must be 'cos' or 'linear', got {anneal_strategy!r}")
+            raise ArgumentError(
+                f"OneCycleLR: anneal_strategy must be 'cos' or 'linear', got {anneal_strategy!r}"
+            )
         self.total_steps = total_steps
         self._anneal_func_type = anneal_strategy
         up = float(pct_start * total_steps) - 1
         # (last step of the phase, learning rate from and to, momentum from and to)
         rise = (up, "initial_lr", "max_lr", "max_momentum", "base_momentum")
         if three_phase:
-            down = (float(2 * pct_start * total_steps) - 2, "max_lr", "initial_lr", "base_momentum", "max_momentum")
+            down = (
+                float(2 * pct_start * total_steps) - 2,
+                "max_lr",
+                "initial_lr",
+                "base_momentum",
+                "max_momentum",
+            )
             rest = (total_steps - 1, "initial_lr", "min_lr", "max_momentum", "max_momentum")
             self._phases: list[Any] = [rise, down, rest]
         else:
             self._phases = [rise, (total_steps - 1, "max_lr", "min_lr", "base_momentum", "max_momentum")]
         if last_epoch == -1:
-            for group, high in zip(optimizer.param_groups, per_group("OneCycleLR", "max_lr", optimizer, max_lr)):
+            for group, high in zip(
+                optimizer.param_groups, per_group("OneCycleLR", "max_lr", optimizer, max_lr)
+            ):
                 group["initial_lr"] = high / div_factor
                 group["max_lr"] = high
                 group["min_lr"] = group["initial_lr"] / final_div_factor
@@ -224,7 +240,9 @@ class OneCycleLR(_WithMomentum):
                     part = (step - start) / (end - start)
                     rates.append(self._anneal(group[from_lr], group[to_lr], part))
                     if self.cycle_momentum:
-                        self._set_momentum(group, self._anneal(group[from_momentum], group[to_momentum], part))
+                        self._set_momentum(
+                            group, self._anneal(group[from_momentum], group[to_momentum], part)
+                        )
                     break
                 start = end
         return rates

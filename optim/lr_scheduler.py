@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from .lr_base import (
-    ConstantLR, CosineAnnealingLR, ExponentialLR, LambdaLR, LinearLR, LRScheduler, MultiplicativeLR, MultiStepLR,
-    PolynomialLR, StepLR,
+    ConstantLR,
+    CosineAnnealingLR,
+    ExponentialLR,
+    LambdaLR,
+    LinearLR,
+    LRScheduler,
+    MultiplicativeLR,
+    MultiStepLR,
+    PolynomialLR,
+    StepLR,
 )  # fmt: skip
 from .lr_combined import ChainedScheduler, ReduceLROnPlateau, SequentialLR
 from .lr_cycles import CosineAnnealingWarmRestarts, CyclicLR, OneCycleLR

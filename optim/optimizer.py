@@ -31,7 +31,9 @@ def _with_hooks(step: Callable[..., Any]) -> Callable[..., Any]:
             made = hook(self, args, kwargs)
             if made is not None:
                 if not (isinstance(made, tuple) and len(made) == 2):
-                    raise ArgumentTypeError(f"a step pre-hook must return None or (args, kwargs), got {made!r:.80}")
+                    raise ArgumentTypeError(
+                        f"a step pre-hook must return None or (args, kwargs), got {made!r:.80}"
+                    )
                 args, kwargs = made
         out = step(self, *args, **kwargs)
         self._opt_called = True
@@ -120,13 +122,17 @@ class Optimizer:
                 f"got {type(param_group).__name__}"
             )
         if "params" not in param_group:
-            raise ArgumentError(f"{who}: a parameter group needs 'params'; this one has {sorted(param_group)}")
+            raise ArgumentError(
+                f"{who}: a parameter group needs 'params'; this one has {sorted(param_group)}"
+            )
         group = ParamGroup()
         given = param_group["params"]
         if isinstance(given, set):
             raise ArgumentTypeError(f"{who}: parameters need an order, which a set has not; pass a list")
         if not isinstance(given, (Tensor, Iterable)):
-            raise ArgumentTypeError(f"{who}: 'params' must be a tensor or several, got {type(given).__name__}")
+            raise ArgumentTypeError(
+                f"{who}: 'params' must be a tensor or several, got {type(given).__name__}"
+            )
         params: list[Any] = [given] if isinstance(given, Tensor) else list(given)
         names = [p[0] for p in params if isinstance(p, tuple)]
         if names:
@@ -135,7 +141,9 @@ class Optimizer:
             params = [p[1] for p in params]
         for p in params:
             if not isinstance(p, Tensor):
-                raise ArgumentTypeError(f"{who}: parameters must be tensors, got {type(p).__name__}: {p!r:.60}")
+                raise ArgumentTypeError(
+                    f"{who}: parameters must be tensors, got {type(p).__name__}: {p!r:.60}"
+                )
             if not p.is_leaf:
                 raise ArgumentError(
                     f"{who}: can't optimise a tensor of type {p._value().type} that is computed from others, only "
@@ -145,7 +153,9 @@ class Optimizer:
         if any(id(p) in known for p in params):
             raise ArgumentError(f"{who}: a parameter appears in more than one group; give each to one")
         if len({id(p) for p in params}) != len(params):
-            warnings.warn(f"{who}: a parameter appears twice in a group and will be updated twice", stacklevel=3)
+            warnings.warn(
+                f"{who}: a parameter appears twice in a group and will be updated twice", stacklevel=3
+            )
         dict.update(group, param_group, params=params)
         if names:
             dict.__setitem__(group, "param_names", names)
@@ -190,19 +200,27 @@ class Optimizer:
         """Calls `hook(optimizer, args, kwargs)` after each step."""
         return add_hook(self._step_post_hooks, hook)  # type: ignore[attr-defined]
 
-    def register_state_dict_pre_hook(self, hook: Callable[..., Any], prepend: bool = False) -> RemovableHandle:
+    def register_state_dict_pre_hook(
+        self, hook: Callable[..., Any], prepend: bool = False
+    ) -> RemovableHandle:
         """Calls `hook(optimizer)` before saving."""
         return add_hook(self._state_dict_pre_hooks, hook, first=prepend)  # type: ignore[attr-defined]
 
-    def register_state_dict_post_hook(self, hook: Callable[..., Any], prepend: bool = False) -> RemovableHandle:
+    def register_state_dict_post_hook(
+        self, hook: Callable[..., Any], prepend: bool = False
+    ) -> RemovableHandle:
         """Calls `hook(optimizer, state_dict)` after saving; it may return another dict."""
         return add_hook(self._state_dict_post_hooks, hook, first=prepend)  # type: ignore[attr-defined]
 
-    def register_load_state_dict_pre_hook(self, hook: Callable[..., Any], prepend: bool = False) -> RemovableHandle:
+    def register_load_state_dict_pre_hook(
+        self, hook: Callable[..., Any], prepend: bool = False
+    ) -> RemovableHandle:
         """Calls `hook(optimizer, state_dict)` before loading; it may return another dict."""
         return add_hook(self._load_state_dict_pre_hooks, hook, first=prepend)  # type: ignore[attr-defined]
 
-    def register_load_state_dict_post_hook(self, hook: Callable[..., Any], prepend: bool = False) -> RemovableHandle:
+    def register_load_state_dict_post_hook(
+        self, hook: Callable[..., Any], prepend: bool = False
+    ) -> RemovableHandle:
         """Calls `hook(optimizer)` after loading."""
         return add_hook(self._load_state_dict_post_hooks, hook, first=prepend)  # type: ignore[attr-defined]
 
@@ -223,7 +241,9 @@ class Optimizer:
             packed = {k: v for k, v in group.items() if k != "params"}
             groups.append({**packed, "params": [index[id(p)] for p in group["params"]]})
         state = {
-            index.get(id(k), k) if isinstance(k, Tensor) else k: {n: x for n, x in v.items() if n not in self._hidden}
+            index.get(id(k), k) if isinstance(k, Tensor) else k: {
+                n: x for n, x in v.items() if n not in self._hidden
+            }
             for k, v in self.state.items()
         }
         made: Any = {"state": state, "param_groups": groups}
@@ -243,7 +263,11 @@ class Optimizer:
         if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= set(state_dict):
             raise ArgumentTypeError(
                 f"{who}.load_state_dict() takes a dict with 'state' and 'param_groups', got "
-                + (f"keys {sorted(map(str, state_dict))}" if isinstance(state_dict, dict) else type(state_dict).__name__)
+                + (
+                    f"keys {sorted(map(str, state_dict))}"
+                    if isinstance(state_dict, dict)
+                    else type(state_dict).__name__
+                )
             )
         loaded: Any = dict(state_dict)
         for hook in list(self._load_state_dict_pre_hooks.values()):  # type: ignore[attr-defined]
@@ -251,7 +275,9 @@ class Optimizer:
             loaded = loaded if new is None else new
         mine, saved = self.param_groups, loaded["param_groups"]
         if len(mine) != len(saved):
-            raise ArgumentError(f"{who}: the state has {len(saved)} parameter groups, the optimiser {len(mine)}")
+            raise ArgumentError(
+                f"{who}: the state has {len(saved)} parameter groups, the optimiser {len(mine)}"
+            )
         for i, (a, b) in enumerate(zip(mine, saved)):
             if len(a["params"]) != len(b["params"]):
                 raise ArgumentError(

@@ -22,17 +22,18 @@ def _numeric(x: Any) -> bool:
     return isinstance(x, (int, float)) and not isinstance(x, bool)
 
 
-class _Entries:
-    """A tuple in a group, looked up at each read."""
+class _Entry:
+    """An entry of a tuple in a group as a dict of one item, looked up at each read."""
 
-    __slots__ = ("group", "key")
+    __slots__ = ("group", "index", "key")
 
-    def __init__(self, group: dict[str, Any], key: str) -> None:
+    def __init__(self, group: dict[str, Any], key: str, index: int) -> None:
         self.group = group
         self.key = key
+        self.index = index
 
-    def __getitem__(self, index: int) -> Any:
-        return self.group[self.key][index]
+    def __getitem__(self, name: str) -> Any:
+        return self.group[self.key][self.index]
 
 
 class ParamGroup(dict):
@@ -81,8 +82,10 @@ class ParamGroup(dict):
         if isinstance(value, Tensor):
             return Num(value._value()).to(float64)
         if key in self.lifted:
-            owner: Any = self if index is None else _Entries(self, key)
-            value = trace.hyperparameter(owner, key if index is None else index)  # type: ignore[arg-type]
+            if index is None:
+                value = trace.hyperparameter(self, key)
+            else:
+                value = trace.hyperparameter(_Entry(self, key, index), f"{key}{index}")  # type: ignore[arg-type]
             if isinstance(value, Tensor):
                 return Num(value._value())
         return value

@@ -7,6 +7,7 @@ bias corrections are then computed once a step, not once a parameter.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,34 @@ from ..tracer.tensor import Tensor, note_change
 from .arithmetic import Num, number
 from .optimizer import Optimizer
 from .param_group import ParamGroup
+
+
+class _Visible(threading.local):
+    """Storages written in this step whose memory is seen outside as a NumPy array. Such a write runs what is pending
+    at once; within a step that has to wait until all of it is recorded."""
+
+    def __init__(self) -> None:
+        self.held: list[tuple[Any, Any]] = []
+
+    def release(self, trace: Any) -> None:
+        """Shows what was written."""
+        if self.held:
+            held, self.held = self.held, []
+            for storage, memory in held:
+                storage.shared = memory
+            trace.flush()
+
+
+VISIBLE = _Visible()
+
+
+def write(t: Tensor, value: Any) -> None:
+    """Replaces the contents of a parameter or of state."""
+    storage = t._storage
+    if storage.shared is not None and STATE.trace is STATE.lazy:
+        VISIBLE.held.append((storage, storage.shared))
+        storage.shared = None
+    t._put(value)
 
 
 class Slots:
@@ -43,8 +72,10 @@ class Slots:
         t = self._tensors[name]
         value = new.to(t.dtype).value
         if value.type.shape != t._value().type.shape:
-            raise ArgumentError(f"state {name!r} of type {t._value().type} can't take a value of type {value.type}")
-        t._put(value)
+            raise ArgumentError(
+                f"state {name!r} of type {t._value().type} can't take a value of type {value.type}"
+            )
+        write(t, value)
 
 
 class Hypers:
@@ -129,6 +160,7 @@ class Rule(Optimizer):
                 trace.guard_module(self, self._trace_state())
         finally:
             trace.grad_enabled = enabled
+            VISIBLE.release(trace)
         return loss
 
     # --- one group ------------------------------------------------------------------------------------------------
@@ -150,6 +182,7 @@ class Rule(Optimizer):
         converted: dict[Any, Scalars] = {}
         for p, grad in found:
             state = self.state[p] if stateful else {}
+            trace.note_state(p, state)
             clock = id(state.get(self.clock_key))
             if clock not in numbers:
                 numbers[clock] = self._tick(hypers, Slots(state), group)
@@ -167,7 +200,7 @@ class Rule(Optimizer):
                     x = x * c.shrink
                 else:
                     g = g + c.weight_decay * x
-            p._put(self.update(x, g, Slots(state), c, group).value)
+            write(p, self.update(x, g, Slots(state), c, group).value)
 
     def _tick(self, h: Hypers, clock: Slots, group: ParamGroup) -> dict[str, Any]:
         if self.clocks:
@@ -194,7 +227,9 @@ class Rule(Optimizer):
     def _separate_clocks(self, trace: Any, group: ParamGroup, updated: list[Any]) -> None:
         """Gives the parameters that are updated now clocks apart from those that are not."""
         stepping = {id(p) for p in updated}
-        resting = {id(self.state[p]["step"]) for p in group["params"] if id(p) not in stepping and self.state.get(p)}
+        resting = {
+            id(self.state[p]["step"]) for p in group["params"] if id(p) not in stepping and self.state.get(p)
+        }
         made: dict[int, dict[str, Tensor]] = {}
         for p in updated:
             state = self.state[p]

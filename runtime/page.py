@@ -1,10 +1,9 @@
-"""Programs as one HTML file that needs nothing else: every stage's text, the pass table, memory, kernels and a drawing of
-the dataflow. Resting the mouse on a line lights up everything that came from the same line of the user's Python; a
-click pins it and scrolls the other pane there.
+"""Programs as one HTML file that needs nothing else: every stage's text, the pass table, memory, kernels and
+a drawing of the dataflow. Resting the mouse on a line lights up everything that came from the same line of
+the user's Python; a click pins it and scrolls the other pane there.
 
-`Lowered.show` and the command line call it. `page_text` colours the texts, `page_graph` draws, `page_assets` holds
-style and script.
-"""
+`Lowered.show` and the command line call it. `page_text` colours the texts, `page_graph` draws, `page_assets`
+holds style and script. """
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A drawing of a graph's dataflow as SVG: ops in layers from inputs down to outputs, after Sugiyama, Tagawa and Toda
-("Methods for visual understanding of hierarchical system structures", 1981): longest-path layers, dummy nodes on long
-edges, barycentre sweeps against crossings, then positions by averaging over neighbours.
+"""A drawing of a graph's dataflow as SVG: ops in layers from inputs down to outputs, after Sugiyama, Tagawa
+and Toda ("Methods for visual understanding of hierarchical system structures", 1981): longest-path layers,
+dummy nodes on long edges, barycentre sweeps against crossings, then positions by averaging over neighbours.
 
 Called by runtime/page.py only. networkx finds the layers and is loaded only here.
 """
@@ -67,7 +67,8 @@ def draw(graph: Graph, lines: Lines) -> str:
 
 
 def _boxes(graph: Graph, lines: Lines) -> tuple[list[_Box], list[tuple[_Box, _Box, str]]]:
-    """Boxes of inputs, ops and outputs, and edges with the type that flows. Constants are written into their readers."""
+    """Boxes of inputs, ops and outputs, and edges with the type that flows. Constants are written into their
+    readers."""
     made: dict[Value, _Box] = {}
     edges: dict[tuple[_Box, _Box], str] = {}
     boxes: list[_Box] = []
@@ -148,7 +149,8 @@ def _assign_layers(boxes: list[_Box], edges: list[tuple[_Box, _Box, str]]) -> No
 def _with_bends(
     boxes: list[_Box], edges: list[tuple[_Box, _Box, str]]
 ) -> tuple[list[list[_Box]], list[tuple[list[_Box], str]]]:
-    """Layers that include a bend for every layer an edge passes, and each edge as the chain of boxes it visits."""
+    """Layers that include a bend for every layer an edge passes, and each edge as the chain of boxes it
+    visits."""
     low = min(b.layer for b in boxes)
     layers: list[list[_Box]] = [[] for _ in range(max(b.layer for b in boxes) - low + 1)]
     for b in boxes:
@@ -170,7 +172,8 @@ def _with_bends(
 
 
 def _order(layers: list[list[_Box]]) -> None:
-    """Sorts every layer by the mean position of its neighbours, sweeping down and up; keeps the best order met."""
+    """Sorts every layer by the mean position of its neighbours, sweeping down and up; keeps the best order
+    met."""
 
     def number() -> None:
         for layer in layers:
@@ -241,7 +244,8 @@ def _place(layers: list[list[_Box]]) -> None:
 
 
 def _spread(layer: list[_Box], wanted: list[float]) -> list[float]:
-    """Positions nearest to `wanted` (least squares) that keep the order and the gaps: pool adjacent violators."""
+    """Positions nearest to `wanted` (least squares) that keep the order and the gaps: pool adjacent
+    violators."""
     offsets, at = [], 0.0
     for i, b in enumerate(layer):
         if i:

@@ -1,8 +1,9 @@
-"""Stage texts as HTML lines for the page: light colouring, and which user lines and kernel each line belongs to.
+"""Stage texts as HTML lines for the page: light colouring, and which user lines and kernel each line belongs
+to.
 
-Called by runtime/page.py only. Every line becomes one element `<i class="l" data-l="3 7" data-k="2">`: `data-l` numbers
-the user's lines, `data-k` the kernel, so that the page can light up what belongs together with one style rule.
-"""
+Called by runtime/page.py only. Every line becomes one element `<i class="l" data-l="3 7" data-k="2">`:
+`data-l` numbers the user's lines, `data-k` the kernel, so that the page can light up what belongs together
+with one style rule. """
 
 from __future__ import annotations
 

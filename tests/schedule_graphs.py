@@ -110,6 +110,8 @@ def arrays_for(graph: Graph, seed: int = 0) -> list[np.ndarray]:
         d = v.type.dtype
         if d.kind == "f":
             a = rng.uniform(-1, 1, v.type.shape)
+            if (v.name or "").startswith("w") and v.type.rank > 1:
+                a /= v.type.shape[-1] ** 0.5
             if (v.name or "").startswith("v_"):
                 a = np.abs(a)
             out.append(a.astype(d.numpy))

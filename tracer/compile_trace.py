@@ -38,6 +38,7 @@ class Place:
     index: int = 0
     storage: Storage | None = None
     read: Callable[[], float] | None = None
+    name: str = ""
 
 
 @dataclass
@@ -126,14 +127,14 @@ class CompileTrace(Trace):
         self.places[made] = Place("arg", made, index)
         return made
 
-    def scalar(self, read: Callable[[], float], dtype: DType = float64) -> TracedValue:
+    def scalar(self, read: Callable[[], float], name: str = "", dtype: DType = float64) -> TracedValue:
         """A Python number that is read at each call (a learning rate) as a 0-d value."""
         made = TracedValue(Type(dtype, ()), None, 0, self)
-        self.places[made] = Place("scalar", made, read=read)
+        self.places[made] = Place("scalar", made, read=read, name=name)
         return made
 
     def hyperparameter(self, owner: dict[str, Any], key: str) -> Any:
-        return Tensor(self.scalar(lambda: owner[key]))
+        return Tensor(self.scalar(lambda: owner[key], key if isinstance(key, str) else ""))
 
     def capture(self, value: TracedValue) -> None:
         """Makes a concrete value from outside an input."""
@@ -190,13 +191,19 @@ class CompileTrace(Trace):
                 if t is not None:
                     self.names.setdefault(t._storage, f"{kind}{number}_{name}")
 
-    def note_name(self, tensor: Any, name: str) -> None:
-        self.names.setdefault(tensor._storage, name)
+    def note_state(self, owner: Any, state: dict[str, Any]) -> None:
+        base = self.names.get(owner._storage)
+        for key, t in state.items():
+            if isinstance(t, Tensor):
+                many = base is not None and t.dim() > 0
+                self.names.setdefault(t._storage, f"{base}_{key}" if many else key)
 
     def name_of(self, place: Place, number: int) -> str:
         """The name of an input in the text."""
         if place.kind == "arg":
             return self.argument_names.get(place.index, f"arg{place.index}")
+        if place.kind == "scalar" and place.name:
+            return place.name
         if place.storage is not None and place.storage in self.names:
             return self.names[place.storage]
         return f"{place.kind}{number}"
@@ -208,6 +215,18 @@ class CompileTrace(Trace):
             storage.version += 1
         for tensor, old, _ in self.grads.values():
             tensor._grad = old
+
+
+def _free_variables(fn: Any) -> list[tuple[str, Any]]:
+    """Names and values a function sees from outside, for the dumps."""
+    code = getattr(fn, "__code__", None)
+    if code is None:
+        return []
+    try:
+        cells = [(n, c.cell_contents) for n, c in zip(code.co_freevars, fn.__closure__ or ())]
+    except ValueError:  # a cell that is not filled yet
+        cells = []
+    return cells + [(n, fn.__globals__[n]) for n in code.co_names if n in fn.__globals__]
 
 
 def trace_function(
@@ -238,6 +257,9 @@ def trace_function(
     except (TypeError, ValueError):  # a builtin, or a call that will fail on its own terms
         bound = kwargs
     trace.argument_names = {positions[id(t)]: k for k, t in bound.items() if id(t) in positions}
+    for variable, t in _free_variables(fn):
+        if isinstance(t, Tensor) and t._view is None:
+            trace.names.setdefault(t._storage, variable)
     old, STATE.trace = STATE.trace, trace
     try:
         result = fn(*args, **kwargs)

@@ -51,7 +51,9 @@ class RemovableHandle:
         self.remove()
 
 
-def add_hook(hooks: OrderedDict[int, Any], hook: Callable[..., Any], *, first: bool = False) -> RemovableHandle:
+def add_hook(
+    hooks: OrderedDict[int, Any], hook: Callable[..., Any], *, first: bool = False
+) -> RemovableHandle:
     """Puts `hook` last (or first) in `hooks`."""
     if not callable(hook):
         raise ArgumentTypeError(f"a hook must be callable, got {type(hook).__name__}: {hook!r:.60}")

@@ -87,8 +87,8 @@ class Trace(Builder):
     def guard_module(self, module: Any, state: Any) -> None:
         """Called when a module is used, with what of it a trace relies on."""
 
-    def note_name(self, tensor: Any, name: str) -> None:
-        """Suggests a name for a tensor in dumps (optimiser state)."""
+    def note_state(self, owner: Any, state: dict[str, Any]) -> None:
+        """Names the tensors of an optimiser's state of `owner` in dumps."""
 
     def mark(self, key: Any) -> None:
         """A step that is no op but changes what the program keeps (a freed graph)."""

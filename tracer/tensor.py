@@ -449,7 +449,7 @@ def _goes_through_detach(view: View | None) -> bool:
 
 
 def _rebuild(cls: type, array: np.ndarray, dtype: str, requires_grad: bool) -> Tensor:
-    t = concrete(from_array(np.ascontiguousarray(array)))
+    t = concrete(from_array(np.asarray(array, order="C")))
     return t.requires_grad_() if requires_grad else t
 
 

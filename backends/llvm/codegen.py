@@ -316,8 +316,9 @@ class KernelWriter(ExprWriter):
                 inner.env[symbol] = bound
         inner.noalias = self.noalias
         start, stop = inner.fresh("from"), inner.fresh("to")
+        inner.opaque = "%task"
         inner._serial(s, start, stop, (0, (trips - 1) * s.step))
-        signature = ", ".join([*header, f"i64 {start}", f"i64 {stop}"])
+        signature = ", ".join([*header, f"i64 {start}", f"i64 {stop}", "i64 %task"])
         body = inner.function_text(f"define internal void @{name}.body({signature}) alwaysinline {self.module.attributes}")
         self.module.functions += [body, self._task(name, captured, trips, chunk, s.step)]
 
@@ -358,7 +359,7 @@ class KernelWriter(ExprWriter):
                       f"  %to = select i1 %over, i64 {trips * step}, i64 %end"]
         else:
             lines.append(f"  %to = add i64 %from, {chunk * step}")
-        arguments += ["i64 %from", "i64 %to"]
+        arguments += ["i64 %from", "i64 %to", "i64 %task"]
         lines += [f"  call void @{name}.body({', '.join(arguments)})", "  ret void", "}"]
         return "\n".join(lines)
 

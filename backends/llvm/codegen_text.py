@@ -25,7 +25,7 @@ _REGISTER = {
 _SUFFIX = {"double": "f64", "float": "f32", "half": "f16"}
 #: what the math library says of branches to its slow paths
 BRANCH_WEIGHTS = '!{ !"branch_weights", i32 1, i32 10000 }'
-_BLOCK_LINES = 100
+_BLOCK_LINES, _LOOP_LINES = 300, 1500
 _types: dict[tuple[str, int], str] = {}
 
 
@@ -159,7 +159,7 @@ class Region:
         self.loads: dict[int, dict[str, str]] = {}
         self.stores = stores
         self.conditional = conditional
-        self.limit = _BLOCK_LINES
+        self.limit = _LOOP_LINES
 
 
 class Module:
@@ -211,12 +211,13 @@ class Writer:
         entry: allocations, at the very top.
         exits: what to do before returning.
         later: lines that stand for others, decided when all is written.
-        opaque: an i64 parameter that is 0 or an address.
+        opaque: an i64 parameter that is never negative, and of which LLVM knows nothing.
     """
 
     def __init__(self, module: Module) -> None:
         self.module = module
         self.regions: list[Region] = [Region("entry")]
+        self.regions[0].limit = _BLOCK_LINES  # straight-line code is scalar and long; loops are compact
         self.depth: dict[str, int] = {}
         self.entry: list[str] = []
         self.exits: list[str] = []
@@ -295,11 +296,11 @@ class Writer:
     def _cut(self, region: Region) -> None:
         """Ends a long basic block: LLVM's instruction selection takes time quadratic in their length. The branch is never
         taken, but LLVM can't know and join the blocks again: an address is not below 4096."""
-        region.limit = len(region.lines) + _BLOCK_LINES
+        region.limit = len(region.lines) + (_BLOCK_LINES if region is self.regions[0] else _LOOP_LINES)
         if self.opaque:
             self._cuts += 1
             test, block = self.fresh("cut"), self.label("long")
-            region.lines += [f"  {test} = icmp eq i64 {self.opaque}, {self._cuts % 4095 + 1}",
+            region.lines += [f"  {test} = icmp eq i64 {self.opaque}, {-self._cuts}",
                              f"  br i1 {test}, label %never, label %{block}", f"{block}:"]
             region.block = block
 

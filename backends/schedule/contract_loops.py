@@ -27,6 +27,7 @@ from .tiles import splits
 
 #: epilogues costlier than this per element run as a loop over the rows of a spilled tile, to keep the code small
 LONG_EPILOGUE = 8.0
+FORCE_UNROLL=0
 
 
 class ContractEmitter:
@@ -301,6 +302,7 @@ class ContractEmitter:
             step(scope, k)
             return
         most = max(1, min(8, 120 // max(accumulators, 1)))
+        if FORCE_UNROLL: most=FORCE_UNROLL
         if n <= most:
             unroll = n
         else:
