@@ -5,7 +5,8 @@
     tracegrad env
 
 Exit codes: 0, 1 where a script or a program failed or a comparison found NaN against a number, 2 for wrong
-use: no such file, malformed IR, inputs that don't fit. """
+use: no such file, malformed IR, inputs that don't fit.
+"""
 
 from __future__ import annotations
 
@@ -93,8 +94,8 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser(
         "show",
         help="run a script and print what it compiled",
-        description="Runs a Python script and prints the stages of every program that was compiled meanwhile. What "
-        "the script itself prints goes to stderr. Arguments after `--` are the script's.",
+        description="Runs a Python script and prints the stages of every program that was compiled meanwhile."
+        " What the script itself prints goes to stderr. Arguments after `--` are the script's.",
     )
     show.add_argument(
         "script", metavar="SCRIPT[:FUNCTION]", help="a Python file, and which compiled function to show"
@@ -108,8 +109,8 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser(
         "run",
         help="run a program from an IR file",
-        description="Parses a graph's text, runs it natively and prints its outputs. Inputs that are not given are "
-        "random: normal for floats, small non-negative integers, coin tosses.",
+        description="Parses a graph's text, runs it natively and prints its outputs. Inputs that are not "
+        "given are random: normal for floats, small non-negative integers, coin tosses.",
     )
     run.add_argument("file", metavar="FILE.ir", help="a graph as text; - reads stdin")
     run.add_argument(
@@ -150,8 +151,9 @@ def _show(options: argparse.Namespace) -> int:
             missing = f"{script} compiled no function {function!r}; it compiled {', '.join(names)}"
         else:
             missing = (
-                f"{script} compiled nothing: decorate a function with @tracegrad.compile, and call it. Code outside "
-                f"of compiled functions is interpreted when met first; TRACEGRAD_LAZY=compile compiles that, too"
+                f"{script} compiled nothing: decorate a function with @tracegrad.compile, and call it. Code "
+                "outside of compiled functions is interpreted when met first; TRACEGRAD_LAZY=compile compiles "
+                "that, too"
             )
         if failed:
             return 1

@@ -1,4 +1,5 @@
-"""The small network of two layers with modules, a loss function and Adam; plain, and with the training step compiled.
+"""The small network of two layers with modules, a loss function and Adam; plain, and with the training step
+compiled.
 
 python examples/modules_and_adam.py
 """
@@ -36,8 +37,8 @@ for epoch in range(1, epochs + 1):
     if epoch % 10 == 0:
         print("Epoch: ", epoch, f"  Loss:  {loss.item():.7g}")
 
-# The very same function, compiled: forward, backward and Adam's update are one native function, which runs 200 times
-# without coming back to Python.
+# The very same function, compiled: forward, backward and Adam's update are one native function, which runs
+# 200 times without coming back to Python.
 x, y, model, optimizer = setup()
 compiled = tracegrad.compile(step)
 losses = compiled.repeat(epochs)

@@ -2,7 +2,8 @@
 
     python examples/rosenbrock.py
 
-First as one writes it in PyTorch, a step at a time; then with the step compiled and repeated natively 1000 times.
+First as one writes it in PyTorch, a step at a time; then with the step compiled and repeated natively 1000
+times.
 """
 
 import tracegrad

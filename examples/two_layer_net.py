@@ -1,9 +1,10 @@
-"""A network of two layers out of nothing but tensors: weights by hand, gradients by autograd, updates by hand.
+"""A network of two layers out of nothing but tensors: weights by hand, gradients by autograd, updates by
+hand.
 
     python examples/two_layer_net.py
 
-Trained twice, with the sum of squared errors and with their mean: the same learning rate is a hundred times slower on
-the mean of a hundred points.
+Trained twice, with the sum of squared errors and with their mean: the same learning rate is a hundred times
+slower on the mean of a hundred points.
 """
 
 import tracegrad

@@ -2,8 +2,8 @@
 
     python examples/wide_net.py [--out DIR]
 
-Prints the loss of every step and leaves in DIR (default `out`) a plot of them and a page with all stages of the
-compiled step. The seed is PyTorch's, and so are the numbers.
+Prints the loss of every step and leaves in DIR (default `out`) a plot of them and a page with all stages of
+the compiled step. The seed is PyTorch's, and so are the numbers.
 """
 
 import argparse

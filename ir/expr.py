@@ -283,18 +283,25 @@ def index_add(a: Expr, b: Expr) -> Expr:
 
 
 def _recombine(items: list[tuple[Expr, int]]) -> list[tuple[Expr, int]]:
-    """`k*(e // k) + e % k --> e`, at any common multiple: a flat index split up and put together is itself."""
+    """`k*(e // k) + e % k --> e` and `k*((e // k) % m) + e % k --> e % (k*m)`, at any common multiple: a flat index
+    split up and put together is itself."""
     for i, (atom, n) in enumerate(items):
         if not (isinstance(atom, Prim) and atom.name == "mod" and isinstance(atom.args[1], Const)):
             continue
         base, k = atom.args[0], int(atom.args[1].value)
         quotient = index_div(base, k)
         for j, (other, m) in enumerate(items):
-            if m == n * k and same(other, quotient):
-                rest = [t for p, t in enumerate(items) if p not in (i, j)]
-                whole, const = terms(base)
-                if const == 0:
-                    return _recombine(_merge(rest + [(t, c * n) for t, c in whole]))
+            if m != n * k:
+                continue
+            whole = base
+            if isinstance(other, Prim) and other.name == "mod" and same(other.args[0], quotient):
+                whole = index_mod(base, k * int(other.args[1].value))  # type: ignore[attr-defined]
+            elif not same(other, quotient):
+                continue
+            rest = [t for p, t in enumerate(items) if p not in (i, j)]
+            parts, const = terms(whole)
+            if const == 0:
+                return _recombine(_merge(rest + [(t, c * n) for t, c in parts]))
     return items
 
 

@@ -142,7 +142,8 @@ def backward(
     Returns:
         For every value of `wrt` that the roots depend on, its gradient.
     """
-    targets = set(wrt)
+    wanted = list(dict.fromkeys(wrt))  # in order: equal programs must be recorded alike
+    targets = set(wanted)
     order, needed = _between(seeds, targets, stop)
     grads: dict[Value, Value] = {}
     for root, seed in seeds.items():
@@ -164,10 +165,10 @@ def backward(
                 if g is not None:
                     grads[operand] = b.add(grads[operand], g) if operand in grads else g
     walked = set(order)
-    for value in targets:
+    for value in wanted:
         if value.node is None or value.node not in walked:
             finish(value)
-    return {v: grads[v] for v in targets if v in grads}
+    return {v: grads[v] for v in wanted if v in grads}
 
 
 def _between(

@@ -36,8 +36,8 @@ Softplus: Any = _layer("Softplus", F.softplus, {"beta": 1.0, "threshold": 20.0},
 Sigmoid: Any = _layer("Sigmoid", F.sigmoid, {})
 Tanh: Any = _layer("Tanh", F.tanh, {})
 Hardtanh: Any = _layer(
-    "Hardtanh", F.hardtanh, {"min_val": -1.0, "max_val": 1.0, "inplace": False}, shows="min_val max_val ?inplace",
-    setup=_check_hardtanh,
+    "Hardtanh", F.hardtanh, {"min_val": -1.0, "max_val": 1.0, "inplace": False},
+    shows="min_val max_val ?inplace", setup=_check_hardtanh,
 )  # fmt: skip
 ReLU6: Any = _layer("ReLU6", F.relu6, {"inplace": False}, shows="?inplace")
 Hardswish: Any = _layer("Hardswish", F.hardswish, {"inplace": False})
@@ -90,6 +90,6 @@ class PReLU(Module):
 
 __all__ = [
     "CELU", "ELU", "GELU", "GLU", "SELU", "Hardshrink", "Hardsigmoid", "Hardswish", "Hardtanh", "LeakyReLU",
-    "LogSigmoid", "LogSoftmax", "Mish", "PReLU", "ReLU", "ReLU6", "SiLU", "Sigmoid", "Softmax", "Softmax2d", "Softmin",
-    "Softplus", "Softshrink", "Softsign", "Tanh", "Tanhshrink", "Threshold",
+    "LogSigmoid", "LogSoftmax", "Mish", "PReLU", "ReLU", "ReLU6", "SiLU", "Sigmoid", "Softmax", "Softmax2d",
+    "Softmin", "Softplus", "Softshrink", "Softsign", "Tanh", "Tanhshrink", "Threshold",
 ]  # fmt: skip

@@ -1,4 +1,5 @@
-"""Modules that hold modules or parameters: Sequential, ModuleList, ModuleDict, ParameterList, ParameterDict."""
+"""Modules that hold modules or parameters: Sequential, ModuleList, ModuleDict, ParameterList,
+ParameterDict."""
 
 from __future__ import annotations
 
@@ -94,7 +95,8 @@ class _Numbered(Module):
 
 
 class Sequential(_Numbered):
-    """Modules called one after the other: `Sequential(Linear(2, 3), ReLU())`, or an OrderedDict of named ones."""
+    """Modules called one after the other: `Sequential(Linear(2, 3), ReLU())`, or an OrderedDict of named
+    ones."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__()
@@ -276,9 +278,7 @@ class ParameterList(Module):
         return self.extend(values)
 
     def extra_repr(self) -> str:
-        return (
-            "\n".join(_entry_repr(i, v) for i, v in enumerate(self)).removeprefix("  ").replace("\n  ", "\n")
-        )
+        return "\n".join(_entry_repr(i, v) for i, v in enumerate(self))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise ArgumentTypeError("a ParameterList can't be called; index it")
@@ -348,7 +348,7 @@ class ParameterDict(Module):
             self[name] = value
 
     def extra_repr(self) -> str:
-        return "\n".join(_entry_repr(k, v) for k, v in self.items()).removeprefix("  ").replace("\n  ", "\n")
+        return "\n".join(_entry_repr(k, v) for k, v in self.items())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise ArgumentTypeError("a ParameterDict can't be called; index it")

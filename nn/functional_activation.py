@@ -16,7 +16,8 @@ from ..tracer.tensor import Tensor, apply
 
 
 def _activation(name: str, **parameters: Any) -> Callable[..., Any]:
-    """`name(input, *parameters)` from the op of that name. `inplace`, where it is a parameter, overwrites the input."""
+    """`name(input, *parameters)` from the op of that name. `inplace`, where it is a parameter, overwrites the
+    input."""
     op = REGISTRY[name]
     order = tuple(parameters)
     can_overwrite = parameters.pop("inplace", None) is not None
@@ -105,7 +106,8 @@ def prelu(input: Tensor, weight: Tensor) -> Tensor:
         channels = 1 if input.dim() < 2 else input.shape[1]
         if w.dim() != 1 or w.numel() != channels:
             raise ArgumentError(
-                f"prelu(): expected a weight of 1 or {channels} elements for an input of type {input._value().type}, "
+                f"prelu(): expected a weight of 1 or {channels} elements for an input of type "
+                f"{input._value().type}, "
                 f"got {w._value().type}"
             )
         if input.dim() > 2:

@@ -42,7 +42,8 @@ def _warn_of_broadcast(name: str, input: T, target: T) -> None:
     a, b = input._value().type.shape, target._value().type.shape
     if a != b:
         warnings.warn(
-            f"{name}(): a target of shape {list(b)} and an input of shape {list(a)} are broadcast against each other; "
+            f"{name}(): a target of shape {list(b)} and an input of shape {list(a)} are broadcast against "
+            f"each other; "
             f"this is rarely wanted: give them the same shape",
             stacklevel=3,
         )
@@ -64,8 +65,8 @@ def _weighted(name: str, input: T, target: T, weight: T, mode: str, normalized: 
 
 
 def mse_loss(
-    input: T, target: T, size_average: bool | None = None, reduce: bool | None = None, reduction: str = "mean",
-    weight: T = None,
+    input: T, target: T, size_average: bool | None = None, reduce: bool | None = None,
+    reduction: str = "mean", weight: T = None,
 ) -> Tensor:  # fmt: skip
     """(input - target)**2."""
     _warn_of_broadcast("mse_loss", input, target)
@@ -76,8 +77,8 @@ def mse_loss(
 
 
 def l1_loss(
-    input: T, target: T, size_average: bool | None = None, reduce: bool | None = None, reduction: str = "mean",
-    weight: T = None,
+    input: T, target: T, size_average: bool | None = None, reduce: bool | None = None,
+    reduction: str = "mean", weight: T = None,
 ) -> Tensor:  # fmt: skip
     """|input - target|."""
     _warn_of_broadcast("l1_loss", input, target)
@@ -88,8 +89,8 @@ def l1_loss(
 
 
 def smooth_l1_loss(
-    input: T, target: T, size_average: bool | None = None, reduce: bool | None = None, reduction: str = "mean",
-    beta: float = 1.0,
+    input: T, target: T, size_average: bool | None = None, reduce: bool | None = None,
+    reduction: str = "mean", beta: float = 1.0,
 ) -> Tensor:  # fmt: skip
     """Quadratic where |input - target| < beta, linear beyond (Girshick 2015)."""
     _warn_of_broadcast("smooth_l1_loss", input, target)
@@ -161,14 +162,14 @@ def cross_entropy(
     mode = _mode(reduction, size_average, reduce)
     more = () if weight is None else (weight,)
     return apply(
-        REGISTRY["cross_entropy"], tensor_operand(input), target, *more, reduction=mode, ignore_index=ignore_index,
-        label_smoothing=float(label_smoothing),
+        REGISTRY["cross_entropy"], tensor_operand(input), target, *more, reduction=mode,
+        ignore_index=ignore_index, label_smoothing=float(label_smoothing),
     )  # fmt: skip
 
 
 def kl_div(
-    input: T, target: T, size_average: bool | None = None, reduce: bool | None = None, reduction: str = "mean",
-    log_target: bool = False,
+    input: T, target: T, size_average: bool | None = None, reduce: bool | None = None,
+    reduction: str = "mean", log_target: bool = False,
 ) -> Tensor:  # fmt: skip
     """target (log target - input), for `input` a logarithm, and `target` too with `log_target`.
 
@@ -189,7 +190,8 @@ def poisson_nll_loss(
     input: T, target: T, log_input: bool = True, full: bool = False, size_average: bool | None = None,
     eps: float = 1e-8, reduce: bool | None = None, reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
-    """exp(input) - target * input, or input - target * log(input + eps); `full` adds Stirling's log(target!)."""
+    """exp(input) - target * input, or input - target * log(input + eps); `full` adds Stirling's
+    log(target!)."""
     mode = _mode(reduction, size_average, reduce)
     each: T = input.exp() - target * input if log_input else input - target * (input + eps).log()
     if full:
@@ -206,7 +208,8 @@ def gaussian_nll_loss(
     Args:
         input: means, any shape.
         target: of the input's shape, or one that broadcasts.
-        var: a number or a tensor: the input's shape, that without its last dimension, or with one dimension of size 1.
+        var: a number or a tensor: the input's shape, that without its last dimension, or with one dimension
+            of size 1.
         full: add log(2 pi) / 2.
     """
     mode = _mode(reduction)
@@ -241,8 +244,8 @@ def hinge_embedding_loss(
 
 
 def cosine_embedding_loss(
-    input1: T, input2: T, target: T, margin: float = 0, size_average: bool | None = None, reduce: bool | None = None,
-    reduction: str = "mean",
+    input1: T, input2: T, target: T, margin: float = 0, size_average: bool | None = None,
+    reduce: bool | None = None, reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     """1 - cosine where the target is 1, max(0, cosine - margin) where it is -1.
 
@@ -275,14 +278,15 @@ def soft_margin_loss(
 
 
 def margin_ranking_loss(
-    input1: T, input2: T, target: T, margin: float = 0, size_average: bool | None = None, reduce: bool | None = None,
-    reduction: str = "mean",
+    input1: T, input2: T, target: T, margin: float = 0, size_average: bool | None = None,
+    reduce: bool | None = None, reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     """max(0, -target * (input1 - input2) + margin)."""
     mode = _mode(reduction, size_average, reduce)
     if not input1.dim() == input2.dim() == target.dim():
         raise ArgumentError(
-            f"margin_ranking_loss(): the tensors must have equally many dimensions, got {input1._value().type}, "
+            f"margin_ranking_loss(): the tensors must have equally many dimensions, got "
+            f"{input1._value().type}, "
             f"{input2._value().type} and {target._value().type}"
         )
     return _reduced((-target * (input1 - input2) + margin).clamp_min(0), mode)
@@ -292,7 +296,8 @@ def _rows(name: str, input: T, target: T, target_dims: int) -> tuple[T, T]:
     """Input `[N, C]` or `[C]` and its target as a batch."""
     if input.dim() not in (1, 2) or target.dim() != input.dim() - 1 + target_dims:
         raise ArgumentError(
-            f"{name}(): expected an input [N, C] or [C] and its target, got {input._value().type}, {target._value().type}"
+            f"{name}(): expected an input [N, C] or [C] and its target, got {input._value().type}, "
+            f"{target._value().type}"
         )
     return (input, target) if input.dim() == 2 else (input.unsqueeze(0), target.unsqueeze(0))
 
@@ -301,7 +306,8 @@ def multi_margin_loss(
     input: T, target: T, p: int = 1, margin: float = 1.0, weight: T = None, size_average: bool | None = None,
     reduce: bool | None = None, reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
-    """The sum over wrong classes i of max(0, margin - input[target] + input[i])**p, over the number of classes.
+    """The sum over wrong classes i of max(0, margin - input[target] + input[i])**p, over the number of
+    classes.
 
     Args:
         input: `[N, C]` or `[C]`.
@@ -326,7 +332,8 @@ def multi_margin_loss(
 def multilabel_margin_loss(
     input: T, target: T, size_average: bool | None = None, reduce: bool | None = None, reduction: str = "mean"
 ) -> Tensor:
-    """The sum over labels y and other classes i of max(0, 1 - (input[y] - input[i])), over the number of classes.
+    """The sum over labels y and other classes i of max(0, 1 - (input[y] - input[i])), over the number of
+    classes.
 
     Args:
         input: `[N, C]` or `[C]`.
@@ -369,8 +376,8 @@ def pairwise_distance(x1: T, x2: T, p: float = 2.0, eps: float = 1e-6, keepdim: 
 
 
 def triplet_margin_loss(
-    anchor: T, positive: T, negative: T, margin: float = 1.0, p: float = 2, eps: float = 1e-6, swap: bool = False,
-    size_average: bool | None = None, reduce: bool | None = None, reduction: str = "mean",
+    anchor: T, positive: T, negative: T, margin: float = 1.0, p: float = 2, eps: float = 1e-6,
+    swap: bool = False, size_average: bool | None = None, reduce: bool | None = None, reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     """max(0, margin + d(anchor, positive) - d(anchor, negative)), d the p-norm (Balntas et al. 2016).
 
@@ -385,8 +392,8 @@ def triplet_margin_loss(
 
 
 def triplet_margin_with_distance_loss(
-    anchor: T, positive: T, negative: T, *, distance_function: Callable[[T, T], T] | None = None, margin: float = 1.0,
-    swap: bool = False, reduction: str = "mean",
+    anchor: T, positive: T, negative: T, *, distance_function: Callable[[T, T], T] | None = None,
+    margin: float = 1.0, swap: bool = False, reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     """triplet_margin_loss with any distance; `pairwise_distance` by default."""
     distance = distance_function or pairwise_distance

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..ir.op import REGISTRY
-from ..tracer.creation import arange, ones
+from ..tracer.creation import arange, ones, zeros
 from ..tracer.functions import linear as products
 from ..tracer.library import ArgumentError
 from ..tracer.operands import tensor_operand, values
@@ -16,11 +16,11 @@ linear = products.linear
 
 
 def _affine(input: T, weight: T, bias: T, shape: tuple[int, ...]) -> tuple[T, ...]:
+    """Nothing, or both a weight and a bias."""
     if weight is None and bias is None:
         return ()
-    if weight is None:
-        weight = ones(shape, dtype=input.dtype)
-    return (weight,) if bias is None else (weight, bias)
+    weight = ones(shape, dtype=input.dtype) if weight is None else weight
+    return weight, zeros(shape, dtype=input.dtype) if bias is None else bias
 
 
 def layer_norm(
@@ -33,7 +33,8 @@ def layer_norm(
         weight, bias: of shape `normalized_shape`, or None.
     """
     shape = tuple(normalized_shape)
-    more = _affine(tensor_operand(input), weight, bias, shape)
+    tensor_operand(input)
+    more = (weight,) if bias is None and weight is not None else _affine(input, weight, bias, shape)
     return apply(REGISTRY["layer_norm"], input, *more, normalized_shape=shape, eps=eps)
 
 
@@ -50,7 +51,8 @@ def rms_norm(input: T, normalized_shape: Any, weight: T = None, eps: float | Non
 
 
 def group_norm(input: T, num_groups: int, weight: T = None, bias: T = None, eps: float = 1e-5) -> Tensor:
-    """Each group of channels of each sample standardised, then `weight` and `bias` per channel (Wu and He 2018).
+    """Each group of channels of each sample standardised, then `weight` and `bias` per channel (Wu and He
+    2018).
 
     Args:
         input: `[N, C, ...]`, C divisible by `num_groups`.
@@ -97,7 +99,8 @@ def cosine_similarity(x1: T, x2: T, dim: int = 1, eps: float = 1e-8) -> Tensor:
 
 
 def one_hot(tensor: T, num_classes: int = -1) -> Tensor:
-    """Integer classes `[...]` as i64 `[..., num_classes]` with a 1 at the class; -1: one more than the largest."""
+    """Integer classes `[...]` as i64 `[..., num_classes]` with a 1 at the class; -1: one more than the
+    largest."""
     if tensor_operand(tensor, "one_hot(): tensor").dtype.kind not in "iu":
         raise ArgumentError(f"one_hot(): expected integer classes, got {tensor._value().type}")
     if num_classes == -1:
@@ -119,7 +122,8 @@ def scaled_dot_product_attention(
         query: `[..., L, E]`.
         key: `[..., S, E]`.
         value: `[..., S, F]`.
-        attn_mask: added to the scores, or a bool mask that is True where to attend; broadcasts to `[..., L, S]`.
+        attn_mask: added to the scores, or a bool mask that is True where to attend; broadcasts to `[..., L,
+            S]`.
         scale: 1 / sqrt(E) if None.
     """
     if dropout_p or enable_gqa:

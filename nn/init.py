@@ -1,7 +1,7 @@
 """Initialisers: they fill a tensor in place from PyTorch's generator, so equal seeds give PyTorch's numbers.
 
-Sources: Glorot and Bengio (2010), xavier; He et al. (2015), kaiming; Saxe et al. (2013), orthogonal; Martens (2010),
-sparse.
+Sources: Glorot and Bengio (2010), xavier; He et al. (2015), kaiming; Saxe et al. (2013), orthogonal; Martens
+(2010), sparse.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ def trunc_normal_(
     """Fills with samples of N(mean, std^2) limited to [a, b], by rejection."""
     if mean < a - 2 * std or mean > b + 2 * std:
         warnings.warn(
-            f"trunc_normal_(): the mean {mean} is more than two standard deviations outside [{a}, {b}]; the samples "
+            f"trunc_normal_(): the mean {mean} is more than two standard deviations outside [{a}, {b}]; the "
+            f"samples "
             f"may not follow the distribution",
             stacklevel=2,
         )
@@ -148,7 +149,8 @@ def eye_(tensor: Tensor) -> Tensor:
 
 
 def dirac_(tensor: Tensor, groups: int = 1) -> Tensor:
-    """Makes a convolution kernel `[out, in, ...]` of 1 to 3 spatial dimensions the identity of its channels."""
+    """Makes a convolution kernel `[out, in, ...]` of 1 to 3 spatial dimensions the identity of its
+    channels."""
     if not 3 <= tensor.dim() <= 5:
         raise ArgumentError(f"dirac_() fills tensors of 3 to 5 dimensions, got {tensor._value().type}")
     shape = tuple(tensor.shape)

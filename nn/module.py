@@ -1,7 +1,8 @@
-"""`Module`: named parameters, buffers and submodules, and the call. Saving and loading are in module_state.py,
-iterating and converting in module_tree.py.
+"""`Module`: named parameters, buffers and submodules, and the call. Saving and loading are in
+module_state.py, iterating and converting in module_tree.py.
 
-A call under `compile` tells the trace what it relied on (`_trace_state`), and whatever changes that notes the change.
+A call under `compile` tells the trace what it relied on (`_trace_state`), and whatever changes that notes the
+change.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from .parameter import Buffer, Parameter
 
 
 class Module(TreeMixin, StateMixin):
-    """Base of all layers and models (PyTorch's `nn.Module`). Subclasses call `super().__init__()` first, assign
-    parameters and submodules to attributes, and define `forward`.
+    """Base of all layers and models (PyTorch's `nn.Module`). Subclasses call `super().__init__()` first,
+    assign parameters and submodules to attributes, and define `forward`.
 
     Attributes:
         training: whether the module is in training mode; set by `train()` and `eval()`.
@@ -42,7 +43,7 @@ class Module(TreeMixin, StateMixin):
         ):  # fmt: skip
             put(name, OrderedDict())
 
-    # --- calling --------------------------------------------------------------------------------------------------
+    # --- calling --------------------------------------------------------------------------------------------
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module computes; subclasses define it."""
@@ -111,8 +112,8 @@ class Module(TreeMixin, StateMixin):
         return handle
 
     def _trace_state(self) -> tuple[Any, ...]:
-        """What a trace of this module relies on, compared with `==`. Holds the cells themselves, so that no new one can
-        take an old one's identity."""
+        """What a trace of this module relies on, compared with `==`. Holds the cells themselves, so that no
+        new one can take an old one's identity."""
         d = self.__dict__
         return (
             d["training"],
@@ -123,7 +124,7 @@ class Module(TreeMixin, StateMixin):
             tuple(d["_forward_pre_hooks"].items()),
         )
 
-    # --- attributes -----------------------------------------------------------------------------------------------
+    # --- attributes -----------------------------------------------------------------------------------------
 
     def _check_name(self, name: Any, what: str, registry: dict[str, Any]) -> None:
         if "_parameters" not in self.__dict__:
@@ -149,11 +150,13 @@ class Module(TreeMixin, StateMixin):
         self._check_name(name, "parameter", self.__dict__.get("_parameters", {}))
         if param is not None and not isinstance(param, Parameter):
             raise ArgumentTypeError(
-                f"parameter {name!r} must be an nn.Parameter or None, got {type(param).__name__}; wrap it: Parameter(t)"
+                f"parameter {name!r} must be an nn.Parameter or None, got {type(param).__name__}; wrap it: "
+                f"Parameter(t)"
             )
         if param is not None and param.grad_fn is not None:
             raise ArgumentError(
-                f"parameter {name!r} must be a leaf, but was computed by {param.grad_fn.name()}; compute it in forward()"
+                f"parameter {name!r} must be a leaf, but was computed by {param.grad_fn.name()}; compute it "
+                f"in forward()"
             )
         self._parameters[name] = param
         note_change()
@@ -215,7 +218,8 @@ class Module(TreeMixin, StateMixin):
         elif isinstance(value, Buffer) or name in d.get("_buffers", ()):
             if value is not None and not isinstance(value, Tensor):
                 raise ArgumentTypeError(
-                    f"{name!r} is a buffer of {type(self).__name__}: assign a tensor or None, not {type(value).__name__}"
+                    f"{name!r} is a buffer of {type(self).__name__}: assign a tensor or None, not "
+                    f"{type(value).__name__}"
                 )
             known = name in d.get("_buffers", ())
             persistent = value.__dict__.get("persistent", True) if not known and value is not None else None
@@ -250,7 +254,7 @@ class Module(TreeMixin, StateMixin):
         names = {*dir(type(self)), *self.__dict__, *self._parameters, *self._buffers, *self._modules}
         return sorted(n for n in names if not n[0].isdigit())
 
-    # --- text -----------------------------------------------------------------------------------------------------
+    # --- text -----------------------------------------------------------------------------------------------
 
     def _get_name(self) -> str:
         return type(self).__name__

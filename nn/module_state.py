@@ -57,7 +57,7 @@ class StateMixin:
     def _has_extra_state(self) -> bool:
         return type(self).get_extra_state is not StateMixin.get_extra_state
 
-    # --- saving ---------------------------------------------------------------------------------------------------
+    # --- saving ---------------------------------------------------------------------------------------------
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         for name, p in self._parameters.items():
@@ -73,8 +73,9 @@ class StateMixin:
         self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False
     ) -> Any:
         """All parameters and persistent buffers by dotted path, as tensors that share the module's memory."""
-        if args:
-            destination, prefix, keep_vars = (*args, *(destination, prefix, keep_vars)[len(args) :])
+        if args:  # PyTorch's old positional arguments
+            given: list[Any] = [*args, *(destination, prefix, keep_vars)[len(args) :]]
+            destination, prefix, keep_vars = given
         if destination is None:
             destination = OrderedDict()
             destination._metadata = OrderedDict()
@@ -101,15 +102,16 @@ class StateMixin:
         return add_hook(self._state_dict_hooks, hook)
 
     def register_load_state_dict_pre_hook(self, hook: Callable[..., Any]) -> RemovableHandle:
-        """Calls `hook(module, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)`
-        before the module is loaded."""
+        """Calls `hook(module, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys,
+        error_msgs)` before the module is loaded."""
         return add_hook(self._load_state_dict_pre_hooks, hook)
 
     def register_load_state_dict_post_hook(self, hook: Callable[..., Any]) -> RemovableHandle:
-        """Calls `hook(module, incompatible_keys)` after the module was loaded; it may edit the lists of keys."""
+        """Calls `hook(module, incompatible_keys)` after the module was loaded; it may edit the lists of
+        keys."""
         return add_hook(self._load_state_dict_post_hooks, hook)
 
-    # --- loading --------------------------------------------------------------------------------------------------
+    # --- loading --------------------------------------------------------------------------------------------
 
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, missing_keys: list[str],
@@ -215,8 +217,8 @@ class StateMixin:
         return IncompatibleKeys(missing, unexpected)
 
     def _snapshot(self) -> Callable[[], None]:
-        """A function that puts every tensor of the tree back to what it holds now. Values are immutable, so this
-        copies nothing."""
+        """A function that puts every tensor of the tree back to what it holds now. Values are immutable, so
+        this copies nothing."""
         STATE.lazy.flush()
         modules: list[Any] = list(self.modules())  # type: ignore[attr-defined]
         registries = [(r, dict(r)) for m in modules for r in (m._parameters, m._buffers)]

@@ -1,4 +1,5 @@
-"""The part of `Module` that walks the tree of modules: iteration, look-up by path, and what applies to all of it."""
+"""The part of `Module` that walks the tree of modules: iteration, look-up by path, and what applies to all of
+it."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ class TreeMixin:
     _modules: dict[str, Module | None]
     training: bool
 
-    # --- iteration ------------------------------------------------------------------------------------------------
+    # --- iteration ------------------------------------------------------------------------------------------
 
     def named_modules(
         self, memo: set[Any] | None = None, prefix: str = "", remove_duplicate: bool = True
@@ -93,7 +94,7 @@ class TreeMixin:
         for _, b in self.named_buffers(recurse=recurse):
             yield b
 
-    # --- look-up --------------------------------------------------------------------------------------------------
+    # --- look-up --------------------------------------------------------------------------------------------
 
     def get_submodule(self, target: str) -> Module:
         """The module at a dotted path; itself for ""."""
@@ -126,7 +127,7 @@ class TreeMixin:
             raise MissingName(f"{type(module).__name__} has no {what} {name!r} (looking for {target!r})")
         return found
 
-    # --- the whole tree -------------------------------------------------------------------------------------------
+    # --- the whole tree -------------------------------------------------------------------------------------
 
     def apply(self, fn: Callable[[Module], Any]) -> Any:
         """Calls `fn` on every submodule, then on this module."""

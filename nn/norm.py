@@ -61,8 +61,7 @@ class LayerNorm(_Affine):
         return F.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
 
     def extra_repr(self) -> str:
-        affine = f"elementwise_affine={self.elementwise_affine}"
-        # Without a weight PyTorch's default shows too: the argument, not what became of it.
+        affine = f"elementwise_affine={self.elementwise_affine}, bias={self.bias is not None}"
         return f"{self.normalized_shape}, eps={self.eps}, {affine}"
 
 
@@ -76,8 +75,8 @@ class RMSNorm(_Affine):
     """
 
     def __init__(
-        self, normalized_shape: Any, eps: float | None = None, elementwise_affine: bool = True, device: Any = None,
-        dtype: Any = None,
+        self, normalized_shape: Any, eps: float | None = None, elementwise_affine: bool = True,
+        device: Any = None, dtype: Any = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.normalized_shape = _shape(normalized_shape)
@@ -96,8 +95,8 @@ class RMSNorm(_Affine):
 
 
 class GroupNorm(_Affine):
-    """Each group of channels of each sample of `[N, C, ...]` standardised, then an affine map per channel (Wu and He
-    2018).
+    """Each group of channels of each sample of `[N, C, ...]` standardised, then an affine map per channel (Wu
+    and He 2018).
 
     Args:
         num_groups: how many groups of equally many channels.
@@ -126,4 +125,5 @@ class GroupNorm(_Affine):
         return F.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
 
     def extra_repr(self) -> str:
-        return f"{self.num_groups}, {self.num_channels}, eps={self.eps}, affine={self.affine}"
+        affine = f"affine={self.affine}, bias={self.bias is not None}"
+        return f"{self.num_groups}, {self.num_channels}, eps={self.eps}, {affine}"

@@ -33,7 +33,8 @@ def _contents(data: Tensor) -> TracedValue:
 class Parameter(Tensor):
     """A leaf tensor that a module trains.
 
-    It starts with a copy of `data` (PyTorch's shares memory; here writes to `data` do not show in the parameter).
+    It starts with a copy of `data` (PyTorch's shares memory; here writes to `data` do not show in the
+    parameter).
 
     Args:
         data: a tensor of any shape; an empty one if None.

@@ -34,7 +34,8 @@ def layer(
         function: from `nn.functional`.
         parameters: names and defaults of `__init__`'s arguments, kept as attributes (`REQUIRED`: no default).
         inputs: how many tensors `forward` takes.
-        shows: names of the attributes in `repr`; `=` before one shows its value alone, `?` shows it only if true.
+        shows: names of the attributes in `repr`; `=` before one shows its value alone, `?` shows it only if
+            true.
         buffers: parameters that are tensors, registered as buffers.
         unstored: parameters that are neither kept nor passed on (`setup` has used them).
         keyword_only: whether arguments must be named.
@@ -56,7 +57,7 @@ def layer(
             if key in buffers:
                 self.register_buffer(key, value)
             else:
-                object.__setattr__(self, key, value)
+                setattr(self, key, value)
         if setup is not None:
             setup(self)
         for key in unstored:

@@ -87,7 +87,8 @@ def vector_to_parameters(vec: Tensor, parameters: Iterable[Tensor]) -> None:
     if not isinstance(vec, Tensor) or vec.dim() != 1 or vec.numel() < sum(p.numel() for p in params):
         got = vec._value().type if isinstance(vec, Tensor) else type(vec).__name__
         raise ArgumentError(
-            f"vector_to_parameters(): expected a vector of at least {sum(p.numel() for p in params)} elements, got {got}"
+            f"vector_to_parameters(): expected a vector of at least {sum(p.numel() for p in params)} "
+            f"elements, got {got}"
         )
     at = 0
     for p in params:

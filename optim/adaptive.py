@@ -1,5 +1,5 @@
-"""Step sizes from sums of squared gradients: Adagrad (Duchi et al. 2011), RMSprop (Hinton 2012; centred: Graves 2013),
-Adadelta (Zeiler 2012)."""
+"""Step sizes from sums of squared gradients: Adagrad (Duchi et al. 2011), RMSprop (Hinton 2012; centred:
+Graves 2013), Adadelta (Zeiler 2012)."""
 
 from __future__ import annotations
 
@@ -106,7 +106,8 @@ class RMSprop(Rule):
 
 
 class Adadelta(Rule):
-    """`p -= lr * d`, `d = grad * sqrt(u + eps) / sqrt(v + eps)` with running means v of grad**2 and u of d**2.
+    """`p -= lr * d`, `d = grad * sqrt(u + eps) / sqrt(v + eps)` with running means v of grad**2 and u of
+    d**2.
 
     Args:
         params: tensors, or dicts of parameter groups.
@@ -119,7 +120,8 @@ class Adadelta(Rule):
 
     def __init__(
         self, params: Any, lr: Any = 1.0, rho: float = 0.9, eps: float = 1e-6, weight_decay: float = 0,
-        foreach: bool | None = None, *, capturable: bool = False, maximize: bool = False, differentiable: bool = False,
+        foreach: bool | None = None, *, capturable: bool = False, maximize: bool = False,
+        differentiable: bool = False,
     ) -> None:  # fmt: skip
         defaults = {
             "lr": lr, "rho": rho, "eps": eps, "weight_decay": weight_decay, "maximize": maximize,

@@ -1,8 +1,9 @@
-"""`Num`: a traced value with Python's operators, so that an update rule reads like its formula and is recorded at the
-cost of its ops. Only the rules of this package use it.
+"""`Num`: a traced value with Python's operators, so that an update rule reads like its formula and is
+recorded at the cost of its ops. Only the rules of this package use it.
 
-Hyper-parameters are Python numbers in ordinary code; under `compile`, and wherever the step count enters, they are 0-d
-f64 values. A rule works with both. Where a f64 scalar meets a tensor of another dtype, it is cast to that dtype.
+Hyper-parameters are Python numbers in ordinary code; under `compile`, and wherever the step count enters,
+they are 0-d f64 values. A rule works with both. Where a f64 scalar meets a tensor of another dtype, it is
+cast to that dtype.
 """
 
 from __future__ import annotations

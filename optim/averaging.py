@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from ..tracer.library import ArgumentError
 from . import checks
@@ -12,7 +12,8 @@ from .rule import Hypers, Rule, Slots
 
 
 class ASGD(Rule):
-    """SGD whose step size falls as `lr / (1 + lambd * lr * t)**alpha`, and the average `ax` of the parameters.
+    """SGD whose step size falls as `lr / (1 + lambd * lr * t)**alpha`, and the average `ax` of the
+    parameters.
 
     Args:
         params: tensors, or dicts of parameter groups.
@@ -24,16 +25,17 @@ class ASGD(Rule):
         maximize: go up instead of down.
     """
 
-    clocks = {"step": 0.0, "eta": 0.0, "mu": 1.0}
+    clocks: ClassVar[dict[str, float]] = {"step": 0.0, "eta": 0.0, "mu": 1.0}
 
     def __init__(
         self, params: Any, lr: Any = 1e-2, lambd: float = 1e-4, alpha: float = 0.75, t0: float = 1e6,
-        weight_decay: float = 0, foreach: bool | None = None, maximize: bool = False, differentiable: bool = False,
-        capturable: bool = False,
+        weight_decay: float = 0, foreach: bool | None = None, maximize: bool = False,
+        differentiable: bool = False, capturable: bool = False,
     ) -> None:  # fmt: skip
         defaults = {
-            "lr": lr, "lambd": lambd, "alpha": alpha, "t0": t0, "weight_decay": weight_decay, "foreach": foreach,
-            "maximize": maximize, "differentiable": differentiable, "capturable": capturable,
+            "lr": lr, "lambd": lambd, "alpha": alpha, "t0": t0, "weight_decay": weight_decay,
+            "foreach": foreach, "maximize": maximize, "differentiable": differentiable,
+            "capturable": capturable,
         }  # fmt: skip
         super().__init__(params, defaults)
 
@@ -44,12 +46,8 @@ class ASGD(Rule):
     def slots(self, group: ParamGroup) -> dict[str, float]:
         return {"ax": 0.0}
 
-    def _make_state(self, group: ParamGroup, params: list[Any], slots: dict[str, float]) -> None:
-        clocks, self.clocks = self.clocks, {**self.clocks, "eta": float(group["lr"])}
-        try:
-            super()._make_state(group, params, slots)
-        finally:
-            self.clocks = clocks
+    def _clock_values(self, group: ParamGroup) -> dict[str, float]:
+        return {**self.clocks, "eta": float(group["lr"])}
 
     def numbers(self, h: Hypers, clock: Slots, group: ParamGroup) -> dict[str, Any]:
         eta, mu, t = clock.wide("eta"), clock.wide("mu"), clock.wide("step")
@@ -64,7 +62,8 @@ class ASGD(Rule):
 
 
 class Rprop(Rule):
-    """Steps by the sign of the gradient; a step size per element grows while the sign stays and shrinks when it flips.
+    """Steps by the sign of the gradient; a step size per element grows while the sign stays and shrinks when
+    it flips.
 
     Args:
         params: tensors, or dicts of parameter groups.
@@ -76,12 +75,12 @@ class Rprop(Rule):
 
     def __init__(
         self, params: Any, lr: Any = 1e-2, etas: tuple[float, float] = (0.5, 1.2),
-        step_sizes: tuple[float, float] = (1e-6, 50), *, capturable: bool = False, foreach: bool | None = None,
-        maximize: bool = False, differentiable: bool = False,
+        step_sizes: tuple[float, float] = (1e-6, 50), *, capturable: bool = False,
+        foreach: bool | None = None, maximize: bool = False, differentiable: bool = False,
     ) -> None:  # fmt: skip
         defaults = {
-            "lr": lr, "etas": tuple(etas), "step_sizes": tuple(step_sizes), "foreach": foreach, "maximize": maximize,
-            "differentiable": differentiable, "capturable": capturable,
+            "lr": lr, "etas": tuple(etas), "step_sizes": tuple(step_sizes), "foreach": foreach,
+            "maximize": maximize, "differentiable": differentiable, "capturable": capturable,
         }  # fmt: skip
         super().__init__(params, defaults)
 

@@ -63,7 +63,8 @@ class LRScheduler:
                 group.setdefault("initial_lr", lr_of(group))
             elif "initial_lr" not in group:
                 raise ArgumentError(
-                    f"{type(self).__name__} resumes at last_epoch={last_epoch}, but group {i} has no 'initial_lr'; load "
+                    f"{type(self).__name__} resumes at last_epoch={last_epoch}, but group {i} has no "
+                    f"'initial_lr'; load "
                     f"the optimiser's state first, or start with last_epoch=-1"
                 )
         self.base_lrs: list[Any] = [g["initial_lr"] for g in optimizer.param_groups]
@@ -100,7 +101,8 @@ class LRScheduler:
         """Moves on by one epoch, or to a given one (deprecated)."""
         if self._step_count == 1 and not self.optimizer._opt_called:
             warnings.warn(
-                f"{type(self).__name__}.step() was called before optimizer.step(), so that the first learning rate was "
+                f"{type(self).__name__}.step() was called before optimizer.step(), so that the first "
+                f"learning rate was "
                 f"never used; call the optimiser first",
                 stacklevel=2,
             )
@@ -132,7 +134,8 @@ class LRScheduler:
 
 
 class _Functions(LRScheduler):
-    """Schedules made of one function per group; functions are saved only if they are objects with attributes."""
+    """Schedules made of one function per group; functions are saved only if they are objects with
+    attributes."""
 
     def __init__(self, optimizer: Optimizer, lr_lambda: Any, last_epoch: int = -1) -> None:
         self.lr_lambdas = per_group(type(self).__name__, "lr_lambda", self._checked(optimizer), lr_lambda)
@@ -140,7 +143,8 @@ class _Functions(LRScheduler):
 
     def state_dict(self) -> dict[str, Any]:
         state = {k: v for k, v in self.__dict__.items() if k not in ("optimizer", "lr_lambdas")}
-        state["lr_lambdas"] = [dict(f.__dict__) if hasattr(f, "__dict__") and not hasattr(f, "__code__") else None
+        state["lr_lambdas"] = [dict(f.__dict__) if hasattr(f, "__dict__") and not hasattr(f,
+        "__code__") else None
                                for f in self.lr_lambdas]  # fmt: skip
         return state
 
@@ -226,8 +230,8 @@ class LinearLR(LRScheduler):
     """The base rate times a factor that goes from `start_factor` to `end_factor` in `total_iters` epochs."""
 
     def __init__(
-        self, optimizer: Optimizer, start_factor: float = 1.0 / 3, end_factor: float = 1.0, total_iters: int = 5,
-        last_epoch: int = -1,
+        self, optimizer: Optimizer, start_factor: float = 1.0 / 3, end_factor: float = 1.0,
+        total_iters: int = 5, last_epoch: int = -1,
     ) -> None:  # fmt: skip
         if not 0 < start_factor <= 1.0:
             raise ArgumentError(f"LinearLR: start_factor must be in (0, 1], got {start_factor}")
@@ -286,7 +290,8 @@ class PolynomialLR(LRScheduler):
 
 
 class CosineAnnealingLR(LRScheduler):
-    """`eta_min + (base - eta_min) * (1 + cos(pi * epoch / T_max)) / 2` (Loshchilov and Hutter 2017), step by step."""
+    """`eta_min + (base - eta_min) * (1 + cos(pi * epoch / T_max)) / 2` (Loshchilov and Hutter 2017), step by
+    step."""
 
     def __init__(self, optimizer: Optimizer, T_max: int, eta_min: float = 0.0, last_epoch: int = -1) -> None:
         self.T_max = T_max

@@ -29,7 +29,8 @@ class ReduceLROnPlateau(LRScheduler):
 
     def __init__(
         self, optimizer: Optimizer, mode: str = "min", factor: float = 0.1, patience: int = 10,
-        threshold: float = 1e-4, threshold_mode: str = "rel", cooldown: int = 0, min_lr: Any = 0, eps: float = 1e-8,
+        threshold: float = 1e-4, threshold_mode: str = "rel", cooldown: int = 0, min_lr: Any = 0,
+        eps: float = 1e-8,
     ) -> None:  # fmt: skip
         if factor >= 1.0:
             raise ArgumentError(f"ReduceLROnPlateau: factor must be below 1, got {factor}")
@@ -94,7 +95,8 @@ class ReduceLROnPlateau(LRScheduler):
         if len(groups) != len(self.min_lrs):
             if self.default_min_lr is None:
                 raise ArgumentError(
-                    f"ReduceLROnPlateau: min_lr has {len(self.min_lrs)} values, but the optimiser now has {len(groups)} "
+                    f"ReduceLROnPlateau: min_lr has {len(self.min_lrs)} values, but the optimiser now has "
+                    f"{len(groups)} "
                     f"groups; set scheduler.min_lrs"
                 )
             self.min_lrs = [self.default_min_lr] * len(groups)
@@ -142,7 +144,8 @@ class SequentialLR(_Combined):
         _check_members("SequentialLR", schedulers, self._checked(optimizer))
         if len(milestones) != len(schedulers) - 1:
             raise ArgumentError(
-                f"SequentialLR: {len(schedulers)} schedulers need {len(schedulers) - 1} milestones, got {len(milestones)}"
+                f"SequentialLR: {len(schedulers)} schedulers need {len(schedulers) - 1} milestones, got "
+                f"{len(milestones)}"
             )
         self._schedulers = list(schedulers)
         self._milestones = list(milestones)

@@ -15,8 +15,8 @@ from .optimizer import Optimizer
 
 
 class CosineAnnealingWarmRestarts(LRScheduler):
-    """Cosine annealing that starts again every `T_0` epochs, each time `T_mult` times longer (Loshchilov and Hutter
-    2017). `step(epoch)` takes fractions."""
+    """Cosine annealing that starts again every `T_0` epochs, each time `T_mult` times longer (Loshchilov and
+    Hutter 2017). `step(epoch)` takes fractions."""
 
     def __init__(
         self, optimizer: Optimizer, T_0: int, T_mult: int = 1, eta_min: float = 0.0, last_epoch: int = -1
@@ -95,13 +95,15 @@ class _WithMomentum(LRScheduler):
 
 
 class CyclicLR(_WithMomentum):
-    """The rate goes from `base_lr` to `max_lr` in `step_size_up` steps and back in `step_size_down` (Smith 2017).
+    """The rate goes from `base_lr` to `max_lr` in `step_size_up` steps and back in `step_size_down` (Smith
+    2017).
 
     Args:
         optimizer: whose learning rates.
         base_lr, max_lr: bounds, one or one per group.
         step_size_up, step_size_down: steps of the two halves of a cycle; equal if the second is None.
-        mode: `"triangular"`; `"triangular2"` halves the amplitude every cycle; `"exp_range"` scales it by gamma**step.
+        mode: `"triangular"`; `"triangular2"` halves the amplitude every cycle; `"exp_range"` scales it by
+            gamma**step.
         gamma: for `exp_range`.
         scale_fn: a function of the cycle (`scale_mode="cycle"`) or step (`"iterations"`) instead of `mode`.
         cycle_momentum: move the momentum from `max_momentum` to `base_momentum` and back.
@@ -112,8 +114,8 @@ class CyclicLR(_WithMomentum):
     def __init__(
         self, optimizer: Optimizer, base_lr: Any, max_lr: Any, step_size_up: int = 2000,
         step_size_down: int | None = None, mode: str = "triangular", gamma: float = 1.0,
-        scale_fn: Callable[[float], float] | None = None, scale_mode: str = "cycle", cycle_momentum: bool = True,
-        base_momentum: Any = 0.8, max_momentum: Any = 0.9, last_epoch: int = -1,
+        scale_fn: Callable[[float], float] | None = None, scale_mode: str = "cycle",
+        cycle_momentum: bool = True, base_momentum: Any = 0.8, max_momentum: Any = 0.9, last_epoch: int = -1,
     ) -> None:  # fmt: skip
         if mode not in ("triangular", "triangular2", "exp_range") and scale_fn is None:
             raise ArgumentError(f"CyclicLR: mode must be triangular, triangular2 or exp_range, got {mode!r}")
@@ -175,8 +177,9 @@ class OneCycleLR(_WithMomentum):
     def __init__(
         self, optimizer: Optimizer, max_lr: Any, total_steps: int | None = None, epochs: int | None = None,
         steps_per_epoch: int | None = None, pct_start: float = 0.3, anneal_strategy: str = "cos",
-        cycle_momentum: bool = True, base_momentum: Any = 0.85, max_momentum: Any = 0.95, div_factor: float = 25.0,
-        final_div_factor: float = 1e4, three_phase: bool = False, last_epoch: int = -1,
+        cycle_momentum: bool = True, base_momentum: Any = 0.85, max_momentum: Any = 0.95,
+        div_factor: float = 25.0, final_div_factor: float = 1e4, three_phase: bool = False,
+        last_epoch: int = -1,
     ) -> None:  # fmt: skip
         self._checked(optimizer)
         if total_steps is None:

@@ -1,5 +1,5 @@
-"""`Optimizer`: parameter groups, state, saving and loading, hooks. Update rules are in rule.py and its subclasses;
-one's own optimiser derives from `Optimizer` and defines `step`, as in PyTorch."""
+"""`Optimizer`: parameter groups, state, saving and loading, hooks. Update rules are in rule.py and its
+subclasses; one's own optimiser derives from `Optimizer` and defines `step`, as in PyTorch."""
 
 from __future__ import annotations
 
@@ -71,7 +71,8 @@ class Optimizer:
         self.param_groups: list[Any] = []
         if isinstance(params, Tensor):
             raise ArgumentTypeError(
-                f"{type(self).__name__}: params must be an iterable of tensors or dicts, got one tensor; pass [tensor]"
+                f"{type(self).__name__}: params must be an iterable of tensors or dicts, got one tensor; "
+                f"pass [tensor]"
             )
         groups = list(params)
         if not groups:
@@ -103,7 +104,7 @@ class Optimizer:
             lines += [f"    {key}: {group[key]}" for key in sorted(group) if key != "params"]
         return "\n".join([*lines, ")"])
 
-    # --- parameters -----------------------------------------------------------------------------------------------
+    # --- parameters -----------------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds parameters with hyper-parameters of their own.
@@ -146,7 +147,8 @@ class Optimizer:
                 )
             if not p.is_leaf:
                 raise ArgumentError(
-                    f"{who}: can't optimise a tensor of type {p._value().type} that is computed from others, only "
+                    f"{who}: can't optimise a tensor of type {p._value().type} that is computed from others, "
+                    f"only "
                     f"leaves; optimise what it is computed from, or use detach().requires_grad_()"
                 )
         known = {id(p) for g in self.param_groups for p in g["params"]}
@@ -190,7 +192,7 @@ class Optimizer:
         keys = [k for k in self.defaults if k not in ("foreach", "fused", "capturable", "differentiable")]
         return (self._generation, *[g.trace_state(keys) for g in self.param_groups])
 
-    # --- hooks ----------------------------------------------------------------------------------------------------
+    # --- hooks ----------------------------------------------------------------------------------------------
 
     def register_step_pre_hook(self, hook: Callable[..., Any]) -> RemovableHandle:
         """Calls `hook(optimizer, args, kwargs)` before each step; it may return new (args, kwargs)."""
@@ -224,7 +226,7 @@ class Optimizer:
         """Calls `hook(optimizer)` after loading."""
         return add_hook(self._load_state_dict_post_hooks, hook, first=prepend)  # type: ignore[attr-defined]
 
-    # --- saving and loading ---------------------------------------------------------------------------------------
+    # --- saving and loading ---------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """`{"state": {index: {...}}, "param_groups": [{..., "params": [indices]}]}`, in PyTorch's format.
@@ -256,8 +258,8 @@ class Optimizer:
         """Restores what `state_dict()` gave, copied, and in the dtypes of the parameters.
 
         Raises:
-            TracegradError: groups or parameters don't match in number, or state does not fit its parameter. The
-                optimiser is then as it was.
+            TracegradError: groups or parameters don't match in number, or state does not fit its parameter.
+                The optimiser is then as it was.
         """
         who = type(self).__name__
         if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= set(state_dict):
@@ -314,7 +316,8 @@ class Optimizer:
             if isinstance(value, Tensor):
                 if value.dim() and tuple(value.shape) != tuple(p.shape):
                     raise ArgumentError(
-                        f"{type(self).__name__}: state {name!r} of parameter {key} has shape {list(value.shape)}, "
+                        f"{type(self).__name__}: state {name!r} of parameter {key} has shape "
+                        f"{list(value.shape)}, "
                         f"the parameter {list(p.shape)}"
                     )
                 value = value.detach().clone()  # type: ignore[attr-defined]

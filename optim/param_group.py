@@ -1,7 +1,7 @@
 """`ParamGroup`: the dict in `optimizer.param_groups`, which tells compiled functions of what changes.
 
-A hyper-parameter is baked into compiled code at first and becomes a runtime scalar when it is seen to change; `lr` is
-one from the start. Whatever else changes makes the compiled function look again.
+A hyper-parameter is baked into compiled code at first and becomes a runtime scalar when it is seen to change;
+`lr` is one from the start. Whatever else changes makes the compiled function look again.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ class ParamGroup(dict):
         return self[key]
 
     def read(self, trace: Trace, key: str, index: int | None = None) -> Any:
-        """A hyper-parameter (an entry of a tuple with `index`) as a Python number, or a Num the program reads."""
+        """A hyper-parameter (an entry of a tuple with `index`) as a Python number, or a Num the program
+        reads."""
         value = self[key] if index is None else self[key][index]
         if isinstance(value, Tensor):
             return Num(value._value()).to(float64)

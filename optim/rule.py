@@ -1,15 +1,16 @@
 """`Rule`: what the optimisers with a formula share. A subclass is the formula of one parameter's update.
 
-`step` is recorded like any other code, so a training step compiles as one program. The step count and other numbers
-that are alike for all parameters ("clocks") are one tensor for all parameters that have always been updated together:
-bias corrections are then computed once a step, not once a parameter.
+`step` is recorded like any other code, so a training step compiles as one program. The step count and other
+numbers that are alike for all parameters ("clocks") are one tensor for all parameters that have always been
+updated
+together: bias corrections are then computed once a step, not once a parameter.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from ..ir.dtypes import float32, float64
 from ..ir.errors import TraceError
@@ -23,8 +24,8 @@ from .param_group import ParamGroup
 
 
 class _Visible(threading.local):
-    """Storages written in this step whose memory is seen outside as a NumPy array. Such a write runs what is pending
-    at once; within a step that has to wait until all of it is recorded."""
+    """Storages written in this step whose memory is seen outside as a NumPy array. Such a write runs what is
+    pending at once; within a step that has to wait until all of it is recorded."""
 
     def __init__(self) -> None:
         self.held: list[tuple[Any, Any]] = []
@@ -79,7 +80,8 @@ class Slots:
 
 
 class Hypers:
-    """A group's hyper-parameters as attributes: Python numbers, or Nums where the program reads them at each call."""
+    """A group's hyper-parameters as attributes: Python numbers, or Nums where the program reads them at each
+    call."""
 
     __slots__ = ("_group", "_read", "_trace")
 
@@ -125,8 +127,11 @@ class Rule(Optimizer):
         clock_key: the one that tells apart parameters whose `numbers` differ.
     """
 
-    clocks: dict[str, float] = {"step": 0.0}
+    clocks: ClassVar[dict[str, float]] = {"step": 0.0}
     clock_key = "step"
+
+    def _clock_values(self, group: ParamGroup) -> dict[str, float]:
+        return self.clocks
 
     def slots(self, group: ParamGroup) -> dict[str, float]:
         """Names and initial values of a parameter's state tensors."""
@@ -163,7 +168,7 @@ class Rule(Optimizer):
             VISIBLE.release(trace)
         return loss
 
-    # --- one group ------------------------------------------------------------------------------------------------
+    # --- one group ------------------------------------------------------------------------------------------
 
     def _step_group(self, trace: Any, group: ParamGroup) -> None:
         found = [(p, g) for p in group["params"] if (g := p.grad) is not None]
@@ -215,7 +220,7 @@ class Rule(Optimizer):
 
     def _make_state(self, group: ParamGroup, params: list[Any], slots: dict[str, float]) -> None:
         """State for parameters that lack it, or a part of it."""
-        clocks = {k: filled_state((), v, float32) for k, v in self.clocks.items()}
+        clocks = {k: filled_state((), v, float32) for k, v in self._clock_values(group).items()}
         for p in params:
             state = self.state[p]
             for name, t in clocks.items():
@@ -244,7 +249,8 @@ class Rule(Optimizer):
     def _copied_clocks(self, trace: Any, state: dict[str, Any]) -> dict[str, Tensor]:
         if trace is not STATE.lazy and any(state[name]._value().trace is trace for name in self.clocks):
             raise TraceError(
-                f"{type(self).__name__}.step() runs more than once in a compiled function, for different parameters of "
+                f"{type(self).__name__}.step() runs more than once in a compiled function, for different "
+                f"parameters of "
                 f"one group; give those that don't always have gradients a parameter group of their own"
             )
         with outside_traces():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from ..ir.dtypes import float32
 from ..tracer.library import ArgumentError, filled_state
@@ -13,7 +13,8 @@ from .rule import Hypers, Rule, Slots
 
 
 class SGD(Rule):
-    """`p -= lr * v`, `v = momentum * v + (1 - dampening) * (grad + weight_decay * p)`; the first v is the gradient.
+    """`p -= lr * v`, `v = momentum * v + (1 - dampening) * (grad + weight_decay * p)`; the first v is the
+    gradient.
 
     Args:
         params: tensors, or dicts of parameter groups.
@@ -25,18 +26,19 @@ class SGD(Rule):
         maximize: go up instead of down.
     """
 
-    clocks = {}
+    clocks: ClassVar[dict[str, float]] = {}
     clock_key = "_first"
     _hidden = ("_first",)
 
     def __init__(
         self, params: Any, lr: Any = 1e-3, momentum: float = 0, dampening: float = 0, weight_decay: float = 0,
-        nesterov: bool = False, *, maximize: bool = False, foreach: bool | None = None, differentiable: bool = False,
-        fused: bool | None = None,
+        nesterov: bool = False, *, maximize: bool = False, foreach: bool | None = None,
+        differentiable: bool = False, fused: bool | None = None,
     ) -> None:  # fmt: skip
         defaults = {
-            "lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay, "nesterov": nesterov,
-            "maximize": maximize, "foreach": foreach, "differentiable": differentiable, "fused": fused,
+            "lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay,
+            "nesterov": nesterov, "maximize": maximize, "foreach": foreach, "differentiable": differentiable,
+            "fused": fused,
         }  # fmt: skip
         super().__init__(params, defaults)
 
@@ -45,7 +47,8 @@ class SGD(Rule):
         checks.flags("SGD", group["differentiable"])
         if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
             raise ArgumentError(
-                f"SGD: nesterov needs momentum > 0 and dampening 0, got {group['momentum']} and {group['dampening']}"
+                f"SGD: nesterov needs momentum > 0 and dampening 0, got {group['momentum']} and "
+                f"{group['dampening']}"
             )
 
     def slots(self, group: ParamGroup) -> dict[str, float]:

@@ -3,7 +3,8 @@ a drawing of the dataflow. Resting the mouse on a line lights up everything that
 the user's Python; a click pins it and scrolls the other pane there.
 
 `Lowered.show` and the command line call it. `page_text` colours the texts, `page_graph` draws, `page_assets`
-holds style and script. """
+holds style and script.
+"""
 
 from __future__ import annotations
 
@@ -69,13 +70,15 @@ def page_html(programs: Sequence[Lowered]) -> str:
     menu = ""
     if len(programs) > 1:
         options = "".join(
-            f'<option value="p{i}">{escape(p.graph.name)} ({i + 1} of {len(programs)}, {len(p.graph.nodes)} ops)</option>'
+            f'<option value="p{i}">{escape(p.graph.name)} ({i + 1} of {len(programs)}, '
+            f"{len(p.graph.nodes)} ops)</option>"
             for i, p in enumerate(programs)
         )
         menu = f'<select id="choice" aria-label="program">{options}</select>'
     body = "".join(_program(p, i) for i, p in enumerate(programs))
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)} - Tracegrad</title>'
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f"<title>{escape(title)} - Tracegrad</title>"
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body>'
         f"<header><h1>{escape(title)}<small>compiled by Tracegrad</small></h1>{menu}</header>"
         f"<main>{body}</main><script>{SCRIPT}</script></body></html>\n"
@@ -111,10 +114,8 @@ def _program(lowered: Lowered, index: int) -> str:
 _LEGEND = (
     '<p class="legend">'
     + "".join(f'<i class="{p}">{p}</i>' for p in PHASES)
-    + (
-        "Rest on a line to light up what came from the same line of Python, click to pin it and to scroll the other pane "
-        "there, Escape to let go.</p>"
-    )
+    + "Rest on a line to light up what came from the same line of Python, click to pin it and to scroll the "
+    "other pane there, Escape to let go.</p>"
 )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from html import escape
+from itertools import pairwise
 
 from ..ir.graph import Graph, Node, Value
 from ..ir.text import format_attrs, print_node
@@ -87,12 +88,9 @@ def _boxes(graph: Graph, lines: Lines) -> tuple[list[_Box], list[tuple[_Box, _Bo
         if _is_constant(node) and not any(v in graph.live_outs() for v in node.results):
             continue
         detail = ", ".join(str(v.type) for v in node.results)
-        spec = (
-            [node.attrs["spec"]] if "spec" in node.attrs else []
-        )  # what distinguishes one contraction from the next
-        title = " ".join(
-            [node.op.name, *spec, *(_number(v.node) for v in node.operands if _is_constant(v.node))]
-        )
+        # A contraction's spec tells it from the next one.
+        words = [node.op.name, *([node.attrs["spec"]] if "spec" in node.attrs else [])]
+        title = " ".join([*words, *(_number(v.node) for v in node.operands if _is_constant(v.node))])
         attribute = lines.attribute([node.loc]) if node.loc is not None else ""
         b = box(title, detail, node.phase, attribute, print_node(node))
         for v in node.results:
@@ -102,9 +100,8 @@ def _boxes(graph: Graph, lines: Lines) -> tuple[list[_Box], list[tuple[_Box, _Bo
                 edges[made[v], b] = str(v.type)
     for i, v in enumerate(graph.outputs):
         if v in made:
-            edges[made[v], box(f"return {i}", str(v.type), "output", tip=f"output {i}: {v.type}")] = str(
-                v.type
-            )
+            target = box(f"return {i}", str(v.type), "output", tip=f"output {i}: {v.type}")
+            edges[made[v], target] = str(v.type)
     for old, new in graph.updates.items():
         if new in made:
             target = box(
@@ -164,7 +161,7 @@ def _with_bends(
             layers[i].append(bend)
             chain.append(bend)
         chain.append(b)
-        for upper, lower in zip(chain, chain[1:]):
+        for upper, lower in pairwise(chain):
             upper.below.append(lower)
             lower.above.append(upper)
         chains.append((chain, label))
@@ -203,7 +200,7 @@ def _mean(neighbours: list[_Box], default: float) -> float:
 def _crossings(layers: list[list[_Box]]) -> int:
     """Pairs of edges that cross, counted with a Fenwick tree over the lower layer's places."""
     total = 0
-    for upper, lower in zip(layers, layers[1:]):
+    for upper, lower in pairwise(layers):
         place = {b: i for i, b in enumerate(lower)}
         tree = [0] * (len(lower) + 1)
         seen = 0
@@ -276,7 +273,8 @@ def _svg(layers: list[list[_Box]], chains: list[tuple[list[_Box], str]]) -> str:
     ]
     for chain, label in chains:
         out.append(
-            f'<path class="edge" d="{_curve(chain)}" marker-end="url(#tip)"><title>{escape(label)}</title></path>'
+            f'<path class="edge" d="{_curve(chain)}" marker-end="url(#tip)">'
+            f"<title>{escape(label)}</title></path>"
         )
     for b in (b for layer in layers for b in layer if b.title):
         x, y = b.x - b.width / 2, _top(b)
@@ -297,7 +295,7 @@ def _top(b: _Box) -> int:
 def _curve(chain: list[_Box]) -> str:
     """A smooth path from the bottom of the first box through the bends to the top of the last."""
     path = f"M{chain[0].x:.1f} {_top(chain[0]) + _HEIGHT}"
-    for a, b in zip(chain, chain[1:]):
+    for a, b in pairwise(chain):
         y0, y1 = _top(a) + _HEIGHT, _top(b)
         mid = (y0 + y1) / 2
         path += f"C{a.x:.1f} {mid:.1f} {b.x:.1f} {mid:.1f} {b.x:.1f} {y1}"

@@ -3,7 +3,7 @@ to.
 
 Called by runtime/page.py only. Every line becomes one element `<i class="l" data-l="3 7" data-k="2">`:
 `data-l` numbers the user's lines, `data-k` the kernel, so that the page can light up what belongs together
-with one style rule. """
+with one style rule."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What a program costs, before it has run: floating-point operations, bytes moved, memory. Behind `Lowered.cost()` and
-`Lowered.memory()`; the page, the command line and anyone who is curious may ask.
+"""What a program costs, before it has run: floating-point operations, bytes moved, memory. Behind
+`Lowered.cost()` and `Lowered.memory()`; the page, the command line and anyone who is curious may ask.
 """
 
 from __future__ import annotations

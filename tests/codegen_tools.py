@@ -1,4 +1,5 @@
-"""Shared by the code generator's tests: small programs around an expression, and comparison with the interpreter."""
+"""Shared by the code generator's tests: small programs around an expression, and comparison with the
+interpreter."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ def program(text: str) -> LoopProgram:
 
 
 def elementwise(args: Sequence[DType], out: DType, make, n: int, lanes: int) -> LoopProgram:
-    """`out[i] = make(loads of args)` over n elements: scalar (lanes 0), or in vectors whose last one is masked."""
+    """`out[i] = make(loads of args)` over n elements: scalar (lanes 0), or in vectors whose last one is
+    masked."""
     inputs = [Buffer(f"x{i}", d, (n,), "input") for i, d in enumerate(args)]
     y = Buffer("y", out, (n,), "output")
     i = Var("i", n)
@@ -91,12 +93,21 @@ def assert_same(got: np.ndarray, want: np.ndarray, ulp: float = 0.0, what: str =
         return
     np.testing.assert_array_equal(np.isnan(a), np.isnan(b), err_msg=what)
     bits = {"float64": 52, "float32": 23, "float16": 10, "bfloat16": 7}[got.dtype.name]
-    np.testing.assert_allclose(a, b, rtol=ulp * 2.0**-bits, atol=ulp * 1e-7 if bits > 10 else 1e-3, err_msg=what)
+    np.testing.assert_allclose(
+        a, b, rtol=ulp * 2.0**-bits, atol=ulp * 1e-7 if bits > 10 else 1e-3, err_msg=what
+    )
 
 
-def check(p: LoopProgram, arrays: Sequence[np.ndarray] | None = None, *, ulp: float = 4.0,
-          target: Target | None = None, serial: bool = False) -> list[np.ndarray]:
-    """Compiles, runs, and compares outputs and updated inputs with the loop interpreter. Gives the outputs."""
+def check(
+    p: LoopProgram,
+    arrays: Sequence[np.ndarray] | None = None,
+    *,
+    ulp: float = 4.0,
+    target: Target | None = None,
+    serial: bool = False,
+) -> list[np.ndarray]:
+    """Compiles, runs, and compares outputs and updated inputs with the loop interpreter. Gives the outputs.
+    """
     given = inputs_of(p) if arrays is None else list(arrays)
     mine, reference = [a.copy() for a in given], [a.copy() for a in given]
     native = compile_program(p, target, use_cache=False)

@@ -1,5 +1,6 @@
-"""The command line as a user meets it: what each command prints where, its exit codes, and that wrong use gives a
-sentence, never a traceback. Commands run in processes of their own, but for long lists of wrong uses."""
+"""The command line as a user meets it: what each command prints where, its exit codes, and that wrong use
+gives a sentence, never a traceback. Commands run in processes of their own, but for long lists of wrong
+uses."""
 
 from __future__ import annotations
 
@@ -149,7 +150,8 @@ def test_show_scripts_next_to_their_modules(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "helper.py").write_text("scale = 3.0\n")
     (folder / "main.py").write_text(
-        "import helper, tracegrad\nf = tracegrad.compile(lambda x: x * helper.scale, name='f')\nf(tracegrad.ones(2))\n"
+        "import helper, tracegrad\nf = tracegrad.compile(lambda x: x * helper.scale, "
+        "name='f')\nf(tracegrad.ones(2))\n"
     )
     done = tracegrad("show", "a:b/main.py", cwd=tmp_path)
     assert done.returncode == 0 and "// === f(" in done.stdout, done
@@ -166,7 +168,8 @@ def test_show_what_is_not_there(script: Path, tmp_path: Path) -> None:
 
 def test_show_a_script_that_fails(tmp_path: Path) -> None:
     (tmp_path / "bad.py").write_text(
-        "import tracegrad\n\ndef broken():\n    return tracegrad.ones(2, 3) @ tracegrad.ones(4, 5)\n\nbroken()\n"
+        "import tracegrad\n\ndef broken():\n    return tracegrad.ones(2, 3) @ tracegrad.ones(4, "
+        "5)\n\nbroken()\n"
     )
     done = tracegrad("show", "bad.py", cwd=tmp_path)
     assert done.returncode == 1 and done.stdout == ""
@@ -317,7 +320,8 @@ def test_a_program_that_fails_when_it_runs(program: Path, tmp_path: Path) -> Non
     )
 
 
-# --- env, and use in general --------------------------------------------------------------------------------------
+# --- env, and use in general
+# --------------------------------------------------------------------------------------
 
 
 def test_env(tmp_path: Path) -> None:

@@ -17,10 +17,12 @@ from tracegrad.ir import dtypes
 TARGETS = targets()
 
 
-# --- addresses and lanes ----------------------------------------------------------------------------------------------
+# --- addresses and lanes ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", ["f32", "f64", "f16", "bf16", "i64", "i32", "i16", "i8", "u8", "bool", "u32", "u64"])
+@pytest.mark.parametrize(
+    "dtype", ["f32", "f64", "f16", "bf16", "i64", "i32", "i16", "i8", "u8", "bool", "u32", "u64"]
+)
 @pytest.mark.parametrize("stride", [0, 1, -1, 2, 3, -2, 4, 5, -7])
 def test_strides_of_loads_and_stores(dtype: str, stride: int) -> None:
     """out[k*l] = in[k*l] and its mirror, 13 and 16 lanes, whole and masked."""
@@ -29,7 +31,8 @@ def test_strides_of_loads_and_stores(dtype: str, stride: int) -> None:
     to = at if stride else "l"  # lanes must not share an address
     unit = {"f": f"{dtype}:", "b": ""}.get(dtypes.BY_NAME[dtype].kind, f"{dtype}:" if dtype != "i64" else "")
     other = {"f": f"{unit}1.0", "b": "true"}.get(dtypes.BY_NAME[dtype].kind, f"{unit}1")
-    check(program(f"""
+    check(
+        program(f"""
       input x: {dtype}[{n}]
       input k: i64[1]
       output packed: {dtype}[16]
@@ -47,7 +50,8 @@ def test_strides_of_loads_and_stores(dtype: str, stride: int) -> None:
         for l in 16 vector {{ uniform[l] = x[{at} ? k[0] < 0 : {other}] }}
         for l in 16 vector {{ spread[{to}] = x[l] }}
         for l in 16 vector {{ partly[{to}] = x[l] if l > 4 }}
-      }}"""))
+      }}""")
+    )
 
 
 def test_an_access_that_is_masked_off_is_not_made() -> None:
@@ -104,7 +108,9 @@ def test_gathers_and_scatters_by_data() -> None:
         check(p, [x, i, j, k], target=target, ulp=0)
 
 
-@pytest.mark.parametrize("shape,lanes", [((5, 7), 16), ((8, 64), 16), ((64, 3), 8), ((3, 4, 5), 11), ((2, 100), 16)])
+@pytest.mark.parametrize(
+    "shape,lanes", [((5, 7), 16), ((8, 64), 16), ((64, 3), 8), ((3, 4, 5), 11), ((2, 100), 16)]
+)
 def test_divisions_of_lane_indices(shape: tuple[int, ...], lanes: int) -> None:
     """A transposed copy through flat indices: quotients and remainders that do and don't vary by lane."""
     n = int(np.prod(shape))
@@ -126,7 +132,7 @@ def test_divisions_of_lane_indices(shape: tuple[int, ...], lanes: int) -> None:
           r[i + l] = (i + l - 40) % 8 if i + l < {n}
         }} }}
       }}""")
-    y, z, q, r = check(p, ulp=0)
+    y, _, q, r = check(p, ulp=0)
     (x,) = inputs_of(p)
     np.testing.assert_array_equal(y, x.reshape(-1, w).T.reshape(-1))
     np.testing.assert_array_equal(q, (np.arange(n) - 40) // 7)
@@ -148,7 +154,8 @@ def test_lanes_that_share_a_quotient_divide_once() -> None:
 
 
 def test_the_lane_number_as_a_value() -> None:
-    check(program("""
+    check(
+        program("""
       output a: f32[48]
       output b: i64[48]
       output c: bool[48]
@@ -161,12 +168,15 @@ def test_the_lane_number_as_a_value() -> None:
           c[i + l] = (i + l) % 3 == 1
           d[i + l] = u32(i + l) * u32:2654435769
         } }
-      }"""), ulp=0)
+      }"""),
+        ulp=0,
+    )
 
 
 def test_masks_the_ranges_decide_vanish() -> None:
     """A mask that always holds leaves no trace; one that never holds, no access."""
-    text = generate(program("""
+    text = generate(
+        program("""
       input x: f32[64]
       output y: f32[64]
       returns y
@@ -175,11 +185,15 @@ def test_masks_the_ranges_decide_vanish() -> None:
           y[i + l] = x[i + l ? i + l < 64 : f32:0.0] if i + l >= 0
           y[i + l] = f32:7.0 if i + l > 63
         } }
-      }"""), TARGETS["host"])
-    assert "masked" not in text and "icmp" not in text.split("define void @run")[0].replace("icmp slt i64 %next", "")
+      }"""),
+        TARGETS["host"],
+    )
+    assert "masked" not in text and "icmp" not in text.split("define void @run")[0].replace(
+        "icmp slt i64 %next", ""
+    )
 
 
-# --- loops ------------------------------------------------------------------------------------------------------------
+# --- loops --------------------------------------------------------------------------------------------------
 
 
 def test_loops_of_every_kind_and_length() -> None:
@@ -224,7 +238,10 @@ def test_while_and_if() -> None:
         for i in 3 unroll {
           for _ in 1 serial { branch[i] = 0 }
           for _ in 1 serial { if i == 1 { branch[i] = 1 } }
-          if n[0] > 50 { for _ in 1 serial { branch[i] = branch[i] + 10 } if n[0] > 90 { branch[i] = branch[i] * 2 } }
+          if n[0] > 50 {
+            for _ in 1 serial { branch[i] = branch[i] + 10 }
+            if n[0] > 90 { branch[i] = branch[i] * 2 }
+          }
         }
       }""")
     for n in (1, 7, 60, 99):
@@ -234,8 +251,10 @@ def test_while_and_if() -> None:
 
 
 def test_loads_are_repeated_when_memory_changed() -> None:
-    """Loop-carried values, in one statement sequence and around loops and branches, must not be read too early."""
-    check(program("""
+    """Loop-carried values, in one statement sequence and around loops and branches, must not be read too
+    early."""
+    check(
+        program("""
       input x: f32[16]
       input flag: i64[1]
       output a: f32[16]
@@ -246,24 +265,33 @@ def test_loads_are_repeated_when_memory_changed() -> None:
         s[1] = s[0] + x[1]
         for i in 15 serial { s[0] = s[0] * f32:0.5 + x[i + 1] }
         s[1] = s[1] + s[0]
-        for i in 4 serial { for _ in 1 serial { a[i] = s[0] } if flag[0] > i { s[0] = s[0] + f32:1.0 }  a[i + 4] = s[0] }
+        for i in 4 serial {
+          for _ in 1 serial { a[i] = s[0] }
+          if flag[0] > i { s[0] = s[0] + f32:1.0 }
+          a[i + 4] = s[0]
+        }
         for i in 8 serial { a[i + 8] = a[i] + s[1]  s[1] = a[i + 8] }
         s[2] = s[1]
         s[3] = f32:0.0
         while s[3] < f32:3.0 { s[3] = s[3] + f32:1.0 }
         s[2] = s[2] + s[3]
-      }"""), [np.arange(16, dtype=np.float32), np.array([2])])
+      }"""),
+        [np.arange(16, dtype=np.float32), np.array([2])],
+    )
 
 
 def test_loads_leave_loops_that_do_not_write_there() -> None:
-    text = generate(program("""
+    text = generate(
+        program("""
       input x: f32[8]
       input y: f32[64]
       output z: f32[64]
       returns z
       kernel {
         for i in 64 serial { z[i] = y[i] * exp(x[3]) }
-      }"""), TARGETS["host"])
+      }"""),
+        TARGETS["host"],
+    )
     kernel = text[: text.index("}\n")]
     before, loop = kernel.split("\nloop", 1)
     assert "load float" in before and "tg.exp" in before
@@ -291,10 +319,14 @@ def test_arena_buffers_that_overlap_are_not_told_apart() -> None:
     a, b, c = p.temps
     assert groups[a] == groups[b] != groups[c] and groups[c] in single and groups[a] not in single
     header = re.search(r"@k1_k\((.*)\) (?:alwaysinline )?#0", generate(p, TARGETS["host"]))
-    assert header and not re.search(r"noalias [^,]*%[ab]\.", header[1]) and re.search(r"noalias [^,]*%c\.", header[1])
+    assert (
+        header
+        and not re.search(r"noalias [^,]*%[ab]\.", header[1])
+        and re.search(r"noalias [^,]*%c\.", header[1])
+    )
 
 
-# --- scratch ----------------------------------------------------------------------------------------------------------
+# --- scratch ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [100, 20000, 1 << 20])
@@ -371,7 +403,7 @@ def test_gpu_parts_are_refused() -> None:
             generate(p, TARGETS["host"])
 
 
-# --- parallel loops ---------------------------------------------------------------------------------------------------
+# --- parallel loops -----------------------------------------------------------------------------------------
 
 PARALLEL = """
   input x: f32[1000,8]
@@ -405,14 +437,16 @@ def test_results_do_not_depend_on_threads() -> None:
                     np.testing.assert_array_equal(g, w)
     finally:
         set_num_threads(before)
-    for native in (native, compile_program(p, threads=False, use_cache=False)):
-        for g, w in zip(native.call(arrays, serial=True), want):
+    for other in (native, compile_program(p, threads=False, use_cache=False)):
+        for g, w in zip(other.call(arrays, serial=True), want):
             np.testing.assert_array_equal(g, w)
 
 
 def test_code_without_threads_has_no_tasks() -> None:
     p = program(PARALLEL)
-    assert "task" in generate(p, TARGETS["host"]) and "task" not in generate(p, TARGETS["host"], threads=False)
+    assert "task" in generate(p, TARGETS["host"]) and "task" not in generate(
+        p, TARGETS["host"], threads=False
+    )
 
 
 @pytest.mark.parametrize("n", [1, 2, 127, 128, 129, 1001])
@@ -426,7 +460,7 @@ def test_every_iteration_runs_once(n: int) -> None:
     np.testing.assert_array_equal(y, np.arange(n))
 
 
-# --- entry points -----------------------------------------------------------------------------------------------------
+# --- entry points -------------------------------------------------------------------------------------------
 
 STEP = """
   input w: f32[10]

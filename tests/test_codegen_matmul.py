@@ -1,5 +1,5 @@
-"""Register-tiled matrix products written in the loop IR: right answers, and machine code that keeps the tile in registers
-with one fused multiply-add per vector and step."""
+"""Register-tiled matrix products written in the loop IR: right answers, and machine code that keeps the tile
+in registers with one fused multiply-add per vector and step."""
 
 from __future__ import annotations
 
@@ -16,10 +16,22 @@ TARGETS = targets()
 ON_X86 = pytest.mark.skipif(host_target().arch != "x86_64", reason="reads x86 assembly")
 
 
-def matmul(m: int, n: int, k: int, rows: int, cols: int, lanes: int, unroll: int, packed_a: bool, dtype: str = "f32",
-           block: int = 0, parallel: bool = False) -> LoopProgram:
-    """c = a @ b in tiles of rows x cols: b packed into panels of `cols`, a packed or read where it is, the last row tile
-    smaller, k in blocks of `block` with partial sums kept in c. n is a multiple of cols, k of block, block of unroll."""
+def matmul(
+    m: int,
+    n: int,
+    k: int,
+    rows: int,
+    cols: int,
+    lanes: int,
+    unroll: int,
+    packed_a: bool,
+    dtype: str = "f32",
+    block: int = 0,
+    parallel: bool = False,
+) -> LoopProgram:
+    """c = a @ b in tiles of rows x cols: b packed into panels of `cols`, a packed or read where it is, the
+    last row tile smaller, k in blocks of `block` with partial sums kept in c. n is a multiple of cols, k of
+    block, block of unroll."""
     block = block or k
     full, rest = divmod(m, rows)
     panels, vectors = n // cols, cols // lanes
@@ -39,13 +51,17 @@ def matmul(m: int, n: int, k: int, rows: int, cols: int, lanes: int, unroll: int
           {each} c[{at}] = acc[m, v*{lanes} + l] }} }} }}
         """
 
-    pack_a = f"""
+    pack_a = (
+        f"""
         for i in {full} serial {{ for k in {k} serial {{ for m in {rows} unroll {{
           ap[i*{rows * k} + k*{rows} + m] = a[i*{rows} + m, k]
         }} }} }}
         for k in {k} serial {{ for m in {rest} unroll {{
           ap[{full * rows * k} + k*{rest} + m] = a[{full * rows} + m, k]
-        }} }}""" if packed_a else ""
+        }} }}"""
+        if packed_a
+        else ""
+    )
     rest_tile = f"for _ in 1 serial {{ {tile(rest, str(full * rows), str(full * rows) + '//' + str(rest))} }}"
     if packed_a and rest:
         rest_tile = rest_tile.replace(f"{full * rows}//{rest}*{rest * k}", str(full * rows * k))
@@ -58,13 +74,14 @@ def matmul(m: int, n: int, k: int, rows: int, cols: int, lanes: int, unroll: int
       returns c
       arena_bytes {bytes_b + m * k * size}
       kernel {{
-        for n in {panels} serial {{ for k in {k} serial {{ for v in {vectors} unroll {{ for l in {lanes} vector {{
+        for n in {panels} serial {{ for k in {k} serial {{
+        for v in {vectors} unroll {{ for l in {lanes} vector {{
           bp[n, k, v*{lanes} + l] = b[k, n*{cols} + v*{lanes} + l]
         }} }} }} }}
         {pack_a}
       }}
       kernel {{
-        for n in {panels} {'parallel' if parallel else 'serial'} {{ for kb in {k} step {block} serial {{
+        for n in {panels} {"parallel" if parallel else "serial"} {{ for kb in {k} step {block} serial {{
           for i in {full} serial {{ {tile(rows, f"i*{rows}", "i")} }}
           {rest_tile if rest else ""}
         }} }}
@@ -76,7 +93,9 @@ def hot_loop(assembly: str) -> list[str]:
     """The instructions of the basic block with most fused multiply-adds."""
     blocks = re.split(r"^\.?L?[\w.]+:.*$", assembly, flags=re.MULTILINE)
     best = max(blocks, key=lambda b: b.count("vfmadd"))
-    lines = [line.strip() for line in best.splitlines() if line.strip() and not line.strip().startswith((".", "#"))]
+    lines = [
+        line.strip() for line in best.splitlines() if line.strip() and not line.strip().startswith((".", "#"))
+    ]
     jump = next(i for i, line in enumerate(lines) if line.startswith("j"))
     return lines[: jump + 1]
 
@@ -98,13 +117,24 @@ AVX2 = ("haswell", 32, 16, True)
 
 
 @ON_X86
-@pytest.mark.parametrize("machine,rows,cols,lanes,packed_a", [
-    (AVX512, 14, 32, 16, True), (AVX512, 12, 32, 16, False), (AVX512, 8, 48, 16, False), (AVX512, 6, 64, 16, True),
-    (AVX512, 6, 64, 16, False), (AVX2, 6, 16, 8, True), (AVX2, 6, 16, 8, False), (AVX2, 4, 24, 8, False),
-])
-def test_the_tile_stays_in_registers(machine: tuple, rows: int, cols: int, lanes: int, packed_a: bool) -> None:
-    """In the loop over k: rows * cols / lanes accumulators, each in its own register; as many multiply-adds per step; b
-    loaded once per step; nothing spilled."""
+@pytest.mark.parametrize(
+    "machine,rows,cols,lanes,packed_a",
+    [
+        (AVX512, 14, 32, 16, True),
+        (AVX512, 12, 32, 16, False),
+        (AVX512, 8, 48, 16, False),
+        (AVX512, 6, 64, 16, True),
+        (AVX512, 6, 64, 16, False),
+        (AVX2, 6, 16, 8, True),
+        (AVX2, 6, 16, 8, False),
+        (AVX2, 4, 24, 8, False),
+    ],
+)
+def test_the_tile_stays_in_registers(
+    machine: tuple, rows: int, cols: int, lanes: int, packed_a: bool
+) -> None:
+    """In the loop over k: rows * cols / lanes accumulators, each in its own register; as many multiply-adds
+    per step; b loaded once per step; nothing spilled."""
     unroll, vectors = 4, cols // lanes
     p = matmul(rows * 3, cols * 2, 64, rows, cols, lanes, unroll, packed_a)
     loop = hot_loop(compile_program(p, x86(*machine), use_cache=False).assembly())
@@ -127,5 +157,7 @@ def test_a_smaller_target_is_respected() -> None:
     p = matmul(14, 32, 16, 14, 32, 16, 4, False)
     text = compile_program(p, x86(*AVX2), use_cache=False).assembly()
     assert "zmm" not in text and "%k1" not in text and "vfmadd" in text
-    text = compile_program(p, Target("x86-64", x86(*AVX2).triple, "", 16, 16, False), use_cache=False).assembly()
+    text = compile_program(
+        p, Target("x86-64", x86(*AVX2).triple, "", 16, 16, False), use_cache=False
+    ).assembly()
     assert "ymm" not in text and "vfmadd" not in text and "mulps" in text

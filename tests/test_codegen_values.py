@@ -1,4 +1,5 @@
-"""LLVM code for expressions: every primitive and conversion, every dtype, scalar and in vectors of many widths."""
+"""LLVM code for expressions: every primitive and conversion, every dtype, scalar and in vectors of many
+widths."""
 
 from __future__ import annotations
 
@@ -14,8 +15,41 @@ from tracegrad.ir.scalar import PRIMITIVES, numpy_cast
 
 TARGETS = targets()
 WORK = [d for d in dtypes.ALL if not (d.kind == "f" and d.bits == 16)]
-EXACT = ("add", "sub", "mul", "div", "neg", "abs", "minimum", "maximum", "floor", "ceil", "trunc", "round", "sqrt", "fmod")
-SPECIAL = [0.0, -0.0, 1.0, -1.0, 0.5, -0.5, 1.5, 2.5, -2.5, np.inf, -np.inf, np.nan, 1e-40, 3e38, -3e38, 7.0, -3.0]
+EXACT = (
+    "add",
+    "sub",
+    "mul",
+    "div",
+    "neg",
+    "abs",
+    "minimum",
+    "maximum",
+    "floor",
+    "ceil",
+    "trunc",
+    "round",
+    "sqrt",
+    "fmod",
+)
+SPECIAL = [
+    0.0,
+    -0.0,
+    1.0,
+    -1.0,
+    0.5,
+    -0.5,
+    1.5,
+    2.5,
+    -2.5,
+    np.inf,
+    -np.inf,
+    np.nan,
+    1e-40,
+    3e38,
+    -3e38,
+    7.0,
+    -3.0,
+]
 
 
 def values(dtype: DType, seed: int) -> np.ndarray:
@@ -23,18 +57,26 @@ def values(dtype: DType, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     if dtype.kind == "f":
         special = np.array(SPECIAL)
-        return rng.permutation(np.concatenate([special, rng.uniform(-3, 3, 33 - special.size)])).astype(dtype.numpy)
+        return rng.permutation(np.concatenate([special, rng.uniform(-3, 3, 33 - special.size)])).astype(
+            dtype.numpy
+        )
     if dtype.kind == "b":
         return rng.integers(0, 2, 33).astype(bool)
     info = np.iinfo(dtype.numpy)
     special = np.array([info.min, info.max, 0, 1, 2, info.max - 1, info.min + 1], dtype.numpy)
-    special = np.concatenate([special, np.array([-1, -2] if dtype.kind == "i" else [3, 4]).astype(dtype.numpy)])
+    special = np.concatenate(
+        [special, np.array([-1, -2] if dtype.kind == "i" else [3, 4]).astype(dtype.numpy)]
+    )
     rest = rng.integers(0 if dtype.kind == "u" else -20, 20, 33 - special.size).astype(dtype.numpy)
     return rng.permutation(np.concatenate([special, rest]))
 
 
-CASES = [(name, d) for name, p in PRIMITIVES.items() for d in WORK if d.kind in p.kinds
-         and (name != "mulhi" or d is dtypes.uint32)]
+CASES = [
+    (name, d)
+    for name, p in PRIMITIVES.items()
+    for d in WORK
+    if d.kind in p.kinds and (name != "mulhi" or d is dtypes.uint32)
+]
 
 
 @pytest.mark.parametrize("name,dtype", CASES, ids=lambda x: x if isinstance(x, str) else x.name)
@@ -57,10 +99,15 @@ def test_primitives(name: str, dtype: DType) -> None:
         (got,) = compile_program(prog, use_cache=False).call(args)
         if name in ("minimum", "maximum") and dtype.kind == "f":
             zero = (args[0] == 0) & (args[1] == 0)  # NumPy takes either zero
-            sign = np.signbit(args[0]) | np.signbit(args[1]) if name == "minimum" else (
-                np.signbit(args[0]) & np.signbit(args[1]))
+            sign = (
+                np.signbit(args[0]) | np.signbit(args[1])
+                if name == "minimum"
+                else (np.signbit(args[0]) & np.signbit(args[1]))
+            )
             want = np.where(zero, np.where(sign, -0.0, 0.0), want).astype(want.dtype)
-        assert_same(got, want, 0 if name in EXACT or dtype.kind != "f" else 8, f"{name} {dtype} lanes={lanes}")
+        assert_same(
+            got, want, 0 if name in EXACT or dtype.kind != "f" else 8, f"{name} {dtype} lanes={lanes}"
+        )
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -78,7 +125,23 @@ def test_conversions(target: str, lanes: int) -> None:
         inputs.append(x)
         array = values(a, 1)
         if a.kind == "f":
-            ties = np.array([2049.0, 2051.0, 65519.0, 65520.0, 6e-8, 3e-8, 1e-7, 1.00390625, 9.3e18, -9.3e18, 3e9, -3e9, 300.5])
+            ties = np.array(
+                [
+                    2049.0,
+                    2051.0,
+                    65519.0,
+                    65520.0,
+                    6e-8,
+                    3e-8,
+                    1e-7,
+                    1.00390625,
+                    9.3e18,
+                    -9.3e18,
+                    3e9,
+                    -3e9,
+                    300.5,
+                ]
+            )
             array[: ties.size] = ties.astype(a.numpy)
         arrays.append(array)
         for b in dtypes.ALL:
@@ -89,7 +152,9 @@ def test_conversions(target: str, lanes: int) -> None:
                 source = array.astype(np.float32) if b.kind == "f" and b.bits == 16 else array
                 want.append(numpy_cast(source, b))
     inner = [For(lane, lanes, "vector", body)] if lanes else body
-    prog = LoopProgram("casts", inputs, outputs, [], [], [Kernel("k", [For(i, n, "serial", inner, max(lanes, 1))])])
+    prog = LoopProgram(
+        "casts", inputs, outputs, [], [], [Kernel("k", [For(i, n, "serial", inner, max(lanes, 1))])]
+    )
     got = compile_program(prog, TARGETS[target], use_cache=False).call(arrays)
     for b, g, w in zip(outputs, got, want):
         assert_same(g, w, what=b.name)
@@ -97,9 +162,15 @@ def test_conversions(target: str, lanes: int) -> None:
 
 @pytest.mark.parametrize("lanes", [0, 16])
 def test_reinterpretation(lanes: int) -> None:
-    pairs = [(dtypes.float32, dtypes.uint32), (dtypes.int32, dtypes.float32), (dtypes.float64, dtypes.int64),
-             (dtypes.float16, dtypes.int16), (dtypes.bfloat16, dtypes.int16), (dtypes.uint64, dtypes.float64),
-             (dtypes.int8, dtypes.uint8)]
+    pairs = [
+        (dtypes.float32, dtypes.uint32),
+        (dtypes.int32, dtypes.float32),
+        (dtypes.float64, dtypes.int64),
+        (dtypes.float16, dtypes.int16),
+        (dtypes.bfloat16, dtypes.int16),
+        (dtypes.uint64, dtypes.float64),
+        (dtypes.int8, dtypes.uint8),
+    ]
     for a, b in pairs:
         x = values(a, 3)
         prog = elementwise([a], b, lambda e, b=b: Cast(e, b, bits=True), 33, lanes)
@@ -161,7 +232,11 @@ def test_lane_reductions_halve(name: str, n: int) -> None:
     reduced = LaneReduce(name, lane, Load(x, (lane,)))
     prog = LoopProgram("reduce", [x], [y], [], [], [Kernel("k", [Store(y, (Const(0),), reduced)])])
     rng = np.random.default_rng(n)
-    a = rng.integers(0, 1 << 20, n).astype(np.int32) if dtype.kind == "i" else rng.uniform(0.5, 2, n).astype(np.float32)
+    a = (
+        rng.integers(0, 1 << 20, n).astype(np.int32)
+        if dtype.kind == "i"
+        else rng.uniform(0.5, 2, n).astype(np.float32)
+    )
     want = a
     while want.size > 1:
         half = want.size // 2
@@ -185,10 +260,23 @@ def test_products_are_fused_in_accumulators_only() -> None:
         xs, ys = (Buffer(n, f32, (33,), "input") for n in "xy")
         out = Buffer("o", f32, (16,), "output")
         l1, l2, l3 = Var("a", 16), Var("b", 16), Var("c", 16)
-        body = [Alloc(acc), For(l1, 16, "vector", [Store(acc, (l1,), Load(ys, (l1,)))]),
-                For(l2, 16, "vector", [Store(acc, (l2,), EXPR_SCALAR.add(
-                    Load(acc, (l2,)), EXPR_SCALAR.mul(Load(xs, (l2,)), Load(xs, (l2,)))))]),
-                For(l3, 16, "vector", [Store(out, (l3,), Load(acc, (l3,)))])]
+        body = [
+            Alloc(acc),
+            For(l1, 16, "vector", [Store(acc, (l1,), Load(ys, (l1,)))]),
+            For(
+                l2,
+                16,
+                "vector",
+                [
+                    Store(
+                        acc,
+                        (l2,),
+                        EXPR_SCALAR.add(Load(acc, (l2,)), EXPR_SCALAR.mul(Load(xs, (l2,)), Load(xs, (l2,)))),
+                    )
+                ],
+            ),
+            For(l3, 16, "vector", [Store(out, (l3,), Load(acc, (l3,)))]),
+        ]
         prog = LoopProgram("fused", [xs, ys], [out], [], [], [Kernel("k", body)])
         (got,) = compile_program(prog, use_cache=False).call([x, y])
         np.testing.assert_array_equal(got, np.full(16, 2.0**-24, np.float32))

@@ -1,5 +1,5 @@
-"""The examples, each run as a newcomer runs it, print what the documents they come from print; and the 500 losses of the
-wide net, written down in `data/seed003_losses.txt`, come out of every way to run its step."""
+"""The examples, each run as a newcomer runs it, print what the documents they come from print; and the 500
+losses of the wide net, written down in `data/seed003_losses.txt`, come out of every way to run its step."""
 
 from __future__ import annotations
 
@@ -144,8 +144,8 @@ def test_two_layer_net(tmp_path: Path) -> None:
 
 
 def test_modules_and_adam(tmp_path: Path) -> None:
-    """At this learning rate a rounding error grows a hundred thousandfold in 150 epochs (PyTorch's f32 and f64 differ
-    by half at the end), so numbers are compared for as long as they mean something."""
+    """At this learning rate a rounding error grows a hundred thousandfold in 150 epochs (PyTorch's f32 and
+    f64 differ by half at the end), so numbers are compared for as long as they mean something."""
     exact = adam_by_hand()[9:100:10]
     parts = run("modules_and_adam", cwd=tmp_path).split("--- ")[1:]
     assert [p.split("\n")[0] for p in parts] == ["a step at a time", "compiled"]

@@ -117,3 +117,17 @@ def test_graph_ops_inside_the_walk_have_phase_backward(trace: LazyTrace) -> None
     phases = [n.phase for n in trace.nodes]
     assert phases[0] == "forward" and phases[-1] == "backward"
     assert w.grad is not None and w.grad.tolist() == [4]
+
+
+def test_many_parameters_are_recorded_in_one_order(trace: LazyTrace) -> None:
+    tg.manual_seed(0)
+    model = tg.nn.Sequential(*[tg.nn.Linear(4, 4) for _ in range(4)])
+    optimizer = tg.optim.SGD(model.parameters(), lr=0.01)
+    x = tg.randn(3, 4)
+    for _ in range(12):
+        optimizer.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward()
+        optimizer.step()
+        loss.item()
+    assert sorted(p.runs for p in programs(trace))[-1] >= 10

@@ -1,4 +1,5 @@
-"""Optimisers and schedulers: formulas against PyTorch, lazily, compiled and repeated; groups, state, hooks, errors."""
+"""Optimisers and schedulers: formulas against PyTorch, lazily, compiled and repeated; groups, state, hooks,
+errors."""
 
 from __future__ import annotations
 
@@ -102,7 +103,7 @@ def test_update_phase_and_one_bias_correction() -> None:
     assert len(graph.updates) == 13
 
 
-# --- hyper-parameters under compile -------------------------------------------------------------------------------------
+# --- hyper-parameters under compile -------------------------------------------------------------------------
 
 
 def test_learning_rate_and_what_changes_are_read_at_each_call() -> None:
@@ -180,7 +181,7 @@ def test_tensor_learning_rate() -> None:
     assert w.item() == 0.25
 
 
-# --- parameters without gradients ----------------------------------------------------------------------------------------
+# --- parameters without gradients ---------------------------------------------------------------------------
 
 
 def test_parameters_that_rest_keep_their_step_count() -> None:
@@ -249,7 +250,7 @@ def test_f64_f16_and_0d_parameters() -> None:
         assert w.item() == pytest.approx(0.5, abs=0.1)
 
 
-# --- groups, saving, hooks, errors -----------------------------------------------------------------------------------------
+# --- groups, saving, hooks, errors --------------------------------------------------------------------------
 
 
 def params(n: int = 2) -> list[Any]:
@@ -395,7 +396,7 @@ def test_an_optimizer_of_ones_own() -> None:
         optim.Optimizer([w], {}).step()
 
 
-# --- schedulers ------------------------------------------------------------------------------------------------------------
+# --- schedulers ---------------------------------------------------------------------------------------------
 
 SCHEDULES: dict[str, Any] = {
     "LambdaLR": lambda s, o: s.LambdaLR(o, lambda e: 0.9**e),

@@ -1,5 +1,6 @@
-"""The HTML page of a program, read back with an HTML parser: complete, self-contained, well-formed, and what it says of
-stages, lines, passes, kernels and memory is so. Also `Lowered.cost()` and `Lowered.memory()` behind its tables."""
+"""The HTML page of a program, read back with an HTML parser: complete, self-contained, well-formed, and what
+it says of stages, lines, passes, kernels and memory is so. Also `Lowered.cost()` and `Lowered.memory()`
+behind its tables."""
 
 from __future__ import annotations
 

@@ -65,7 +65,8 @@ def add_hook(
 
 
 def filled_state(shape: tuple[int, ...], value: float, dtype: DType) -> Tensor:
-    """A concrete tensor of `value`, also while a function is being compiled: it becomes state of that function."""
+    """A concrete tensor of `value`, also while a function is being compiled: it becomes state of that
+    function."""
     buffer = empty(Type(dtype, shape))
     buffer.array.fill(value)
     with outside_traces():

@@ -1,22 +1,33 @@
-"""Statements of the loop IR to LLVM IR: loops, branches, scratch buffers, parallel loops. One `KernelWriter` writes one
-function; codegen_program makes them. See codegen_text for how text is put in place, codegen_expr for expressions.
+"""Statements of the loop IR to LLVM IR: loops, branches, scratch buffers, parallel loops. One `KernelWriter`
+writes one function; codegen_program makes them. See codegen_text for how text is put in place, codegen_expr
+for expressions.
 
 - serial: a counted loop, or nothing where it runs once or never.
-- unroll: the body again and again, the variable a constant; so indices of `register` buffers become constants and
-  LLVM keeps the buffers in registers.
-- vector: the body once, values being vectors; a loop that LLVM IR vectors can't express (another vector loop or a
-  data-dependent loop inside) runs serially instead.
-- parallel: the body becomes a function over a range of iterations, cut into tasks by shape alone, so that results do
-  not depend on the number of threads. Without a pool, all of it is one call.
+- unroll: the body again and again, the variable a constant; so indices of `register` buffers become constants
+  and LLVM keeps the buffers in registers.
+- vector: the body once, values being vectors; a loop that LLVM IR vectors can't express (another vector loop
+  or a data-dependent loop inside) runs serially instead.
+- parallel: the body becomes a function over a range of iterations, cut into tasks by shape alone, so that
+  results do not depend on the number of threads. Without a pool, one task follows the other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from ...ir.expr import Expr, LaneReduce, Load, Local, Var, walk
+from ...ir.expr import LaneReduce, Load, Local, Var, walk
 from ...ir.loops import (
-    Alloc, Barrier, Buffer, For, If, Let, Stmt, Store, While, expressions, statements,
+    Alloc,
+    Barrier,
+    Buffer,
+    For,
+    If,
+    Let,
+    Stmt,
+    Store,
+    While,
+    expressions,
+    statements,
 )
 from .codegen_expr import ExprWriter, Product
 from .codegen_index import LANE
@@ -67,7 +78,8 @@ class KernelWriter(ExprWriter):
 
     Attributes:
         name: of the kernel, for the names of functions made on the way.
-        pool: name of the address of the thread pool (an i64, 0: none), or "" in a function that must not use it.
+        pool: name of the address of the thread pool (an i64, 0: none), or "" in a function that must not
+            use it.
         noalias: groups of a single buffer, whose pointers alias nothing.
     """
 
@@ -120,7 +132,7 @@ class KernelWriter(ExprWriter):
             self.later[marker] = [f"  store {ty} poison, ptr {ref}" for ref, ty in slots]
         return super().function_text(header)
 
-    # --- loops ------------------------------------------------------------------------------------------------------
+    # --- loops ----------------------------------------------------------------------------------------------
 
     def _for(self, s: For) -> None:
         trips = -(-s.extent // s.step)
@@ -171,12 +183,14 @@ class KernelWriter(ExprWriter):
         after, following = self.fresh("next"), self.label("done")
         test = self.fresh("more")
         outer.lines += [
-            f"  br label %{head}", f"{head}:",
+            f"  br label %{head}",
+            f"{head}:",
             f"  {name} = phi i64 [ {start}, %{outer.block} ], [ {after}, %{region.block} ]",
             *region.lines,
             f"  {after} = add nuw nsw i64 {name}, {s.step}",
             f"  {test} = icmp slt i64 {after}, {stop}",
-            f"  br i1 {test}, label %{head}, label %{following}", f"{following}:",
+            f"  br i1 {test}, label %{head}, label %{following}",
+            f"{following}:",
         ]
         outer.block = following
 
@@ -200,7 +214,13 @@ class KernelWriter(ExprWriter):
         self.block(s.body)
         self.regions.pop()
         outer = self.regions[-1]
-        outer.lines += [f"  br label %{head}", f"{head}:", *region.lines, f"  br label %{head}", f"{following}:"]
+        outer.lines += [
+            f"  br label %{head}",
+            f"{head}:",
+            *region.lines,
+            f"  br label %{head}",
+            f"{following}:",
+        ]
         outer.block = following
         self.forget(region.stores)
 
@@ -223,11 +243,16 @@ class KernelWriter(ExprWriter):
         self.regions.pop()
         outer = self.regions[-1]
         following = self.label("end")
-        outer.lines += [f"  br i1 {condition.ref}, label %{head}, label %{following}", f"{head}:", *region.lines,
-                        f"  br label %{following}", f"{following}:"]
+        outer.lines += [
+            f"  br i1 {condition.ref}, label %{head}, label %{following}",
+            f"{head}:",
+            *region.lines,
+            f"  br label %{following}",
+            f"{following}:",
+        ]
         outer.block = following
 
-    # --- scratch ----------------------------------------------------------------------------------------------------
+    # --- scratch --------------------------------------------------------------------------------------------
 
     def _group(self, buffer: Buffer) -> int:
         got = self._groups.get(buffer)
@@ -237,7 +262,8 @@ class KernelWriter(ExprWriter):
         return got
 
     def _alloc(self, s: Alloc) -> None:
-        """Memory of this function; a statement that runs again gets the same. Inside a vector loop, one per lane."""
+        """Memory of this function; a statement that runs again gets the same. Inside a vector loop, one per
+        lane."""
         place = self._scratch.get(s)
         lanes = max(self.lanes, 1)
         if place is None or place.lanes != lanes:
@@ -276,7 +302,7 @@ class KernelWriter(ExprWriter):
         ]
         self.exits.append(f"  call void @free(ptr {block})")
 
-    # --- parallel loops ---------------------------------------------------------------------------------------------
+    # --- parallel loops -------------------------------------------------------------------------------------
 
     def _parallel(self, s: For, trips: int) -> None:
         """The body as a function over iterations [from, to), called by tasks, or once without a pool."""
@@ -285,41 +311,15 @@ class KernelWriter(ExprWriter):
         self.module.names += 1
         name = f"{self.name}.{_hint(s.var.name)}{self.module.names}"
         inner = KernelWriter(self.module, self.name)
-        captured: list[tuple[str, str, str]] = []  # type, name here, name there
-        header: list[str] = []
-        for symbol in _free(s):
-            bound = self.env.get(symbol)
-            if isinstance(bound, Product) and isinstance(symbol, Local):
-                bound = self.value(symbol)
-            if isinstance(bound, Place):
-                if bound.ref[0] == "@":
-                    inner.env[symbol] = bound
-                    continue
-                parameter = inner.fresh(_hint(getattr(symbol, "name", "p")))
-                inner.env[symbol] = bound._replace(ref=parameter)
-                captured.append(("ptr", bound.ref, parameter))
-                header.append(f"ptr {self.pointer_attributes(symbol, bound)}{parameter}")
-            elif isinstance(bound, Val) and bound.const is None:
-                parameter = inner.fresh(_hint(symbol.name))
-                inner.env[symbol] = Val(parameter, bound.dtype, bound.lanes)
-                if bound.ref in self.ranges:
-                    inner.ranges[parameter] = self.ranges[bound.ref]
-                captured.append((bound.type, bound.ref, parameter))
-                header.append(f"{bound.type} {parameter}")
-            elif isinstance(bound, str):
-                parameter = inner.fresh(_hint(symbol.name))
-                inner.env[symbol] = parameter
-                inner.ranges[parameter] = self.ranges[bound]
-                captured.append(("i64", bound, parameter))
-                header.append(f"i64 {parameter}")
-            elif bound is not None:
-                inner.env[symbol] = bound
+        captured, header = self._captured(s, inner)
         inner.noalias = self.noalias
         start, stop = inner.fresh("from"), inner.fresh("to")
         inner.opaque = "%task"
         inner._serial(s, start, stop, (0, (trips - 1) * s.step))
         signature = ", ".join([*header, f"i64 {start}", f"i64 {stop}", "i64 %task"])
-        body = inner.function_text(f"define internal void @{name}.body({signature}) alwaysinline {self.module.attributes}")
+        body = inner.function_text(
+            f"define internal void @{name}.body({signature}) alwaysinline {self.module.attributes}"
+        )
         self.module.functions += [body, self._task(name, captured, trips, chunk, s.step)]
 
         context = self.fresh("context")
@@ -327,36 +327,82 @@ class KernelWriter(ExprWriter):
         lines: list[str] = []
         for i, (ty, ref, _) in enumerate(captured):
             slot = self.fresh("slot")
-            lines += [f"  {slot} = getelementptr i64, ptr {context}, i64 {i}", f"  store {ty} {ref}, ptr {slot}, align 8"]
+            lines += [
+                f"  {slot} = getelementptr i64, ptr {context}, i64 {i}",
+                f"  store {ty} {ref}, ptr {slot}, align 8",
+            ]
         spread, alone, following = self.label("spread"), self.label("alone"), self.label("joined")
         target, task, after, test = (self.fresh(x) for x in ("pool", "task", "next", "more"))
         has_pool = self.pure(f"icmp ne i64 {self.pool}, 0", self.pool)
         region = self.regions[-1]
         region.lines += [
-            *lines, f"  br i1 {has_pool}, label %{spread}, label %{alone}", f"{spread}:",
+            *lines,
+            f"  br i1 {has_pool}, label %{spread}, label %{alone}",
+            f"{spread}:",
             f"  {target} = inttoptr i64 {self.pool} to ptr",
             f"  call void {target}(ptr @{name}.task, ptr {context}, i64 {tasks})",
-            f"  br label %{following}", f"{alone}:",
+            f"  br label %{following}",
+            f"{alone}:",
             f"  {task} = phi i64 [ 0, %{region.block} ], [ {after}, %{alone} ]",
             f"  call void @{name}.task(ptr {context}, i64 {task})",
-            f"  {after} = add nuw nsw i64 {task}, 1", f"  {test} = icmp slt i64 {after}, {tasks}",
-            f"  br i1 {test}, label %{alone}, label %{following}", f"{following}:",
+            f"  {after} = add nuw nsw i64 {task}, 1",
+            f"  {test} = icmp slt i64 {after}, {tasks}",
+            f"  br i1 {test}, label %{alone}, label %{following}",
+            f"{following}:",
         ]
         region.block = following
         self.forget([self.env[b].group for b in self.module.stored(s) if b in self.env])
 
-    def _task(self, name: str, captured: list[tuple[str, str, str]], trips: int, chunk: int, step: int) -> str:
-        """What the pool calls: unpacks the context and runs one chunk. The body is a function of its own, inlined here,
-        so that its pointers can be noalias."""
+    def _captured(self, s: For, inner: KernelWriter) -> tuple[list[tuple[str, str, str]], list[str]]:
+        """Binds in `inner` what the loop reads from around it; (type, name here, name there) of each, and
+        the parameters."""
+        captured: list[tuple[str, str, str]] = []
+        header: list[str] = []
+        for symbol in _free(s):
+            bound = self.env.get(symbol)
+            if isinstance(bound, Product):
+                assert isinstance(symbol, Local)
+                bound = self.value(symbol)
+            parameter = inner.fresh(_hint(symbol.name))
+            ty, ref, attributes = "", "", ""
+            if isinstance(bound, Place) and bound.ref[0] != "@":
+                assert isinstance(symbol, Buffer)
+                ty, ref, attributes = "ptr", bound.ref, self.pointer_attributes(symbol, bound)
+                bound = bound._replace(ref=parameter)
+            elif isinstance(bound, Val) and bound.const is None:
+                ty, ref = bound.type, bound.ref
+                bound = Val(parameter, bound.dtype, bound.lanes)
+            elif isinstance(bound, str):
+                ty, ref, bound = "i64", bound, parameter
+            if bound is not None:
+                inner.env[symbol] = bound
+            if ty:
+                captured.append((ty, ref, parameter))
+                header.append(f"{ty} {attributes}{parameter}")
+                if ref in self.ranges:
+                    inner.ranges[parameter] = self.ranges[ref]
+        return captured, header
+
+    def _task(
+        self, name: str, captured: list[tuple[str, str, str]], trips: int, chunk: int, step: int
+    ) -> str:
+        """What the pool calls: unpacks the context and runs one chunk. The body is a function of its own,
+        inlined here, so that its pointers can be noalias."""
         lines = [f"define internal void @{name}.task(ptr %context, i64 %task) {self.module.attributes} {{"]
         arguments = []
         for i, (ty, _, _) in enumerate(captured):
-            lines += [f"  %s{i} = getelementptr i64, ptr %context, i64 {i}", f"  %a{i} = load {ty}, ptr %s{i}, align 8"]
+            lines += [
+                f"  %s{i} = getelementptr i64, ptr %context, i64 {i}",
+                f"  %a{i} = load {ty}, ptr %s{i}, align 8",
+            ]
             arguments.append(f"{ty} %a{i}")
         lines.append(f"  %from = mul i64 %task, {chunk * step}")
         if trips % chunk:
-            lines += [f"  %end = add i64 %from, {chunk * step}", f"  %over = icmp sgt i64 %end, {trips * step}",
-                      f"  %to = select i1 %over, i64 {trips * step}, i64 %end"]
+            lines += [
+                f"  %end = add i64 %from, {chunk * step}",
+                f"  %over = icmp sgt i64 %end, {trips * step}",
+                f"  %to = select i1 %over, i64 {trips * step}, i64 %end",
+            ]
         else:
             lines.append(f"  %to = add i64 %from, {chunk * step}")
         arguments += ["i64 %from", "i64 %to", "i64 %task"]
@@ -379,11 +425,11 @@ def _fits_lanes(s: For) -> bool:
     return True
 
 
-def _free(s: For) -> Iterator[Expr | Buffer]:
+def _free(s: For) -> Iterator[Var | Local | Buffer]:
     """Variables, locals and buffers that occur in a loop, in order, each once."""
     seen: set[int] = set()
     for x in statements(s.body):
-        found: list[Expr | Buffer] = [x.buffer] if isinstance(x, Store) else []
+        found: list[Var | Local | Buffer] = [x.buffer] if isinstance(x, Store) else []
         for root in expressions(x):
             for e in walk(root):
                 if isinstance(e, (Var, Local)):

@@ -1,7 +1,8 @@
-"""Conversions between element types, on scalars or vectors, as ir/scalar.py defines them. Used by codegen_expr.
+"""Conversions between element types, on scalars or vectors, as ir/scalar.py defines them. Used by
+codegen_expr.
 
-f16 and bf16 are integers holding the bit pattern. They become f32 by shifting (bf16) or by the target's instruction
-(f16; integer arithmetic where it has none), and are rounded to nearest even on the way back.
+f16 and bf16 are integers holding the bit pattern. They become f32 by shifting (bf16) or by the target's
+instruction (f16; integer arithmetic where it has none), and are rounded to nearest even on the way back.
 """
 
 from __future__ import annotations
@@ -29,16 +30,25 @@ class CastWriter(MemoryWriter):
             return self._to_bf16(v) if dtype is bfloat16 else self._to_f16(v)
         if v.const is not None and dtype.kind in "iub" and source.kind in "iub":
             return constant(v.const, dtype)
-        if v.const is not None and dtype.kind == "f" and source.kind in "iub" and abs(int(v.const)) <= 1 << 24:
+        if (
+            v.const is not None
+            and dtype.kind == "f"
+            and source.kind in "iub"
+            and abs(int(v.const)) <= 1 << 24
+        ):
             return constant(float(v.const), dtype)
         a, b = v.type, type_text(dtype, v.lanes)
         ref = v.ref
         if dtype.kind == "b":
-            zero = self._of("0" if source.kind != "f" else "0x0000000000000000", type_text(source, 0), v.lanes)
+            zero = self._of(
+                "0" if source.kind != "f" else "0x0000000000000000", type_text(source, 0), v.lanes
+            )
             ref = self.pure(f"{'fcmp une' if source.kind == 'f' else 'icmp ne'} {a} {ref}, {zero}", ref)
         elif source.kind == "b":
             if dtype.kind == "f":
-                one, zero = (self._of(float_literal(x, dtype), type_text(dtype, 0), v.lanes) for x in (1.0, 0.0))
+                one, zero = (
+                    self._of(float_literal(x, dtype), type_text(dtype, 0), v.lanes) for x in (1.0, 0.0)
+                )
                 ref = self.pure(f"select {a} {ref}, {b} {one}, {b} {zero}", ref)
             else:
                 ref = self.pure(f"zext {a} {ref} to {b}", ref)
@@ -66,7 +76,8 @@ class CastWriter(MemoryWriter):
         return self.splat(text, element, lanes, True) if lanes else text
 
     def _truncated(self, v: Val, dtype: DType) -> str:
-        """Float to integer: towards zero, by way of i64; NaN and what no i64 holds give the lowest i64, wrapped."""
+        """Float to integer: towards zero, by way of i64; NaN and what no i64 holds give the lowest i64,
+        wrapped."""
         element = type_text(v.dtype, 0)
         lanes, ty = v.lanes, v.type
         flag, wide, out = vector_text("i1", lanes), vector_text("i64", lanes), type_text(dtype, lanes)
@@ -83,7 +94,7 @@ class CastWriter(MemoryWriter):
             return self.pure(f"select {flag} {fits}, {wide} {whole}, {wide} {lowest}", fits, whole)
         return self.pure(f"trunc {wide} {whole} to {out}", whole)  # the lowest i64 wraps to 0
 
-    # --- halves -----------------------------------------------------------------------------------------------------
+    # --- halves ---------------------------------------------------------------------------------------------
 
     def _ints(self, lanes: int) -> tuple[str, str, str, str]:
         """i16, i32, float and i1 of that many lanes."""
@@ -134,7 +145,9 @@ class CastWriter(MemoryWriter):
         tiny = self.pure(f"bitcast {real} {tiny} to {word}", tiny)
         is_special = self._int("icmp eq", word, exponent, 0x1F << 23)
         is_tiny = self._int("icmp eq", word, exponent, 0)
-        out = self.pure(f"select {flag} {is_special}, {word} {special}, {word} {normal}", is_special, special, normal)
+        out = self.pure(
+            f"select {flag} {is_special}, {word} {special}, {word} {normal}", is_special, special, normal
+        )
         out = self.pure(f"select {flag} {is_tiny}, {word} {tiny}, {word} {out}", is_tiny, tiny, out)
         out = self._int("or", word, out, sign)
         return Val(self.pure(f"bitcast {word} {out} to {real}", out), float32, v.lanes)
@@ -151,7 +164,8 @@ class CastWriter(MemoryWriter):
         odd = self._int("and", word, self._int("lshr", word, body, 13), 1)
         normal = self._int("add", word, body, 0xFFF - ((127 - 15) << 23))
         normal = self._int("lshr", word, self._int("add", word, normal, odd), 13)
-        # Subnormals: added to 0.5, the last bit of the sum is worth 2**-24, so the addition rounds where f16 does.
+        # Subnormals: added to 0.5, the last bit of the sum is worth 2**-24, so the addition rounds where f16
+        # does.
         magic = self._of(float_literal(0.5, float32), "float", v.lanes)
         tiny = self.pure(f"bitcast {word} {body} to {real}", body)
         tiny = self.pure(f"fadd {real} {tiny}, {magic}", tiny)

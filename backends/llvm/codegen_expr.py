@@ -1,11 +1,12 @@
-"""Scalar expressions of the loop IR to LLVM IR: primitives, conversions and lane reductions, on scalars or vectors.
+"""Scalar expressions of the loop IR to LLVM IR: primitives, conversions and lane reductions, on scalars or
+vectors.
 
-What does not depend on the lane number stays scalar and is widened where a vector meets it. i64 expressions go through
-codegen_index, loads through codegen_memory, elementary functions through codegen_math.
+What does not depend on the lane number stays scalar and is widened where a vector meets it. i64 expressions
+go through codegen_index, loads through codegen_memory, elementary functions through codegen_math.
 
-Meaning follows ir/scalar.py: integers wrap, division by zero gives 0, comparisons with NaN are false but for `ne`,
-minimum and maximum propagate NaN and order -0 below +0. Multiplication and addition round separately, except in
-accumulations into `register` buffers, where the target may fuse them.
+Meaning follows ir/scalar.py: integers wrap, division by zero gives 0, comparisons with NaN are false but for
+`ne`, minimum and maximum propagate NaN and order -0 below +0. Multiplication and addition round separately,
+except in accumulations into `register` buffers, where the target may fuse them.
 """
 
 from __future__ import annotations
@@ -22,10 +23,25 @@ from .codegen_text import Val, constant, vector_text
 from .target import CompileError
 
 _FLOAT_BINARY = {"add": "fadd", "sub": "fsub", "mul": "fmul", "div": "fdiv"}
-_INT_BINARY = {"add": "add", "sub": "sub", "mul": "mul", "and_": "and", "or_": "or", "xor": "xor", "shl": "shl"}
+_INT_BINARY = {
+    "add": "add",
+    "sub": "sub",
+    "mul": "mul",
+    "and_": "and",
+    "or_": "or",
+    "xor": "xor",
+    "shl": "shl",
+}
 _COMPARE = frozenset(SIGNED)
 _ORDERED = {"eq": "oeq", "ne": "une", "lt": "olt", "le": "ole", "gt": "ogt", "ge": "oge"}
-_FLOAT_UNARY = {"abs": "fabs", "floor": "floor", "ceil": "ceil", "trunc": "trunc", "round": "roundeven", "sqrt": "sqrt"}
+_FLOAT_UNARY = {
+    "abs": "fabs",
+    "floor": "floor",
+    "ceil": "ceil",
+    "trunc": "trunc",
+    "round": "roundeven",
+    "sqrt": "sqrt",
+}
 _INDEX = frozenset(("add", "sub", "mul", "neg", "floordiv", "mod"))
 
 
@@ -52,10 +68,16 @@ class ExprWriter(CastWriter):
         got = memo.get(e)
         if got is None:
             if isinstance(e, (Prim, Cast)) and e.dtype is not int64:
-                stack: list[Expr] = [e]  # not recursive: fused chains can be longer than Python's stack is deep
+                stack: list[Expr] = [
+                    e
+                ]  # not recursive: fused chains can be longer than Python's stack is deep
                 while stack:
                     x = stack[-1]
-                    todo = [a for a in x.args if isinstance(a, (Prim, Cast)) and a.dtype is not int64 and a not in memo]
+                    todo = [
+                        a
+                        for a in x.args
+                        if isinstance(a, (Prim, Cast)) and a.dtype is not int64 and a not in memo
+                    ]
                     if todo:
                         stack += todo
                     else:
@@ -114,7 +136,7 @@ class ExprWriter(CastWriter):
                 x, y = self.widened(x), self.widened(y)
         return self.primitive(e.name, [x, y])
 
-    # --- primitives -------------------------------------------------------------------------------------------------
+    # --- primitives -----------------------------------------------------------------------------------------
 
     def primitive(self, name: str, args: list[Val]) -> Val:
         """One primitive of ir/scalar.py on values."""
@@ -178,7 +200,9 @@ class ExprWriter(CastWriter):
         """A call of an LLVM intrinsic whose operands have one type."""
         ty = vector_text(element, lanes)
         function = self.module.intrinsic(name, element, lanes, len(refs))
-        return self.pure(f"call {ty} {function}({', '.join([f'{ty} {r}' for r in refs])})", *refs, costly=costly)
+        return self.pure(
+            f"call {ty} {function}({', '.join([f'{ty} {r}' for r in refs])})", *refs, costly=costly
+        )
 
     def _integer(self, name: str, dtype: DType, args: list[Val]) -> Val:
         """Integers and bool."""
@@ -196,11 +220,15 @@ class ExprWriter(CastWriter):
             return Val(self.pure(f"icmp {predicate} {ty} {x}, {y}", x, y), bool_, lanes)
         if name in ("minimum", "maximum"):
             if dtype is bool_:
-                return Val(self.pure(f"{'and' if name == 'minimum' else 'or'} {ty} {x}, {y}", x, y), dtype, lanes)
+                return Val(
+                    self.pure(f"{'and' if name == 'minimum' else 'or'} {ty} {x}, {y}", x, y), dtype, lanes
+                )
             function = ("s" if dtype.kind == "i" else "u") + name[:3]
             return Val(self.call(function, element, lanes, refs), dtype, lanes)
         if name == "shr":
-            return Val(self.pure(f"{'ashr' if dtype.kind == 'i' else 'lshr'} {ty} {x}, {y}", x, y), dtype, lanes)
+            return Val(
+                self.pure(f"{'ashr' if dtype.kind == 'i' else 'lshr'} {ty} {x}, {y}", x, y), dtype, lanes
+            )
         if name == "neg":
             return Val(self.pure(f"sub {ty} {_zero(lanes)}, {x}", x), dtype, lanes)
         if name == "not_":
@@ -225,7 +253,9 @@ class ExprWriter(CastWriter):
             return Val(self.pure(f"trunc {wide} {high} to {ty}", high), dtype, lanes)
         raise CompileError(f"primitive {name} does not take {dtype.name}")
 
-    def _divide_integers(self, name: str, dtype: DType, lanes: int, ty: str, args: list[Val], x: str, y: str) -> str:
+    def _divide_integers(
+        self, name: str, dtype: DType, lanes: int, ty: str, args: list[Val], x: str, y: str
+    ) -> str:
         """Rounding down; by zero gives 0. The one overflow, minimum // -1, wraps to itself."""
         known = args[1].const
         if known == 0:
@@ -264,10 +294,11 @@ class ExprWriter(CastWriter):
             out = self.pure(f"select {flag} {bad}, {ty} {zero}, {ty} {out}", bad, out)
         return out
 
-    # --- accumulation -----------------------------------------------------------------------------------------------
+    # --- accumulation ---------------------------------------------------------------------------------------
 
     def named(self, e: Expr) -> Val | Product:
-        """The value of a `Let`. A product waits: an accumulation that uses it fuses it, and nothing else may be left."""
+        """The value of a `Let`. A product waits: an accumulation that uses it fuses it, and nothing else may
+        be left."""
         if isinstance(e, Prim) and e.name == "mul" and e.dtype.kind == "f" and e.dtype.bits > 16:
             a, b = map(self.value, e.args)
             return Product(a, b)
@@ -332,7 +363,9 @@ class ExprWriter(CastWriter):
         if len(picks) == 1:
             return Val(self.pure(f"extractelement {v.type} {v.ref}, i64 {picks[0]}", v.ref), v.dtype)
         mask = ", ".join(f"i32 {i}" for i in picks)
-        ref = self.pure(f"shufflevector {v.type} {v.ref}, {v.type} poison, <{len(picks)} x i32> <{mask}>", v.ref)
+        ref = self.pure(
+            f"shufflevector {v.type} {v.ref}, {v.type} poison, <{len(picks)} x i32> <{mask}>", v.ref
+        )
         return Val(ref, v.dtype, len(picks))
 
 

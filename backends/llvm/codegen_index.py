@@ -1,5 +1,6 @@
-"""Index arithmetic of the code generator: i64 expressions as sums over loop variables, split into a scalar part and
-what changes from lane to lane. Used by codegen_memory (addresses) and codegen_expr (comparisons, conversions).
+"""Index arithmetic of the code generator: i64 expressions as sums over loop variables, split into a scalar
+part and what changes from lane to lane. Used by codegen_memory (addresses) and codegen_expr (comparisons,
+conversions).
 
 Addresses must be cheap: the scalar part is computed once per loop that changes it, constants end up in the
 instruction's displacement, and divisions by constants are kept away from lanes wherever the lanes of a vector
@@ -35,7 +36,8 @@ class IndexWriter(Writer):
     """Adds index expressions to a writer.
 
     Attributes:
-        env: bindings of loop variables (an int, an SSA name, or LANE), of locals (values), and of buffers (places).
+        env: bindings of loop variables (an int, an SSA name, or LANE), of locals (values), and of buffers
+            (places).
         lanes: vector length of the open vector loop, 0 outside of one.
         ranges: inclusive bounds of SSA names and of index-valued locals.
         memo: values of expressions of the current statement.
@@ -80,7 +82,7 @@ class IndexWriter(Writer):
         total[e] = total.get(e, 0) + k
         return 0
 
-    # --- with the current bindings ----------------------------------------------------------------------------------
+    # --- with the current bindings --------------------------------------------------------------------------
 
     def split(self, linear: Linear) -> Split:
         """Binds the atoms of a linear form."""
@@ -129,7 +131,8 @@ class IndexWriter(Writer):
         if not s.vectors:
             if not s.terms and not s.stride:
                 return Split(s.const // k if quotient else s.const % k, [], 0, [])
-            # A multiple of g plus r + lane * stride in [0, g): that part neither changes the quotient nor wraps.
+            # A multiple of g plus r + lane * stride in [0, g): that part neither changes the quotient nor
+            # wraps.
             g = gcd(k, *[n for _, n in s.terms])
             r = s.const % g
             last = r + s.stride * max(self.lanes - 1, 0)
@@ -158,7 +161,9 @@ class IndexWriter(Writer):
         x = self.vector_of(s, r)
         element = "i64" if x.dtype is int64 else "i32"
         divisor = self.splat(str(k), element, self.lanes, const=True)
-        ref = self._floor(x.ref, k, quotient, f"<{self.lanes} x {element}>", divisor, r is not None and r[0] >= 0)
+        ref = self._floor(
+            x.ref, k, quotient, f"<{self.lanes} x {element}>", divisor, r is not None and r[0] >= 0
+        )
         if r is not None:
             self.ranges[ref] = (r[0] // k, r[1] // k) if quotient else (0, k - 1)
         return Val(ref, x.dtype, self.lanes)
@@ -186,7 +191,7 @@ class IndexWriter(Writer):
         whole = self.pure(f"sub {ty} {x}, {mod}", x, mod)
         return self.pure(f"sdiv exact {ty} {whole}, {divisor}", whole)
 
-    # --- ranges -----------------------------------------------------------------------------------------------------
+    # --- ranges ---------------------------------------------------------------------------------------------
 
     def range_of(self, s: Split) -> Range | None:
         """Inclusive bounds of a split, over all lanes; None if unknown."""
@@ -203,7 +208,7 @@ class IndexWriter(Writer):
             high += max(a, b)
         return low, high
 
-    # --- values -----------------------------------------------------------------------------------------------------
+    # --- values ---------------------------------------------------------------------------------------------
 
     def index_value(self, e: Expr) -> Val:
         """An i64 expression as an i64 value."""
@@ -230,7 +235,8 @@ class IndexWriter(Writer):
         scalar = s._replace(stride=0, vectors=[])
         if narrow:
             narrow = _inside(self.range_of(scalar)) and all(
-                _inside(self.range_of(Split(0, [], 0, [part]))) for part in s.vectors)
+                _inside(self.range_of(Split(0, [], 0, [part]))) for part in s.vectors
+            )
         element, dtype = ("i32", int32) if narrow else ("i64", int64)
         ty = f"<{self.lanes} x {element}>"
         total = ""
@@ -269,8 +275,8 @@ class IndexWriter(Writer):
         return self.pure(f"{verb} {v.type} {v.ref} to <{v.lanes} x i{dtype.bits}>", v.ref)
 
     def compare_index(self, op: str, a: Expr, b: Expr) -> Val | None:
-        """`a op b` of i64 expressions: a literal where the ranges decide, one vector comparison against a scalar where
-        only the lane number varies; None where nothing better than comparing values is known."""
+        """`a op b` of i64 expressions: a literal where the ranges decide, one vector comparison against a
+        scalar where only the lane number varies; None where nothing better than comparing values is known."""
         ka, xa = self.linear(a)
         kb, xb = self.linear(b)
         s = self.split((ka - kb, (*xa, *[(x, -k) for x, k in xb])))

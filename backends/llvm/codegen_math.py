@@ -1,5 +1,5 @@
-"""The bridge from generated text to the vector math library: each elementary function, once per type and module, as an
-internal function that is always inlined. Used by codegen_expr.
+"""The bridge from generated text to the vector math library: each elementary function, once per type and
+module, as an internal function that is always inlined. Used by codegen_expr.
 
 The library builds llvmlite.ir objects; their text is made once per process and reused.
 """
@@ -48,7 +48,9 @@ def _function_text(name: str, element: str, lanes: int, fma: bool) -> tuple[str,
         if line.startswith("declare "):
             declares.append(_ARGUMENT.sub("", line).replace('"', ""))  # spelt as the code generator does
         elif line.startswith(("define ", "  ", "{", "}")) or line.endswith(":"):
-            body.append(_PROFILE.sub(", !prof !0", line) if BRANCH_WEIGHTS in str(module) else _PROFILE.sub("", line))
+            body.append(
+                _PROFILE.sub(", !prof !0", line) if BRANCH_WEIGHTS in str(module) else _PROFILE.sub("", line)
+            )
     text = "\n".join(body)
     # llvmlite writes the brace on a line of its own
     return text.replace("\n{\n", " alwaysinline nounwind {\n", 1), tuple(declares)

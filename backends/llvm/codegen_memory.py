@@ -1,8 +1,8 @@
 """Loads and stores of the code generator: how the lanes of a vector meet memory.
 
-By what the lane number does to the address: equal addresses are one scalar access; neighbours one vector access (or
-a masked one); neighbours backwards add a shuffle; short strides are a few vector loads merged by shuffles; anything
-else is a gather or scatter. Used by codegen_expr (loads) and codegen (stores).
+By what the lane number does to the address: equal addresses are one scalar access; neighbours one vector
+access (or a masked one); neighbours backwards add a shuffle; short strides are a few vector loads merged by
+shuffles; anything else is a gather or scatter. Used by codegen_expr (loads) and codegen (stores).
 """
 
 from __future__ import annotations
@@ -14,7 +14,17 @@ from ...ir.dtypes import bool_, int64
 from ...ir.expr import Expr
 from ...ir.loops import Buffer
 from .codegen_index import IndexWriter, Linear, Split
-from .codegen_text import Module, Place, Val, constant, memory_type, reversed_lanes, suffix, type_text, vector_text
+from .codegen_text import (
+    Module,
+    Place,
+    Val,
+    constant,
+    memory_type,
+    reversed_lanes,
+    suffix,
+    type_text,
+    vector_text,
+)
 
 _MAX_STRIDE = 4  # up to here, reading everything between the lanes beats a gather
 _ZEROS_BYTES = 512
@@ -54,8 +64,8 @@ class Flat(NamedTuple):
 class MemoryWriter(IndexWriter):
     """Adds memory accesses.
 
-    Attributes:
-        mask: condition under which the current statement holds, from branches that vary by lane; None: always.
+    Attributes: mask: condition under which the current statement holds, from branches that vary by lane;
+        None: always.
     """
 
     mask: Val | None = None
@@ -91,8 +101,8 @@ class MemoryWriter(IndexWriter):
         return got
 
     def address(self, buffer: Buffer, index: tuple[Expr, ...]) -> Address:
-        """Addresses of an access in the current loops. Unrolled bodies repeat them, so they are remembered: under the
-        bindings of the variables in the index, whose names are new in every loop."""
+        """Addresses of an access in the current loops. Unrolled bodies repeat them, so they are remembered:
+        under the bindings of the variables in the index, whose names are new in every loop."""
         env = self.env
         place = env[buffer]
         flat = self.flat(buffer, index, place)
@@ -130,7 +140,8 @@ class MemoryWriter(IndexWriter):
         return Address(ref, size, 0, self.vector_of(lanes, self.range_of(lanes)))
 
     def _advance(self, ref: str, element: str, terms: list[tuple[str, int]]) -> str:
-        """A pointer plus scaled terms, one step per region, outermost first: inner loops only add what they change."""
+        """A pointer plus scaled terms, one step per region, outermost first: inner loops only add what they
+        change."""
         depth = self.depth
         if len(terms) == 1:
             ((t, k),) = terms
@@ -156,9 +167,11 @@ class MemoryWriter(IndexWriter):
         x, y = self.use(a, lanes), self.use(b, lanes)
         return Val(self.pure(f"and {vector_text('i1', lanes)} {x}, {y}", x, y), bool_, lanes)
 
-    # --- loads ------------------------------------------------------------------------------------------------------
+    # --- loads ----------------------------------------------------------------------------------------------
 
-    def load_element(self, buffer: Buffer, index: tuple[Expr, ...], mask: Expr | None, other: Expr | None) -> Val:
+    def load_element(
+        self, buffer: Buffer, index: tuple[Expr, ...], mask: Expr | None, other: Expr | None
+    ) -> Val:
         """`buffer[index]` where `mask` holds, else `other` (default zero)."""
         condition = self.both(self.mask, None if mask is None else self.value(mask))
         dtype = buffer.dtype
@@ -175,7 +188,9 @@ class MemoryWriter(IndexWriter):
             if condition is None or not condition.lanes:
                 return self._plain(place, at, 0, condition, fallback, hint)
             # One address, but only some lanes may look at it: look if any does.
-            some = self.pure(f"call i1 @llvm.vector.reduce.or.v{lanes}i1(<{lanes} x i1> {condition.ref})", condition.ref)
+            some = self.pure(
+                f"call i1 @llvm.vector.reduce.or.v{lanes}i1(<{lanes} x i1> {condition.ref})", condition.ref
+            )
             self.module.declares[f"declare i1 @llvm.vector.reduce.or.v{lanes}i1(<{lanes} x i1>)"] = None
             x = self._plain(place, at, 0, Val(some, bool_), None, hint)
             return x if mask is None else self.select(condition, x, fallback or constant(0, dtype))
@@ -186,7 +201,9 @@ class MemoryWriter(IndexWriter):
             return self._strided(place, at, hint)
         return self._gather(place, at.ref, self._pointers(place, at), condition, fallback, hint)
 
-    def _plain(self, place: Place, at: Address, lanes: int, condition: Val | None, other: Val | None, hint: str) -> Val:
+    def _plain(
+        self, place: Place, at: Address, lanes: int, condition: Val | None, other: Val | None, hint: str
+    ) -> Val:
         """A scalar or whole vector load; a false scalar condition diverts it to zeros."""
         element = memory_type(place.dtype)
         ty = vector_text(element, lanes)
@@ -196,7 +213,7 @@ class MemoryWriter(IndexWriter):
             ref = self.pure(f"select i1 {condition.ref}, ptr {ref}, ptr {_ZEROS}", condition.ref, ref)
         x = self.load(f"load {ty}, ptr {ref}, align {align}", place.group, ref, hint=hint)
         v = self._from_memory(x, place, lanes)
-        if condition is not None and other is not None and not other.const == 0:
+        if condition is not None and other is not None and other.const != 0:
             return self.select(condition, v, other)
         return v
 
@@ -205,7 +222,9 @@ class MemoryWriter(IndexWriter):
             x = self.pure(f"icmp ne {vector_text('i8', lanes)} {x}, {'zeroinitializer' if lanes else 0}", x)
         return Val(x, place.dtype, lanes)
 
-    def _contiguous(self, place: Place, at: Address, condition: Val | None, other: Val | None, hint: str) -> Val:
+    def _contiguous(
+        self, place: Place, at: Address, condition: Val | None, other: Val | None, hint: str
+    ) -> Val:
         lanes, size = self.lanes, place.dtype.itemsize
         backwards = at.stride < 0
         if backwards:
@@ -229,12 +248,19 @@ class MemoryWriter(IndexWriter):
         rest = self._passthrough(other, element)
         name = f"@llvm.masked.load.{suffix(element, lanes)}.p0"
         self.module.declares[f"declare {ty} {name}(ptr, <{lanes} x i1>, {ty})"] = None
-        x = self.load(f"call {ty} {name}(ptr align {at.align} {at.ref}, <{lanes} x i1> {mask}, {ty} {rest})",
-                      place.group, at.ref, mask, rest, hint=hint)
+        x = self.load(
+            f"call {ty} {name}(ptr align {at.align} {at.ref}, <{lanes} x i1> {mask}, {ty} {rest})",
+            place.group,
+            at.ref,
+            mask,
+            rest,
+            hint=hint,
+        )
         return self._from_memory(x, place, lanes)
 
     def _strided(self, place: Place, at: Address, hint: str) -> Val:
-        """Lanes 2 to 4 elements apart: whole vectors over the span, none reaching past it, merged by shuffles."""
+        """Lanes 2 to 4 elements apart: whole vectors over the span, none reaching past it, merged by
+        shuffles."""
         lanes, size = self.lanes, place.dtype.itemsize
         element = memory_type(place.dtype)
         ty = vector_text(element, lanes)
@@ -246,7 +272,9 @@ class MemoryWriter(IndexWriter):
         got = ""
         for i, start in enumerate(starts):
             part = self._shifted(place, at, start)
-            x = self.load(f"load {ty}, ptr {part.ref}, align {gcd(part.align, size)}", place.group, part.ref, hint=hint)
+            x = self.load(
+                f"load {ty}, ptr {part.ref}, align {gcd(part.align, size)}", place.group, part.ref, hint=hint
+            )
             picks = []
             for lane in range(lanes):
                 offset = lane * step - start
@@ -262,16 +290,24 @@ class MemoryWriter(IndexWriter):
             got = self._reverse(got, element)
         return self._from_memory(got, place, lanes)
 
-    def _gather(self, place: Place, base: str, pointers: str, condition: Val | None, other: Val | None,
-                hint: str) -> Val:
+    def _gather(
+        self, place: Place, base: str, pointers: str, condition: Val | None, other: Val | None, hint: str
+    ) -> Val:
         element, lanes = memory_type(place.dtype), self.lanes
         ty = vector_text(element, lanes)
         mask = "splat (i1 true)" if condition is None else self.use(condition, lanes)
         rest = "poison" if condition is None else self._passthrough(other, element)
         name = f"@llvm.masked.gather.{suffix(element, lanes)}.v{lanes}p0"
         self.module.declares[f"declare {ty} {name}(<{lanes} x ptr>, <{lanes} x i1>, {ty})"] = None
-        x = self.load(f"call {ty} {name}(<{lanes} x ptr> align {place.dtype.itemsize} {pointers}, "
-                      f"<{lanes} x i1> {mask}, {ty} {rest})", place.group, pointers, mask, rest, hint=hint)
+        x = self.load(
+            f"call {ty} {name}(<{lanes} x ptr> align {place.dtype.itemsize} {pointers}, "
+            f"<{lanes} x i1> {mask}, {ty} {rest})",
+            place.group,
+            pointers,
+            mask,
+            rest,
+            hint=hint,
+        )
         return self._from_memory(x, place, lanes)
 
     def _pointers(self, place: Place, at: Address) -> str:
@@ -281,7 +317,9 @@ class MemoryWriter(IndexWriter):
             offsets, kind = self.iota(lanes, "i64", at.stride), "i64"
         else:
             offsets, kind = at.offsets.ref, "i64" if at.offsets.dtype is int64 else "i32"
-        return self.pure(f"getelementptr {element}, ptr {at.ref}, <{lanes} x {kind}> {offsets}", at.ref, offsets)
+        return self.pure(
+            f"getelementptr {element}, ptr {at.ref}, <{lanes} x {kind}> {offsets}", at.ref, offsets
+        )
 
     def _passthrough(self, other: Val | None, element: str) -> str:
         """What masked lanes give, as memory holds it."""
@@ -317,9 +355,11 @@ class MemoryWriter(IndexWriter):
         ref = self.pure(f"select {condition.type} {condition.ref}, {ty} {a}, {ty} {b}", condition.ref, a, b)
         return Val(ref, yes.dtype, lanes)
 
-    # --- stores -----------------------------------------------------------------------------------------------------
+    # --- stores ---------------------------------------------------------------------------------------------
 
-    def store_element(self, buffer: Buffer, index: tuple[Expr, ...], value: Val, condition: Val | None) -> None:
+    def store_element(
+        self, buffer: Buffer, index: tuple[Expr, ...], value: Val, condition: Val | None
+    ) -> None:
         """`buffer[index] = value` where the condition holds."""
         if condition is not None and condition.const is False:
             return
@@ -353,8 +393,13 @@ class MemoryWriter(IndexWriter):
             region.lines.append(store)
         else:
             yes, end = self.label("store"), self.label("next")
-            region.lines += [f"  br i1 {condition.ref}, label %{yes}, label %{end}", f"{yes}:", store,
-                             f"  br label %{end}", f"{end}:"]
+            region.lines += [
+                f"  br i1 {condition.ref}, label %{yes}, label %{end}",
+                f"{yes}:",
+                store,
+                f"  br label %{end}",
+                f"{end}:",
+            ]
             region.block = end
 
     def _store_contiguous(self, place: Place, at: Address, value: Val, condition: Val | None) -> None:
@@ -374,7 +419,9 @@ class MemoryWriter(IndexWriter):
         x = self._to_memory(value, lanes)
         name = f"@llvm.masked.store.{suffix(element, lanes)}.p0"
         self.module.declares[f"declare void {name}({ty}, ptr, <{lanes} x i1>)"] = None
-        self.line(f"call void {name}({ty} {x}, ptr align {at.align} {at.ref}, <{lanes} x i1> {condition.ref})")
+        self.line(
+            f"call void {name}({ty} {x}, ptr align {at.align} {at.ref}, <{lanes} x i1> {condition.ref})"
+        )
 
     def _scatter(self, place: Place, at: Address, value: Val, condition: Val | None) -> None:
         lanes = self.lanes
@@ -385,8 +432,10 @@ class MemoryWriter(IndexWriter):
         mask = "splat (i1 true)" if condition is None else self.use(condition, lanes)
         name = f"@llvm.masked.scatter.{suffix(element, lanes)}.v{lanes}p0"
         self.module.declares[f"declare void {name}({ty}, <{lanes} x ptr>, <{lanes} x i1>)"] = None
-        self.line(f"call void {name}({ty} {x}, <{lanes} x ptr> align {place.dtype.itemsize} {pointers}, "
-                  f"<{lanes} x i1> {mask})")
+        self.line(
+            f"call void {name}({ty} {x}, <{lanes} x ptr> align {place.dtype.itemsize} {pointers}, "
+            f"<{lanes} x i1> {mask})"
+        )
 
 
 def zeros_global() -> str:

@@ -1,12 +1,13 @@
-"""A whole LoopProgram to one LLVM module: buffers to pointers, a function per kernel, and the two entry points.
+"""A whole LoopProgram to one LLVM module: buffers to pointers, a function per kernel, and the two entry
+points.
 
     void run(ptr table)                 one execution
     void repeat(ptr table, i64 n)       n executions; output pointers advance by their byte size after each
 
-`table` is an array of 64-bit slots: the inputs' pointers, the outputs' pointers, the arena's, and the address of
-`tg_parallel_for` (0: run serially). An output that the program does not write itself (an input, or the same buffer
-as an earlier output) is copied to its slot's pointer at the end of a run, unless that is null. `repeat` does not change
-the table. Called by compile.py.
+`table` is an array of 64-bit slots: the inputs' pointers, the outputs' pointers, the arena's, and the address
+of `tg_parallel_for` (0: run serially). An output that the program does not write itself (an input, or the
+same buffer as an earlier output) is copied to its slot's pointer at the end of a run, unless that is null.
+`repeat` does not change the table. Called by compile.py.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from .codegen_memory import zeros_global
 from .codegen_text import Place
 from .target import CompileError, Target
 
-# Kernels with less text than this are inlined into `run`: LLVM's fixed cost per function, some 0.3 ms, is most of theirs.
+# Kernels with less text than this are inlined into `run`: LLVM's fixed cost per function, some 0.3 ms, is
+# most of theirs.
 _INLINE_CHARACTERS = 8000
 
 
@@ -42,7 +44,9 @@ class _Program:
         self.module = Kernels(target.has_fma, f16, "#0", threads)
         self.attributes = f"attributes #0 = {{ nounwind {target.attribute_text()} }}"
         self.buffers = [_buffers(k) for k in program.kernels]
-        self.groups, self.single = overlap_groups(itertools.chain(program.inputs, program.outputs, *self.buffers))
+        self.groups, self.single = overlap_groups(
+            itertools.chain(program.inputs, program.outputs, *self.buffers)
+        )
         self.slots: dict[Buffer, int] = {}
         for i, b in enumerate([*program.inputs, *program.outputs]):
             self.slots.setdefault(b, i)
@@ -57,7 +61,7 @@ class _Program:
         header = f"; program {_plain(self.program.name)}\n"
         return f"{header}{module.text()}\n{self.attributes}\n"
 
-    # --- kernels ----------------------------------------------------------------------------------------------------
+    # --- kernels --------------------------------------------------------------------------------------------
 
     def _kernel(self, kernel: Kernel, number: int) -> tuple[str, list[Buffer]]:
         """Writes a kernel's function; its name and the buffers it takes."""
@@ -108,7 +112,7 @@ class _Program:
             self.module.globals.append(f"{name} = internal constant [{size} x i8] {value}, align 64")
         return name
 
-    # --- entry points -----------------------------------------------------------------------------------------------
+    # --- entry points ---------------------------------------------------------------------------------------
 
     def _run(self, calls: list[tuple[str, list[Buffer]]]) -> str:
         lines = ["define void @run(ptr %table) #0 {", "entry:"]
@@ -147,14 +151,18 @@ class _Program:
             source = pointers.get(b)
             if source is None:
                 if b.space == "arena":
-                    lines += [f"  %arena.o{i} = getelementptr i64, ptr %table, i64 {self.arena_slot}",
-                              f"  %arena.p{i} = load ptr, ptr %arena.o{i}, align 8",
-                              f"  %from{i} = getelementptr i8, ptr %arena.p{i}, i64 {b.offset}"]
+                    lines += [
+                        f"  %arena.o{i} = getelementptr i64, ptr %table, i64 {self.arena_slot}",
+                        f"  %arena.p{i} = load ptr, ptr %arena.o{i}, align 8",
+                        f"  %from{i} = getelementptr i8, ptr %arena.p{i}, i64 {b.offset}",
+                    ]
                 elif b.space == "const":
                     lines.append(f"  %from{i} = getelementptr i8, ptr {self._constant(b)}, i64 0")
                 else:
-                    lines += [f"  %at{i} = getelementptr i64, ptr %table, i64 {self.slots[b]}",
-                              f"  %from{i} = load ptr, ptr %at{i}, align 8"]
+                    lines += [
+                        f"  %at{i} = getelementptr i64, ptr %table, i64 {self.slots[b]}",
+                        f"  %from{i} = load ptr, ptr %at{i}, align 8",
+                    ]
                 source = f"%from{i}"
             lines += [
                 f"  %out{i} = getelementptr i64, ptr %table, i64 {at}",
@@ -171,6 +179,7 @@ class _Program:
 
     def _repeat(self) -> str:
         count = self.arena_slot + 2
+        size = count * 8
         self.module.declares["declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)"] = None
         advance: list[str] = []
         for i, b in enumerate(self.program.outputs, len(self.program.inputs)):
@@ -183,23 +192,33 @@ class _Program:
                     f"  %q{i} = select i1 %z{i}, i64 0, i64 %n{i}",
                     f"  store i64 %q{i}, ptr %s{i}, align 8",
                 ]
-        return "\n".join([
-            "define void @repeat(ptr %table, i64 %n) #0 {", "entry:",
-            f"  %slots = alloca [{count} x i64], align 64",
-            f"  call void @llvm.memcpy.p0.p0.i64(ptr align 8 %slots, ptr align 8 %table, i64 {count * 8}, i1 false)",
-            "  %some = icmp sgt i64 %n, 0", "  br i1 %some, label %loop, label %exit",
-            "loop:", "  %i = phi i64 [ 0, %entry ], [ %next, %loop ]",
-            "  call void @run(ptr %slots)", *advance,
-            "  %next = add nuw nsw i64 %i, 1", "  %more = icmp slt i64 %next, %n",
-            "  br i1 %more, label %loop, label %exit", "exit:", "  ret void", "}",
-        ])
+        return "\n".join(
+            [
+                "define void @repeat(ptr %table, i64 %n) #0 {",
+                "entry:",
+                f"  %slots = alloca [{count} x i64], align 64",
+                f"  call void @llvm.memcpy.p0.p0.i64(ptr %slots, ptr align 8 %table, i64 {size}, i1 false)",
+                "  %some = icmp sgt i64 %n, 0",
+                "  br i1 %some, label %loop, label %exit",
+                "loop:",
+                "  %i = phi i64 [ 0, %entry ], [ %next, %loop ]",
+                "  call void @run(ptr %slots)",
+                *advance,
+                "  %next = add nuw nsw i64 %i, 1",
+                "  %more = icmp slt i64 %next, %n",
+                "  br i1 %more, label %loop, label %exit",
+                "exit:",
+                "  ret void",
+                "}",
+            ]
+        )
 
 
 def overlap_groups(buffers: Iterable[Buffer]) -> tuple[dict[Buffer, int], frozenset[int]]:
     """(group of each buffer that all kernels see, groups of one buffer).
 
-    Two buffers of different groups never share memory: inputs and outputs are separate, arena buffers are in one group
-    with all whose bytes they overlap, directly or through others.
+    Two buffers of different groups never share memory: inputs and outputs are separate, arena buffers are in
+    one group with all whose bytes they overlap, directly or through others.
     """
     groups: dict[Buffer, int] = {}
     count: dict[int, int] = {}

@@ -1,11 +1,13 @@
-"""LLVM IR as text: types, literals, and a writer that places every instruction in the outermost region it can live in.
-The bottom layer of the code generator; the other codegen modules use it, nobody else.
+"""LLVM IR as text: types, literals, and a writer that places every instruction in the outermost region it can
+live in. The bottom layer of the code generator; the other codegen modules use it, nobody else.
 
-Text is written instead of building llvmlite.ir objects because that is several times faster, and compile time counts.
+Text is written instead of building llvmlite.ir objects because that is several times faster, and compile time
+counts.
 
-A function body is a stack of *regions* (the entry, then one per open loop or branch). While a loop is open, the text of
-its surroundings is still being written, so an instruction whose operands all come from outside is simply appended
-there: loop-invariant code motion costs nothing. Equal instructions in a region are written once.
+A function body is a stack of *regions* (the entry, then one per open loop or branch). While a loop is open,
+the text of its surroundings is still being written, so an instruction whose operands all come from outside is
+simply appended there: loop-invariant code motion costs nothing. Equal instructions in a region are written
+once.
 """
 
 from __future__ import annotations
@@ -19,8 +21,18 @@ import numpy as np
 from ...ir.dtypes import DType, int64
 
 _REGISTER = {
-    "f64": "double", "f32": "float", "f16": "i16", "bf16": "i16", "i64": "i64", "i32": "i32", "i16": "i16", "i8": "i8",
-    "u8": "i8", "u32": "i32", "u64": "i64", "bool": "i1",
+    "f64": "double",
+    "f32": "float",
+    "f16": "i16",
+    "bf16": "i16",
+    "i64": "i64",
+    "i32": "i32",
+    "i16": "i16",
+    "i8": "i8",
+    "u8": "i8",
+    "u32": "i32",
+    "u64": "i64",
+    "bool": "i1",
 }  # halves are bit patterns except inside conversions: no target then needs half arithmetic
 _SUFFIX = {"double": "f64", "float": "f32", "half": "f16"}
 #: what the math library says of branches to its slow paths
@@ -268,7 +280,8 @@ class Writer:
         return name
 
     def load(self, text: str, group: int, *refs: str, hint: str = "x") -> str:
-        """The name of a load, moved out of loops that don't write to its group, and not repeated while valid."""
+        """The name of a load, moved out of loops that don't write to its group, and not repeated while valid.
+        """
         depth = self.depth
         low = 0
         for r in refs:
@@ -294,14 +307,17 @@ class Writer:
         return name
 
     def _cut(self, region: Region) -> None:
-        """Ends a long basic block: LLVM's instruction selection takes time quadratic in their length. The branch is never
-        taken, but LLVM can't know and join the blocks again: an address is not below 4096."""
+        """Ends a long basic block: LLVM's instruction selection takes time quadratic in their length. The
+        branch is never taken, but LLVM can't know and join the blocks again."""
         region.limit = len(region.lines) + (_BLOCK_LINES if region is self.regions[0] else _LOOP_LINES)
         if self.opaque:
             self._cuts += 1
             test, block = self.fresh("cut"), self.label("long")
-            region.lines += [f"  {test} = icmp eq i64 {self.opaque}, {-self._cuts}",
-                             f"  br i1 {test}, label %never, label %{block}", f"{block}:"]
+            region.lines += [
+                f"  {test} = icmp eq i64 {self.opaque}, {-self._cuts}",
+                f"  br i1 {test}, label %never, label %{block}",
+                f"{block}:",
+            ]
             region.block = block
 
     def forget(self, groups: Iterable[int]) -> None:
@@ -311,7 +327,7 @@ class Writer:
                 for g in groups:
                     region.loads.pop(g, None)
 
-    # --- values -----------------------------------------------------------------------------------------------------
+    # --- values ---------------------------------------------------------------------------------------------
 
     def splat(self, ref: str, element: str, lanes: int, const: bool = False) -> str:
         """A vector of equal lanes. `const`: `ref` is a literal, and so is the result."""
@@ -354,9 +370,11 @@ class Writer:
         lines = region.lines
         if self.later:
             later = self.later
-            lines = [x for line in lines for x in (later[line] if line in later else (line,))]
+            lines = [x for line in lines for x in later.get(line, (line,))]
         never = ["never:", "  ret void"] if self._cuts else []
-        return "\n".join([f"{header} {{", "entry:", *self.entry, *lines, *self.exits, "  ret void", *never, "}"])
+        return "\n".join(
+            [f"{header} {{", "entry:", *self.entry, *lines, *self.exits, "  ret void", *never, "}"]
+        )
 
 
 _ZEROS = frozenset(("0", "false", "0x0000000000000000"))

@@ -55,9 +55,16 @@ class NativeProgram:
         """The machine code as assembly text."""
         return self.module.assembly()
 
-    def call(self, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray] | None = None, *,
-             repeat: int | None = None, serial: bool = False) -> list[np.ndarray]:
-        """Runs on arrays and gives the outputs (new arrays unless given). A convenience: the runtime builds tables once.
+    def call(
+        self,
+        inputs: Sequence[np.ndarray],
+        outputs: Sequence[np.ndarray] | None = None,
+        *,
+        repeat: int | None = None,
+        serial: bool = False,
+    ) -> list[np.ndarray]:
+        """Runs on arrays and gives the outputs (new arrays unless given). A convenience: the runtime builds
+        tables once.
 
         inputs: one C-contiguous array per input; those in `program.updated` are overwritten.
         repeat: run that many times; outputs then have that many as their first dimension.
@@ -68,11 +75,15 @@ class NativeProgram:
         lead = () if repeat is None else (repeat,)
         if outputs is None:
             outputs = [np.empty(lead + b.shape, b.dtype.numpy) for b in p.outputs]
-        for b, a, shape in [*((b, a, b.shape) for b, a in zip(p.inputs, inputs, strict=True)),
-                            *((b, a, lead + b.shape) for b, a in zip(p.outputs, outputs, strict=True))]:
+        for b, a, shape in [
+            *((b, a, b.shape) for b, a in zip(p.inputs, inputs, strict=True)),
+            *((b, a, lead + b.shape) for b, a in zip(p.outputs, outputs, strict=True)),
+        ]:
             if a.dtype != b.dtype.numpy or a.shape != shape or not a.flags.c_contiguous:
-                raise ValueError(f"{p.name}: {b.name} takes a contiguous {b.dtype.name}{list(shape)}, "
-                                 f"given {a.dtype}{list(a.shape)}")
+                raise ValueError(
+                    f"{p.name}: {b.name} takes a contiguous {b.dtype.name}{list(shape)}, "
+                    f"given {a.dtype}{list(a.shape)}"
+                )
         arena = np.empty(self.arena_bytes + 64, np.uint8)
         start = arena.ctypes.data
         pool = parallel_for_address() if self.threads and not serial else 0
@@ -86,8 +97,13 @@ class NativeProgram:
         return list(outputs)
 
 
-def compile_program(program: LoopProgram, target: Target | None = None, threads: bool = True, use_cache: bool = True,
-                    opt: Opt = "fast") -> NativeProgram:
+def compile_program(
+    program: LoopProgram,
+    target: Target | None = None,
+    threads: bool = True,
+    use_cache: bool = True,
+    opt: Opt = "fast",
+) -> NativeProgram:
     """Native code for a loop program.
 
     - `target`: default the host.

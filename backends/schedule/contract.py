@@ -120,7 +120,7 @@ class ContractGroup(Group):
         outer = prod(d.size for d in (*self.batch, *self.rows[:-1], *self.cols[:-1]))
         problem = Problem(
             m.size, n.size, prod(d.size for d in self.inner), outer, m.a, k.a, k.b, n.b, m.c, n.c,
-            self.acc.itemsize, all(d.b == 0 for d in (*self.batch, *self.rows[:-1])),
+            self.acc.itemsize, all(d.b == 0 for d in (*self.batch, *self.rows[:-1])), len(self.inner),
         )  # fmt: skip
         self.strategy: Strategy = choose(problem, self.plan.machine)
         if self.strategy.swap:

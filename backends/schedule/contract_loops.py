@@ -12,6 +12,7 @@ Tiles at the edges are separate code with fewer rows, or with lanes masked off.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import prod
 
 from ...ir.expr import Const, Expr, LaneReduce, Load, Var, from_terms, index_add, index_mul, terms
@@ -27,7 +28,16 @@ from .tiles import splits
 
 #: epilogues costlier than this per element run as a loop over the rows of a spilled tile, to keep the code small
 LONG_EPILOGUE = 8.0
-FORCE_UNROLL=0
+
+
+@dataclass
+class Block:
+    """A block of k: its start, its size, whether it is the first and the last (a condition where a loop decides)."""
+
+    start: Expr
+    size: int
+    first: bool | Expr
+    last: bool | Expr
 
 
 class ContractEmitter:
@@ -50,6 +60,7 @@ class ContractEmitter:
         self.long = work(exprs) > LONG_EPILOGUE
         self.lanes = self.s.lanes
         self.packed: dict[str, Buffer] = {}
+        self._partial: Buffer | None = None
         self.pack_dims: dict[str, list[Dim]] = {}
 
     def emit(self) -> list[Stmt]:
@@ -79,19 +90,41 @@ class ContractEmitter:
         """Column tiles around row tiles, or the other way round where only the latter can keep threads busy."""
         s = self.s
         width = s.nr if s.dot else s.nr * self.lanes
-        tile = self.dot_tile if s.dot else self.outer_tile
 
-        def one(at: Scope, mb: Expr, mr: int, nb: Expr, columns: int) -> None:
+        def one(at: Scope, mb: Expr, mr: int, nb: Expr, columns: int, block: Block) -> None:
             inner = at.inline()
-            tile(inner, mb, mr, nb, columns if s.dot else -(-columns // self.lanes), columns)
+            if s.dot:
+                self.dot_tile(inner, mb, mr, nb, columns, columns)
+            else:
+                self.outer_tile(inner, mb, mr, nb, -(-columns // self.lanes), columns, block)
             inner.close()
 
         if self.parallel and self.n.size // width < 4 <= self.m.size // s.mr:
-            self.tiles(scope, self.m, s.mr, lambda o, mb, mr: self.tiles(
-                o, self.n, width, lambda i, nb, n: one(i, mb, mr, nb, n)))  # fmt: skip
+            self.tiles(scope, self.m, s.mr, lambda o, mb, mr: self.tiles(o, self.n, width, lambda i, nb, n:
+                self.k_blocks(i, lambda k, b: one(k, mb, mr, nb, n, b))))  # fmt: skip
         else:
-            self.tiles(scope, self.n, width, lambda o, nb, n: self.tiles(
-                o, self.m, s.mr, lambda i, mb, mr: one(i, mb, mr, nb, n)))  # fmt: skip
+            self.tiles(scope, self.n, width, lambda o, nb, n: self.k_blocks(o, lambda i, b:
+                self.tiles(i, self.m, s.mr, lambda k, mb, mr: one(k, mb, mr, nb, n, b))))  # fmt: skip
+
+    def k_blocks(self, scope: Scope, body: Callable[[Scope, Block], None]) -> None:
+        """`body` for every block of k whose panels fit the cache; one block where all of k does."""
+        size = self.s.kc
+        if size >= self.K:
+            body(scope, Block(ZERO, self.K, True, True))
+            return
+        start = 0
+        for count, n in splits(self.K, size):
+            if count > 1:
+                v = Var("kb", count * n)
+                inner = scope.loop(v, count * n, "serial", n)
+                at = index_add(v, Const(start))
+            else:
+                inner, at = scope.inline(), Const(start)
+            first = start == 0 and (S.eq(at, ZERO) if count > 1 else True)
+            last = start + count * n == self.K and (S.eq(at, Const(self.K - n)) if count > 1 else True)
+            body(inner, Block(at, n, first, last))
+            inner.close()
+            start += count * n
 
     def take_parallel(self, scope: Scope, count: int) -> bool:
         """Whether a loop of `count` iterations is the one to share among threads: an outermost one."""
@@ -254,14 +287,25 @@ class ContractEmitter:
 
     # --- tiles
 
-    def outer_tile(self, scope: Scope, mb: Expr, mr: int, nb: Expr, nr: int, columns: int) -> None:
+    def outer_tile(
+        self, scope: Scope, mb: Expr, mr: int, nb: Expr, nr: int, columns: int, part: Block
+    ) -> None:
         """An mr x (nr vectors) tile by outer products."""
         lanes, acc_type = self.lanes, self.g.acc
         self.tile_vars = {x for e in (mb, nb) for x in ([e] if isinstance(e, Var) else e.args) if isinstance(x, Var)}
         acc = scope.alloc("acc", acc_type, mr * nr * lanes, "register")
         row = scope.alloc("b", acc_type, nr * lanes, "register")
         zero = Const(0, acc_type)
-        self.vectors(scope, mr * nr, lambda s, at: s.stmts.append(Store(acc, (at,), zero)))
+        partial = self.partial_at(scope, mb, nb, nr)
+
+        def begin(s: Scope, at: Expr) -> None:
+            value: Expr = zero
+            if part.first is not True:
+                mask = S.prim("not_", part.first) if isinstance(part.first, Expr) else None
+                value = Load(self.partial(), (index_add(partial, at),), mask, zero if mask is not None else None)
+            s.stmts.append(Store(acc, (at,), value))
+
+        self.vectors(scope, mr * nr, begin)
         *outer, last = self.g.inner
         block, k = self.k_loops(scope, outer)
 
@@ -285,28 +329,58 @@ class ContractEmitter:
             self.vectors(rows, nr, multiply)
             rows.close()
 
-        self.k_steps(block, last, mr * nr, k, step)
+        self.k_steps(block, last, mr * nr, k, step, part)
         while block is not scope:
             block.close()
             assert block.parent is not None
             block = block.parent
-        self.epilogue(scope, acc, mb, mr, nb, nr * lanes, columns)
+        if part.last is not True:
+            kept = scope if part.last is False else scope.branch(S.prim("not_", part.last))
+            target = self.partial()
+            self.vectors(kept, mr * nr, lambda s, at: s.stmts.append(
+                Store(target, (index_add(partial, at),), Load(acc, (at,)))))  # fmt: skip
+            if kept is not scope:
+                kept.close()
+        if part.last is not False:
+            done = scope if part.last is True else scope.branch(part.last)
+            self.epilogue(done, acc, mb, mr, nb, nr * lanes, columns)
+            if done is not scope:
+                done.close()
+
+    def partial(self) -> Buffer:
+        """Sums over the blocks of k so far, tile after tile as the registers hold them."""
+        if self._partial is None:
+            width = self.s.nr * self.lanes
+            rows = -(-self.m.size // self.s.mr) * self.s.mr
+            size = prod(d.size for d in self.outer) * rows * -(-self.n.size // width) * width
+            self._partial = Buffer("partial", self.g.acc, (size,), "arena")
+        return self._partial
+
+    def partial_at(self, scope: Scope, mb: Expr, nb: Expr, nr: int) -> Expr:
+        """Where the tile at (mb, nb) starts there: [outer..., column tile, row tile, tile]."""
+        if self.s.kc >= self.K:
+            return ZERO
+        rows = -(-self.m.size // self.s.mr) * self.s.mr
+        width = self.s.nr * self.lanes
+        out: Expr = ZERO
+        for d in self.outer:
+            value = scope.find(self.low.number(d.var)) if isinstance(d.var, Var) else ZERO
+            assert value is not None
+            out = index_add(index_mul(out, d.size), value)
+        out = index_mul(out, -(-self.n.size // width) * width * rows)
+        return index_add(index_add(out, index_mul(nb, rows)), index_mul(mb, nr * self.lanes))
 
     def k_steps(
         self, scope: Scope, dim: Dim, accumulators: int, k: dict[Expr, Expr],
-        step: Callable[[Scope, dict[Expr, Expr]], None],
+        step: Callable[[Scope, dict[Expr, Expr]], None], part: Block,
     ) -> None:  # fmt: skip
-        """The innermost loop over k, unrolled by what divides it."""
-        n = dim.size
+        """The innermost loop over k. Unrolled a little: more would have LLVM mix the steps and run out of registers."""
+        n = dim.size if self.s.kc >= self.K else part.size
         if not isinstance(dim.var, Var):
             step(scope, k)
             return
-        most = max(1, min(8, 120 // max(accumulators, 1)))
-        if FORCE_UNROLL: most=FORCE_UNROLL
-        if n <= most:
-            unroll = n
-        else:
-            unroll = next((u for u in (4, 5, 3, 2) if u <= most and n % u == 0), min(4, most))
+        most = 1 if accumulators > 24 else min(4, max(2, 32 // accumulators))
+        unroll = n if n <= most else next((u for u in (4, 3, 2) if u <= most and n % u == 0), most)
         whole = n // unroll * unroll
         outer, base = scope, ZERO
         if whole > unroll:
@@ -314,14 +388,14 @@ class ContractEmitter:
             outer, base = scope.loop(v, whole, "serial", unroll), v
         u = Var("u", unroll)
         inner = outer.loop(u, unroll, "unroll")
-        step(inner, {**k, dim.var: index_add(base, u)})
+        step(inner, {**k, dim.var: index_add(index_add(base, u), part.start)})
         inner.close()
         if outer is not scope:
             outer.close()
         if whole < n:
             v = Var(dim.var.name, n - whole)
             inner = scope.loop(v, n - whole, "serial")
-            step(inner, {**k, dim.var: index_add(v, Const(whole))})
+            step(inner, {**k, dim.var: index_add(index_add(v, Const(whole)), part.start)})
             inner.close()
 
     def vectors(self, scope: Scope, count: int, body: Callable[[Scope, Expr], None]) -> None:

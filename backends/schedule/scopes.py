@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 
 from ...ir import dtypes
 from ...ir.expr import Cast, Const, Expr, LaneReduce, Load, Local, Prim, Var, substitute
-from ...ir.loops import Alloc, Buffer, For, Let, Stmt, Store
+from ...ir.loops import Alloc, Buffer, For, If, Let, Stmt, Store
 from .indexing import Numbering, is_index
 
 
@@ -110,7 +110,7 @@ class Scope:
         self.parent = parent
         self.depth = 0 if parent is None else parent.depth + 1
         self.stmts: list[Stmt] = []
-        self.header: For | None = None
+        self.header: For | If | None = None
         self.env: dict[Expr, Expr] = {}
         self.memo: dict[int, Expr] = {}
         self.mask = mask
@@ -130,6 +130,12 @@ class Scope:
         inner = Scope(self.lowering, self)
         inner.stmts = self.stmts
         inner.header = None
+        return inner
+
+    def branch(self, cond: Expr) -> Scope:
+        """Opens an `if`."""
+        inner = Scope(self.lowering, self)
+        inner.header = If(cond, inner.stmts)
         return inner
 
     def close(self) -> None:

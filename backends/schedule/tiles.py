@@ -14,6 +14,8 @@ from ..machine import MachineModel
 
 #: cycles per element to copy an operand into panels, along memory and across it
 COPY, TRANSPOSE = 0.2, 1.4
+#: cycles per load of a tile's step, hidden or not
+PER_LOAD = 0.04
 #: cycles of a vector store to scattered places, per lane
 SCATTER = 1.5
 #: cycles for a tile's prologue and epilogue, per accumulator
@@ -39,11 +41,12 @@ class Problem:
     cn: int
     itemsize: int
     shared_b: bool = False
+    inner_dims: int = 1
 
     def swapped(self) -> Problem:
         """The same with the operands' roles exchanged."""
         return Problem(self.N, self.M, self.K, self.batch, self.bn, self.bk, self.ak, self.am, self.cn, self.cm,
-                       self.itemsize)  # fmt: skip
+                       self.itemsize, inner_dims=self.inner_dims)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Strategy:
         mr, nr: rows and columns of the register tile; columns in elements for `dot`, in vectors otherwise.
         lanes: of vectors.
         pack_a, pack_b: the operand is copied into panels first.
+        kc: k in blocks of this many, partial sums kept in memory.
         cycles: estimate.
     """
 
@@ -66,6 +70,7 @@ class Strategy:
     lanes: int
     pack_a: bool
     pack_b: bool
+    kc: int
     cycles: float
 
 
@@ -94,8 +99,6 @@ def _outer(p: Problem, swap: bool, machine: MachineModel) -> list[Strategy]:
     strided_store = p.cn != 1
     out: list[Strategy] = []
     registers = machine.vector_registers
-    whole = p.M * p.K * p.itemsize
-    fits = whole <= machine.l1_bytes
     for nr in range(1, min(vectors, 6) + 1):
         most = max(1, (registers - 1 - nr) // nr)
         for mr in {*range(max(1, most - 8), min(most, p.M) + 1), min(p.M, most)}:
@@ -106,38 +109,46 @@ def _outer(p: Problem, swap: bool, machine: MachineModel) -> list[Strategy]:
             for count_m, m in splits(p.M, mr):
                 row_tiles += count_m
                 for count_n, n in splits(vectors, nr):
-                    step = max(m * n / per_cycle, (m + n) / 2, 4.0)
+                    step = max(m * n / per_cycle, (m + n) / 2, 4.0) + PER_LOAD * (m + n)
                     once = PER_VECTOR * m * n + 12 + (SCATTER * lanes * m * n if strided_store else 0)
                     cycles += count_m * count_n * (step * p.K + once)
             column_tiles = -(-vectors // nr)
-            pack_b, cost_b = _pack_b(p, row_tiles, lanes, machine)
-            pack_a, cost_a = _pack_a(p, mr, column_tiles, fits)
+            pack_b, cost_b = _pack_b(p, row_tiles, nr * lanes, machine)
+            pack_a, cost_a = _pack_a(p, column_tiles)
             total = p.batch * (cycles + cost_a) + cost_b * (1 if p.shared_b else p.batch)
-            out.append(Strategy(swap, False, mr, nr, lanes, pack_a, pack_b, total))
+            kc = _k_block(p, row_tiles, nr * lanes, machine)
+            out.append(Strategy(swap, False, mr, nr, lanes, pack_a, pack_b, kc, total))
     return out
 
 
-def _pack_b(p: Problem, row_tiles: int, lanes: int, machine: MachineModel) -> tuple[bool, float]:
+def _pack_b(p: Problem, row_tiles: int, width: int, machine: MachineModel) -> tuple[bool, float]:
     """Whether rows of B are copied into panels, and what B costs beyond the loads the tile needs anyway."""
     size = p.K * p.N
     if p.bn != 1:
         return True, TRANSPOSE * size + 20
     # Rows a page apart fall into few cache sets and cost a TLB entry each.
-    bytes_k = p.bk * p.itemsize
-    big = p.K * lanes * 2 * p.itemsize > machine.l1_bytes // 2 or (bytes_k % 2048 == 0 and p.K >= 64)
-    reused = row_tiles * (1 if not p.shared_b else p.batch)
-    if big and reused >= 4:
+    big = p.K * width * p.itemsize > machine.l1_bytes * 2 // 3
+    collide = p.bk * p.itemsize % 1024 == 0 and p.K >= 64
+    if (big or collide) and row_tiles * (p.batch if p.shared_b else 1) >= 4:
         return True, COPY * size
     return False, 0.0
 
 
-def _pack_a(p: Problem, mr: int, column_tiles: int, fits: bool) -> tuple[bool, float]:
-    """The same for A, whose elements are broadcast: any layout will do unless its lines collide in the cache."""
-    rows_collide = p.am * p.itemsize % 4096 == 0 and p.am and mr > 8
-    columns_collide = p.ak * p.itemsize % 2048 == 0 and p.ak and p.K > 64
-    if fits or column_tiles < 3 or not (rows_collide or columns_collide):
-        return False, 0.0
-    return True, (COPY if p.am == 1 else TRANSPOSE) * p.M * p.K
+def _pack_a(p: Problem, column_tiles: int) -> tuple[bool, float]:
+    """The same for A, whose elements are broadcast. Few rows side by side do in any layout; columns a power of two apart
+    fall into few cache sets, and every column tile would fetch them again."""
+    if p.am == 1 and p.K >= 128 and column_tiles >= 3 and p.ak * p.itemsize % 1024 == 0:
+        return True, COPY * p.M * p.K
+    return False, 0.0
+
+
+def _k_block(p: Problem, row_tiles: int, width: int, machine: MachineModel) -> int:
+    """How much of k at a time: a panel of B of about the first cache's size, if it is used often; else all of it."""
+    best = max(64, machine.l1_bytes * 4 // 3 // (width * p.itemsize))
+    if row_tiles < 6 or p.K <= best * 3 // 2 or p.inner_dims > 1:
+        return p.K
+    count = -(-p.K // best)
+    return next((p.K // c for c in range(count, 2 * count) if p.K % c == 0), -(-p.K // count))
 
 
 def _dot(p: Problem, swap: bool, machine: MachineModel) -> Strategy:
@@ -151,4 +162,4 @@ def _dot(p: Problem, swap: bool, machine: MachineModel) -> Strategy:
         for count_n, n in splits(p.N, nr):
             step = max(m * n / per_cycle, (m + n) / 2, 4.0)
             cycles += count_m * count_n * (step * steps + m * n * 6 + 20)
-    return Strategy(swap, True, mr, nr, lanes, False, False, cycles * p.batch)
+    return Strategy(swap, True, mr, nr, lanes, False, False, p.K, cycles * p.batch)
