@@ -151,9 +151,8 @@ def _show(options: argparse.Namespace) -> int:
             missing = f"{script} compiled no function {function!r}; it compiled {', '.join(names)}"
         else:
             missing = (
-                f"{script} compiled nothing: decorate a function with @tracegrad.compile, and call it. Code "
-                "outside of compiled functions is interpreted when met first; TRACEGRAD_LAZY=compile compiles "
-                "that, too"
+                f"{script} compiled nothing: decorate a function with @tracegrad.compile and call it. Code "
+                "outside of them is interpreted when met first; TRACEGRAD_LAZY=compile compiles that, too"
             )
         if failed:
             return 1

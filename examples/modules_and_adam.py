@@ -1,5 +1,4 @@
-"""The small network of two layers with modules, a loss function and Adam; plain, and with the training step
-compiled.
+"""The small network of two layers with modules, a loss function and Adam: plain, and compiled.
 
 python examples/modules_and_adam.py
 """

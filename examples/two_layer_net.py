@@ -1,5 +1,4 @@
-"""A network of two layers out of nothing but tensors: weights by hand, gradients by autograd, updates by
-hand.
+"""A network of two layers out of nothing but tensors; gradients by autograd, updates by hand.
 
     python examples/two_layer_net.py
 

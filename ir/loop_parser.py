@@ -211,7 +211,7 @@ class _Parser:
             return Cast(self.one_argument(), dtype, bits=True)
         if word == "reduce":
             return self.lane_reduce()
-        if word in PRIMITIVES:
+        if word in PRIMITIVES and self.token == "(":
             return self.prim(word, self.arguments())
         if self.token == "[":
             return self.load(self.lookup(word, Buffer, "buffer"))

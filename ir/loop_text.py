@@ -46,7 +46,6 @@ from .loops import (
     expressions,
     statements,
 )
-from .scalar import PRIMITIVES
 
 __all__ = ["parse_program", "print_expr", "print_program", "used_buffers"]
 
@@ -85,7 +84,7 @@ class _Names:
 
 _RESERVED = {
     "for", "in", "step", "let", "if", "while", "alloc", "barrier", "true", "false", "kernel", "program", "reduce",
-    "bits", "returns", "updates", *dtypes.BY_NAME, *PRIMITIVES, *LOOP_KINDS, *SPACES,
+    "bits", "returns", "updates", *dtypes.BY_NAME, *LOOP_KINDS, *SPACES,
 }  # fmt: skip
 
 

@@ -97,7 +97,7 @@ def _umask() -> int:
 def _program(lowered: Lowered, index: int) -> str:
     lines = text.Lines()
     stages = _stages(lowered, lines)
-    drawing = draw(lowered.optimized, lines)
+    drawing = draw(lowered.optimized, lines, f"p{index}")
     source = text.source_lines(lines)
     if source:
         stages = {"python": source, **stages}

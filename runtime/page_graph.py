@@ -19,7 +19,7 @@ from .page_text import Lines
 MAX_BOXES = 900
 _SWEEPS = 12
 _HEIGHT, _GAP_X, _GAP_Y = 38, 18, 34
-_CHARACTER = 6.7
+_CHARACTER = 7.4
 
 
 @dataclass(eq=False)
@@ -50,8 +50,11 @@ class _Box:
         return max(54.0, _CHARACTER * max(len(self.title), len(self.detail)) + 16)
 
 
-def draw(graph: Graph, lines: Lines) -> str:
-    """The graph as an `<svg>` element; a sentence instead where it is too large to be read."""
+def draw(graph: Graph, lines: Lines, name: str = "graph") -> str:
+    """The graph as an `<svg>` element; a sentence instead where it is too large to be read.
+
+    `name` tells the drawings on one page apart.
+    """
     boxes, edges = _boxes(graph, lines)
     if len(boxes) > MAX_BOXES:
         return f"<p class=note>{len(boxes)} ops are too many to draw; the texts have them all.</p>"
@@ -61,7 +64,7 @@ def draw(graph: Graph, lines: Lines) -> str:
     layers, chains = _with_bends(boxes, edges)
     _order(layers)
     _place(layers)
-    return _svg(layers, chains)
+    return _svg(layers, chains, name)
 
 
 # --- what is drawn --------------------------------------------------------------------------------------
@@ -262,18 +265,18 @@ def _spread(layer: list[_Box], wanted: list[float]) -> list[float]:
 # --- the picture --------------------------------------------------------------------------------------
 
 
-def _svg(layers: list[list[_Box]], chains: list[tuple[list[_Box], str]]) -> str:
+def _svg(layers: list[list[_Box]], chains: list[tuple[list[_Box], str]], name: str) -> str:
     width = max(b.x + b.width / 2 for layer in layers for b in layer) + 10
     height = len(layers) * (_HEIGHT + _GAP_Y) - _GAP_Y + 20
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" class="dataflow" viewBox="0 0 {width:.0f} {height:.0f}" '
         f'width="{width:.0f}" height="{height:.0f}" role="img" aria-label="dataflow">',
-        '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="6" markerHeight="6" '
+        f'<defs><marker id="tip-{name}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="6" markerHeight="6" '
         'orient="auto"><path d="M0 0L8 4L0 8z" class="tip"/></marker></defs>',
     ]
     for chain, label in chains:
         out.append(
-            f'<path class="edge" d="{_curve(chain)}" marker-end="url(#tip)">'
+            f'<path class="edge" d="{_curve(chain)}" marker-end="url(#tip-{name})">'
             f"<title>{escape(label)}</title></path>"
         )
     for b in (b for layer in layers for b in layer if b.title):

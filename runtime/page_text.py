@@ -256,7 +256,8 @@ def _painted_python(texts: list[str]) -> list[str]:
 
 #: Triple quotes that the line opens and does not close, after no comment and no other string.
 _TRIPLE = re.compile(
-    r"""^(?:[^#"']|"(?!"")[^"]*"|'(?!'')[^']*'|\"{3}.*?\"{3}|'{3}.*?'{3})*?(?P<open>\"{3}|'{3})(?!.*(?P=open))"""
+    r"""^(?:[^#"']|"(?!"")[^"]*"|'(?!'')[^']*'|\"{3}.*?\"{3}|'{3}.*?'{3})*?"""
+    r"""(?P<open>\"{3}|'{3})(?!.*(?P=open))"""
 )
 
 

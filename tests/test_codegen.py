@@ -369,6 +369,57 @@ def test_scratch_in_parallel_loops_is_per_task() -> None:
         np.testing.assert_array_equal(y, x * 2 + 1)
 
 
+def test_scratch_that_tasks_share() -> None:
+    """Packed once, on the stack and on the heap, then read by all tasks of a parallel loop."""
+    p = program("""
+      input x: f32[64,64]
+      output y: f32[64,64]
+      returns y
+      kernel {
+        alloc local t: f32[64,64]
+        alloc local big: f32[512,64]
+        for i in 64 serial { for j in 64 step 16 serial { for l in 16 vector { t[i, j + l] = x[j + l, i] } } }
+        for i in 64 serial { for j in 64 serial { big[8*i, j] = t[i, j] + f32:1.0 } }
+        for i in 64 parallel { for j in 64 step 16 serial { for l in 16 vector {
+          y[i, j + l] = t[i, j + l] * big[8*i, j + l]
+        } } }
+      }""")
+    (x,) = inputs_of(p)
+    (y,) = compile_program(p, use_cache=False).call([x])
+    np.testing.assert_array_equal(y, x.T * (x.T + 1))
+
+
+@pytest.mark.parametrize("kind", ["serial", "parallel"])
+def test_long_code_is_cut_into_blocks(kind: str) -> None:
+    """Thousands of statements without a loop, in a kernel and in a task: LLVM takes time quadratic in a block's length."""
+    steps = " ".join(
+        f"y[i, {n}] = x[i, {n}] * f32:{n % 7 + 1}.5 + x[i, {(n * 31) % 900}]" for n in range(900)
+    )
+    p = program(f"""
+      input x: f32[2,900]
+      output y: f32[2,900]
+      returns y
+      kernel {{ for i in 2 {kind} {{ {steps} }} }}
+      kernel {{ for i in 1 serial {{ {steps.replace("y[i, ", "y[0, ")} }} }}""")
+    (x,) = inputs_of(p)
+    text = generate(p, TARGETS["host"])
+    assert "%never" in text
+    assert max(len(b) for b in _blocks(text)) < 2000
+    (y,) = compile_program(p, use_cache=False).call([x])
+    n = np.arange(900)
+    np.testing.assert_array_equal(y, x * (n % 7 + 1.5).astype(np.float32) + x[:, (n * 31) % 900])
+
+
+def _blocks(text: str) -> list[list[str]]:
+    blocks: list[list[str]] = [[]]
+    for line in text.splitlines():
+        if line and not line.startswith(" "):
+            blocks.append([])
+        else:
+            blocks[-1].append(line)
+    return blocks
+
+
 def test_scratch_inside_a_vector_loop_is_per_lane() -> None:
     """Beyond what the scheduler makes: loops, branches and scratch inside a vector loop."""
     p = program("""

@@ -254,8 +254,8 @@ def test_contraction(spec: str, data: st.DataObject, machine: MachineModel, epil
 
 def test_blocks_of_k_and_packed_panels() -> None:
     """Sizes at which k is split up, and both operands are packed; tiles are cut off at every edge."""
-    machine = replace(SMALL, l1_bytes=2048)
-    graph = build("c", {"x": f32(200, 13), "y": f32(200, 19)}, lambda b, x, y: b.contract(x, y, spec="km,kn->mn"))
+    machine = replace(SMALL, l1_bytes=512, vector_registers=6)
+    graph = build("c", {"x": f32(130, 26), "y": f32(7, 130)}, lambda b, x, y: b.contract(x, y, spec="km,nk->mn"))
     program = check(graph, arrays_for(graph), machine)
     assert "partial" in print_program(program) and "packed" in print_program(program)
 
@@ -337,7 +337,7 @@ def test_updates_in_place(name: str, machine: MachineModel) -> None:
     check(graph, arrays_for(graph), machine)
 
 
-@pytest.mark.parametrize("name", ["swap", "rows", "row sums"])
+@pytest.mark.parametrize("name", ["swap", "rows"])
 def test_safe_updates_need_no_copy(name: str) -> None:
     program = schedule(hazards()[name], AVX512)
     assert program.arena_bytes == 0 and not any("copy" in k.comment for k in program.kernels)
@@ -366,11 +366,11 @@ BIAS = """program "bias" {
     for i0 in 3 serial {
       for i1v in 4 vector {
         let add: f32 = x[6*i0 + i1v] + b[i1v]
-        relu[6*i0 + i1v] = select(add <= f32:0.0, f32:0.0, add)
+        relu[6*i0 + i1v] = select(add < f32:0.0, f32:0.0, add)
       }
       for i1v_1 in 2 vector {
         let add_1: f32 = x[6*i0 + i1v_1 + 4] + b[i1v_1 + 4]
-        relu[6*i0 + i1v_1 + 4] = select(add_1 <= f32:0.0, f32:0.0, add_1)
+        relu[6*i0 + i1v_1 + 4] = select(add_1 < f32:0.0, f32:0.0, add_1)
       }
     }
   }

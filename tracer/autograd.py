@@ -248,7 +248,7 @@ def backward(
     finally:
         trace.grad_enabled = enabled
     if not create_graph:
-        trace.walked_back = trace is STATE.lazy
+        trace.walked_back = True
 
 
 def _accumulate(trace: Trace, t: Tensor, g: Any, create_graph: bool) -> None:
@@ -292,7 +292,7 @@ def grad(
     found = _run(outputs, list(grad_outputs), keep, create_graph, wrt)
     trace = STATE.trace
     if not create_graph:
-        trace.walked_back = trace is STATE.lazy
+        trace.walked_back = True
     result: list[Any] = []
     for i, (t, v) in enumerate(zip(inputs, wrt)):
         if v in found:

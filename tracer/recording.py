@@ -51,6 +51,7 @@ class Trace(Builder):
         nodes: recorded nodes in order.
         handles: storages that were given values of this trace.
         grad_enabled: whether results of ops on values that require grad require it too.
+        walked_back: a backward that made no new graph has been recorded; see `ready` in tensor.py.
     """
 
     def __init__(self) -> None:
@@ -114,7 +115,10 @@ class Trace(Builder):
         grads: Sequence[bool],
         loc: Location | None,
     ) -> Any:
-        node = Node(op, operands, attrs, loc, self.phase)
+        phase = self.phase
+        if self.walked_back and not self.grad_enabled and phase == "forward":
+            phase = "update"  # what is done without gradients after a backward is done to parameters
+        node = Node(op, operands, attrs, loc, phase)
         self.nodes.append(node)
         if len(types) == 1:
             value = TracedValue(types[0], node, 0, self, None, grads[0])

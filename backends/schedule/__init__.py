@@ -76,7 +76,7 @@ def _kernel(group: Group, body: list[Stmt], placement: Placement, index: int) ->
     names: list[str] = []
     locs = []
     flops = 0
-    for node in group.nodes.values():
+    for node in placement.nodes(group):
         if node.op.name not in names:
             names.append(node.op.name)
         if node.loc is not None and node.loc not in locs:

@@ -81,7 +81,6 @@ class ContractGroup(Group):
         self.arrange(spec_a, spec_b, out, sizes, strides)
         self.members.append(self.result)
         self.plan.home[self.result] = self
-        self.nodes[id(node)] = node
         self.finish()
         if self.result in self.plan.live:
             self.plan.demand(self.result)

@@ -30,6 +30,7 @@ class Elements:
 
     Attributes:
         bindings: what every local stands for, definitions before uses.
+        origin: the graph's node that a local comes from.
         memo: elements by value, index and mask.
         owner: the group; asked about values that are not simply computed (`owner.resolve`).
     """
@@ -38,6 +39,7 @@ class Elements:
         self.owner = owner
         self.number = number
         self.bindings: dict[Local, Expr] = {}
+        self.origin: dict[Local, Node] = {}
         self.memo: dict[tuple[Any, ...], Expr] = {}
 
     # trial and error: everything after a mark can be taken back
@@ -66,12 +68,14 @@ class Elements:
             self.memo[key] = got
         return got
 
-    def bind(self, e: Expr, name: str) -> Expr:
+    def bind(self, e: Expr, name: str, node: Node | None = None) -> Expr:
         """A local for `e`, or `e` itself where that is as short."""
         if isinstance(e, (Const, Local)):
             return e
         local = Local(name, e.dtype)
         self.bindings[local] = e
+        if node is not None:
+            self.origin[local] = node
         return local
 
     def define(self, v: Value, index: tuple[Expr, ...], mask: Expr | None) -> Expr:
@@ -84,7 +88,7 @@ class Elements:
             for o in node.operands:
                 shape = o.type.shape
                 args.append(self.at(o, index if shape == v.type.shape else broadcast_index(index, shape), mask))
-            return self.bind(apply_scalar(S, op, v.type, args, node.attrs), v.name or op.name)
+            return self.bind(apply_scalar(S, op, v.type, args, node.attrs), v.name or op.name, node)
         if op.pull is not None:
             return self.pulled(node, v, index, mask)
         if op.kernel == "contract":
@@ -103,7 +107,7 @@ class Elements:
             for o, letters in zip(node.operands, (a, b))
         )
         out_type = node.results[0].type
-        return self.bind(apply_scalar(S, REGISTRY["mul"], out_type, [x, y], {}), node.results[0].name or "product")
+        return self.bind(apply_scalar(S, REGISTRY["mul"], out_type, [x, y], {}), node.results[0].name or "product", node)
 
     def pulled(self, node: Node, v: Value, index: tuple[Expr, ...], mask: Expr | None) -> Expr:
         op = node.op
@@ -131,7 +135,7 @@ class Elements:
             else:
                 out = S.prim("select", where, e, out)
         assert out is not None
-        return out if isinstance(out, (Load, Const, Local)) else self.bind(out, v.name or op.name)
+        return out if isinstance(out, (Load, Const, Local)) else self.bind(out, v.name or op.name, node)
 
 
 def _decided(pieces: list[Piece]) -> list[Piece]:

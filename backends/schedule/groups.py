@@ -53,7 +53,6 @@ class Group:
         self.elements = Elements(self, plan.number)
         self.members: list[Value] = []
         self.stored: list[Value] = []
-        self.nodes: dict[int, Node] = {}
         self.pending: list[Value] = []
         self.pending_reads: list[Value] = []
 
@@ -136,8 +135,6 @@ class Group:
         self.members.append(v)
         self.plan.home[v] = self
         self.finish()
-        if v.node is not None:
-            self.nodes[id(v.node)] = v.node
         if v in self.plan.live:
             self.plan.demand(v)
 
@@ -148,6 +145,10 @@ class Group:
             self.plan.read(self, u)
         for u in self.pending_reads:
             self.plan.read(self, u)
+
+    def roots(self) -> list[Expr]:
+        """What the group evaluates besides its stored values."""
+        return []
 
     def store_spec(self, v: Value) -> tuple[Expr, Expr]:
         """(flat index, element) of a stored member."""
@@ -303,6 +304,9 @@ class RowGroup(Group):
         self.reductions.append(Reduction(first, "minimum", place))
         return first
 
+    def roots(self) -> list[Expr]:
+        return [r.element for r in self.reductions]
+
     def stage_of(self, e: Expr) -> int:
         """How many passes over the row must be over before `e` is known."""
         by_local = {r.local: r for r in self.reductions}
@@ -379,6 +383,9 @@ class TinyGroup(Group):
     def own(self, v: Value, index: tuple[Expr, ...], mask: Expr | None) -> Expr | None:
         return None
 
+    def roots(self) -> list[Expr]:
+        return [self.elements.at(v, index) for v in self.stored for index in self.positions(v)]
+
     def resolve(self, v: Value, index: tuple[Expr, ...], mask: Expr | None) -> Expr | None:
         node = v.node
         home = self.plan.home.get(v)
@@ -392,18 +399,18 @@ class TinyGroup(Group):
         name = v.name or node.op.name
         acc = opmath(v.type.dtype)
         if node.op.kernel == "contract":
-            return self.elements.bind(S.cast(self.dot(node, index, acc), v.type.dtype), name)
+            return self.elements.bind(S.cast(self.dot(node, index, acc), v.type.dtype), name, node)
         spec = ReduceSpec.of(node)
         o = ravel(index, v.type.shape)
         items = [self.elements.at(node.operands[0], spec.operand_index(o, Const(r))) for r in range(spec.R)]
         if not node.op.combine:
-            return self.elements.bind(_first_extremum(items, node.op.name == "argmax"), name)
+            return self.elements.bind(_first_extremum(items, node.op.name == "argmax"), name, node)
         if not items:
             return Const(identity(node.op.combine, v.type.dtype), v.type.dtype)
         out = S.cast(items[0], acc)
         for x in items[1:]:
             out = S.prim(node.op.combine, out, S.cast(x, acc))
-        return self.elements.bind(S.cast(out, v.type.dtype), name)
+        return self.elements.bind(S.cast(out, v.type.dtype), name, node)
 
     def dot(self, node: Node, index: tuple[Expr, ...], acc: DType) -> Expr:
         a, b, out = split_spec(node)
@@ -455,7 +462,6 @@ class ScatterGroup(Group):
         self.value = self.elements.at(source, at)
         self.members.append(v)
         self.plan.home[v] = self
-        self.nodes[id(node)] = node
         self.finish()
         self.plan.demand(v)
 
@@ -492,7 +498,10 @@ class ScatterGroup(Group):
         return place
 
     def canonical(self, v: Value) -> tuple[Expr, ...] | None:
-        return unravel(self.f, v.type.shape) if v in self.members else None
+        return None
+
+    def roots(self) -> list[Expr]:
+        return [self.base, self.value, self.target, *self.inside]
 
     def own(self, v: Value, index: tuple[Expr, ...], mask: Expr | None) -> Expr | None:
         raise NotFusable("result of a scatter")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ...ir.expr import Expr, Load
-from ...ir.graph import Value
+from ...ir.graph import Node, Value
 from ...ir.loops import Buffer
 from .contract import ContractGroup
 from .groups import Group, PointwiseGroup, RowGroup, TinyGroup
@@ -33,6 +33,8 @@ class Placement:
         self.targets: dict[int, list[tuple[Buffer, Value]]] = {}
         self.copies: list[tuple[Buffer, Buffer]] = []
         self.loads_memo: dict[int, list[Load]] = {}
+        self.exprs_memo: dict[int, list[Expr]] = {}
+        self.position = {n: k for k, n in enumerate(plan.nodes)}
         self.outputs = self.name_outputs()
         for g in plan.groups:
             self.targets[g.id] = [(plan.buffer(v), v) for v in g.stored]
@@ -86,17 +88,31 @@ class Placement:
                 plan.add_dependence(home, r)
         return True
 
-    def loads(self, g: Group) -> list[Load]:
-        got = self.loads_memo.get(g.id)
+    def exprs(self, g: Group) -> list[Expr]:
+        """Everything the group evaluates."""
+        got = self.exprs_memo.get(g.id)
         if got is None:
-            roots: list[Expr] = []
-            if isinstance(g, RowGroup):
-                roots += [r.element for r in g.reductions]
+            roots: list[Expr] = list(g.roots())
             for v in g.stored:
                 if g.canonical(v) is not None:
                     roots += g.store_spec(v)
-            got = self.loads_memo[g.id] = loads_of(needed_exprs(g.elements.bindings, roots))
+            got = self.exprs_memo[g.id] = needed_exprs(g.elements.bindings, roots)
         return got
+
+    def loads(self, g: Group) -> list[Load]:
+        got = self.loads_memo.get(g.id)
+        if got is None:
+            got = self.loads_memo[g.id] = loads_of(self.exprs(g))
+        return got
+
+    def nodes(self, g: Group) -> list[Node]:
+        """The graph's nodes computed by the group, in order."""
+        used = {id(e) for e in self.exprs(g)}
+        own = {id(v.node): v.node for v in g.members if v.node is not None and v.node.op.scalar is None}
+        found = {id(n): n for local, n in g.elements.origin.items()
+                 if id(g.elements.bindings.get(local)) in used}  # fmt: skip
+        found.update(own)
+        return sorted(found.values(), key=lambda n: self.position.get(n, len(self.position)))
 
     def safe(self, g: Group, b: Buffer, v: Value) -> bool:
         """Whether writing `v` over `b` in group `g` disturbs no read of `b` there: each is at the place written, in the

@@ -35,6 +35,7 @@ class Lowering:
         self.free_memo: dict[int, frozenset[Expr]] = {}
         self.uses: dict[int, int] = {}
         self.counted: set[int] = set()
+        self.rooted: set[int] = set()
 
     def free(self, e: Expr) -> frozenset[Expr]:
         """The domain variables and anchors that `e` depends on."""
@@ -79,7 +80,9 @@ class Lowering:
         stack = list(roots)
         for e in stack:
             n = self.number(e)
-            self.uses[n] = self.uses.get(n, 0) + 1
+            if n not in self.rooted:
+                self.rooted.add(n)
+                self.uses[n] = self.uses.get(n, 0) + 1
         while stack:
             e = stack.pop()
             n = self.number(e)
@@ -255,6 +258,13 @@ class Scope:
         made = self.roots([*(value for _, _, value in specs), *(index for _, index, _ in specs), *extra])
         n = len(specs)
         values = made[:n]
+        if n == 1 and self.stmts:
+            last = self.stmts[-1]
+            if isinstance(last, Let) and last.local is values[0] and specs[0][2] is not last.local:
+                # The one value stored needs no name.
+                self.stmts.pop()
+                self.memo.pop(low.number(specs[0][2]), None)
+                values = [last.value]
         if n > 1:
             values = [v if isinstance(v, (Const, Local)) else self.let(v, b.name) for v, (b, _, _) in zip(values, specs)]
         where = made[2 * n] if extra else None
