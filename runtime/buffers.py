@@ -94,8 +94,16 @@ class Buffer:
         return a
 
     def shared_outside(self) -> bool:
-        """Whether someone else holds the array (so that its contents may change behind our back)."""
+        """Whether memory that is not ours is still held by its owner (who may change it behind our back)."""
         return self._block is None and self._array is not None and sys.getrefcount(self._array) > 2
+
+    def seen_outside(self) -> bool:
+        """Whether a NumPy array over this memory is alive outside."""
+        if self._array is None:
+            return False
+        if sys.getrefcount(self._array) > 2:
+            return True
+        return self._block is None or sys.getrefcount(self._block.raw) > 3  # the block's, our array's, the call's
 
     def __del__(self) -> None:
         block = self._block

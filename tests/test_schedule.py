@@ -162,8 +162,8 @@ def graphs(draw: st.DrawFn) -> Graph:
             pool.append(b.mul(y, b.const(0.1)) if name == "sum" else y)
         elif kind == "softmax" and rank:
             pool.append(b.softmax(x, dim=draw(st.integers(0, rank - 1))))
-        elif kind == "contract" and rank >= 1:
-            y = draw(st.sampled_from([v for v in pool if v.type.rank >= 1 and v.type.shape[-1] == shape[-1]]))
+        elif kind == "contract" and 1 <= rank <= 4:
+            y = draw(st.sampled_from([v for v in pool if 1 <= v.type.rank <= 4 and v.type.shape[-1] == shape[-1]]))
             left, right = "abc"[: rank - 1] + "k", "xyz"[: y.type.rank - 1] + "k"
             sizes = [*shape[:-1], *y.type.shape[:-1]]
             if np.prod(sizes, initial=1) <= 600:
@@ -212,7 +212,7 @@ def moves(draw: st.DrawFn, shape: tuple[int, ...]) -> tuple[str, Any]:
     return "reshape", {"shape": (factor, n // factor)}
 
 
-@settings(max_examples=120)
+@settings(max_examples=60)
 @given(graphs(), st.sampled_from(MACHINES), st.booleans())
 def test_random_graph(graph: Graph, machine: MachineModel, tiny: bool) -> None:
     rng = np.random.default_rng(0)
@@ -233,7 +233,7 @@ SPECS = ["mk,kn->mn", "mk,nk->mn", "km,kn->mn", "km,nk->nm", "mk,kn->nm", "bmk,b
          "bhqk,bkhd->bqhd", "mab,abn->mn", "mba,abn->mn", "abm,cba->cm"]  # fmt: skip
 
 
-@settings(max_examples=80)
+@settings(max_examples=40)
 @given(st.sampled_from(SPECS), st.data(), st.sampled_from(MACHINES), st.sampled_from(["plain", "relu", "several"]))
 def test_contraction(spec: str, data: st.DataObject, machine: MachineModel, epilogue: str) -> None:
     operands, out = spec.split("->")
@@ -255,7 +255,7 @@ def test_contraction(spec: str, data: st.DataObject, machine: MachineModel, epil
 def test_blocks_of_k_and_packed_panels() -> None:
     """Sizes at which k is split up, and both operands are packed; tiles are cut off at every edge."""
     machine = replace(SMALL, l1_bytes=512, vector_registers=6)
-    graph = build("c", {"x": f32(130, 26), "y": f32(7, 130)}, lambda b, x, y: b.contract(x, y, spec="km,nk->mn"))
+    graph = build("c", {"x": f32(130, 26), "y": f32(130, 10)}, lambda b, x, y: b.contract(x, y, spec="km,kn->mn"))
     program = check(graph, arrays_for(graph), machine)
     assert "partial" in print_program(program) and "packed" in print_program(program)
 

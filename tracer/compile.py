@@ -32,13 +32,14 @@ class Specialization:
 
     Attributes:
         traced: the graph and where its inputs and results come from and go.
+        epoch: count of Python-side changes when tracing began.
         lowered: its stages.
     """
 
-    def __init__(self, traced: Traced, backend: str = "llvm") -> None:
+    def __init__(self, traced: Traced, epoch: int) -> None:
         self.traced = traced
         self.lowered = Lowered(traced.graph)
-        self.epoch = EPOCH[0]
+        self.epoch = epoch
         self.args = [(i, p.index) for i, p in enumerate(traced.places) if p.kind == "arg"]
         self.states = [(i, p.storage) for i, p in enumerate(traced.places) if p.kind == "state"]
         self.scalars = [(i, p) for i, p in enumerate(traced.places) if p.kind == "scalar"]
@@ -280,8 +281,9 @@ class CompiledFunction:
                 f"{self.name!r} was compiled {len(found)} times for the same arguments because what it "
                 f"reads from Python keeps changing (train/eval flags, requires_grad, gradients set to None)"
             )
+        epoch = EPOCH[0]
         traced = trace_function(self.fn, args, kwargs, self.name, self.keep_grads, lazy.grad_enabled)
-        spec = Specialization(traced)
+        spec = Specialization(traced, epoch)
         found.append(spec)
         return spec, tensors
 

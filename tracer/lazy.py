@@ -164,7 +164,8 @@ def _settle(trace: LazyTrace) -> None:
                 cut = False
         if cut:
             for v in node.results:
-                v.node = None
+                if not v.requires_grad or v.leaf is not None:  # type: ignore[attr-defined]
+                    v.node = None  # else it keeps the node for grad_fn's name
             node.operands = ()
     for ref in trace.handles:
         storage = ref()

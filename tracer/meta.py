@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 from ..ir.errors import TraceError
@@ -101,9 +102,12 @@ class GradFn:
 class HookHandle:
     """What `register_hook` gives."""
 
+    _count = itertools.count()
+
     def __init__(self, hooks: dict[int, Any]) -> None:
         self._hooks = hooks
+        self.key = next(HookHandle._count)
 
     def remove(self) -> None:
         """Takes the hook off again."""
-        self._hooks.pop(id(self), None)
+        self._hooks.pop(self.key, None)

@@ -273,7 +273,10 @@ class LazyTrace(Trace):
         if old.trace is not self:
             self.undo.append((storage, old))
         if storage.shared is not None:
-            self.flush()
+            if storage.shared.seen_outside():
+                self.flush()
+            else:
+                storage.shared = None
 
     def flush(self) -> None:
         """Runs what is pending; every value a tensor holds, or backward will read, gets its contents."""

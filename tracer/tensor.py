@@ -299,7 +299,7 @@ class Tensor:
         return format(str(self), spec)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return (_rebuild, (type(self), self.detach().numpy().copy(), self.dtype.name, self.requires_grad))
+        return (_rebuild, (type(self), self._array().copy(), self.dtype.name, self.requires_grad))
 
     # --- autograd
 
@@ -391,7 +391,7 @@ class Tensor:
         if self._hooks is None:
             self._hooks = {}
         handle = HookHandle(self._hooks)
-        self._hooks[id(handle)] = hook
+        self._hooks[handle.key] = hook
         _watch(self)
         return handle
 

@@ -122,6 +122,8 @@ class KernelWriter(ExprWriter):
         else:
             value = self.value(s.value)
         condition = self.both(self.mask, None if s.mask is None else self.value(s.mask))
+        if s.buffer.space == "register" and self.register_store(s.buffer, s.index, value, condition):
+            return
         self.store_element(s.buffer, s.index, value, condition)
 
     def _let(self, s: Let) -> None:
@@ -178,6 +180,7 @@ class KernelWriter(ExprWriter):
         self.ranges[name] = span
         self.env[s.var] = name
         self.block(s.body)
+        self.flush()
         self.regions.pop()
         outer = self.regions[-1]
         after, following = self.fresh("next"), self.label("done")
@@ -196,6 +199,7 @@ class KernelWriter(ExprWriter):
 
     def _open(self, s: For | While, conditional: bool = False) -> Region:
         """Enters a loop's body."""
+        self.flush()
         groups = frozenset([self.env[b].group for b in self.module.stored(s) if b in self.env])
         # Buffers that come into scope inside have no group yet; nothing outside can have loaded from them.
         self.forget(groups)
@@ -212,6 +216,7 @@ class KernelWriter(ExprWriter):
         region.lines += [f"  br i1 {condition.ref}, label %{body}, label %{following}", f"{body}:"]
         region.block = body
         self.block(s.body)
+        self.flush()
         self.regions.pop()
         outer = self.regions[-1]
         outer.lines += [
@@ -236,10 +241,12 @@ class KernelWriter(ExprWriter):
             self.block(s.body)
             self.mask = old
             return
+        self.flush()
         region = Region(self.label("then"), conditional=True)
         self.regions.append(region)
         head = region.block
         self.block(s.body)
+        self.flush()
         self.regions.pop()
         outer = self.regions[-1]
         following = self.label("end")
@@ -283,6 +290,7 @@ class KernelWriter(ExprWriter):
             place = Place(ref, self._group(b), _ALIGN, b.dtype, b.shape, private, lanes, slots)
             self._scratch[s] = place
         self.env[s.buffer] = place
+        self.drop(place)
         if place.slots is not None and len(self.regions) > 1:
             # Says that contents don't survive, or LLVM keeps old accumulators in registers around the loop.
             marker = f"  ; {self.label(s.buffer.name)}"
@@ -331,6 +339,7 @@ class KernelWriter(ExprWriter):
                 f"  {slot} = getelementptr i64, ptr {context}, i64 {i}",
                 f"  store {ty} {ref}, ptr {slot}, align 8",
             ]
+        self.flush()
         spread, alone, following = self.label("spread"), self.label("alone"), self.label("joined")
         target, task, after, test = (self.fresh(x) for x in ("pool", "task", "next", "more"))
         has_pool = self.pure(f"icmp ne i64 {self.pool}, 0", self.pool)

@@ -8,11 +8,11 @@ instruction (f16; integer arithmetic where it has none), and are rounded to near
 from __future__ import annotations
 
 from ...ir.dtypes import DType, bfloat16, bool_, float16, float32
-from .codegen_memory import MemoryWriter
+from .codegen_registers import RegisterWriter
 from .codegen_text import Val, constant, float_literal, type_text, vector_text
 
 
-class CastWriter(MemoryWriter):
+class CastWriter(RegisterWriter):
     """Adds conversions."""
 
     def convert(self, v: Val, dtype: DType, bits: bool = False) -> Val:

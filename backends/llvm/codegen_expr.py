@@ -97,6 +97,10 @@ class ExprWriter(CastWriter):
                 return self._compare_i64(e)
             return self.primitive(e.name, [self.value(a) for a in e.args])
         if isinstance(e, Load):
+            if e.buffer.space == "register":
+                got = self.register_load(e.buffer, e.index, self.env[e.buffer])
+                if got is not None:
+                    return self._masked_register(e, got)
             return self.load_element(e.buffer, e.index, e.mask, e.other)
         if isinstance(e, Const):
             return constant(e.value, e.dtype)
@@ -113,6 +117,11 @@ class ExprWriter(CastWriter):
         if isinstance(e, LaneReduce):
             return self._lane_reduce(e)
         raise CompileError(f"no code for expression {type(e).__name__}")
+
+    def _masked_register(self, e: Load, v: Val) -> Val:
+        if e.mask is None:
+            return v
+        return self.select(self.value(e.mask), v, constant(0, e.dtype) if e.other is None else self.value(e.other))
 
     def _is_linear(self, e: Prim) -> bool:
         """Not an atom of its own linear form, unless that is a division codegen_index knows."""

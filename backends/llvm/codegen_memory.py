@@ -133,8 +133,6 @@ class MemoryWriter(IndexWriter):
             align = gcd(align, const * size)
             ref = self.pure(f"getelementptr {element}, ptr {ref}, i64 {const}", ref, hint="p")
         if not vectors:
-            if place.slots is not None and not s.terms:
-                place.slots[ref, vector_text(element, self.lanes if stride else 0)] = None
             return Address(ref, align, stride, None)
         lanes = Split(0, [], stride, vectors)
         return Address(ref, size, 0, self.vector_of(lanes, self.range_of(lanes)))

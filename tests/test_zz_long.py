@@ -1,0 +1,426 @@
+"""Graphs to loops: what comes out of the loop interpreter is what the graph interpreter says, for every kernel op, for
+random graphs and for training steps; hazards of writing in place; a few schedules as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from schedule_graphs import arrays_for, build, f32, mlp_adam, mlp_sgd, rosenbrock
+from tracegrad.backends.machine import AVX2, AVX512, SMALL, MachineModel
+from tracegrad.backends.schedule import plan as planning
+from tracegrad.backends.schedule import schedule
+from tracegrad.ir import dtypes
+from tracegrad.ir.builder import Builder
+from tracegrad.ir.dtypes import float32, int64
+from tracegrad.ir.errors import OpError
+from tracegrad.ir.graph import Graph, Value
+from tracegrad.ir.interpreter import evaluate
+from tracegrad.ir.loop_interpreter import run_program
+from tracegrad.ir.loop_text import parse_program, print_program
+from tracegrad.ir.loop_verifier import verify_program
+from tracegrad.ir.loops import For, LoopProgram, statements
+from tracegrad.ir.op import REGISTRY, Op, Sample
+from tracegrad.ir.passes import optimize
+from tracegrad.ir.types import Type
+
+THREADED = replace(AVX512, threads=4, parallel_cycles=50)
+MACHINES = [AVX512, AVX2, SMALL, THREADED]
+
+
+def assert_close(got: np.ndarray, want: np.ndarray, what: str) -> None:
+    assert got.dtype == want.dtype and got.shape == want.shape, what
+    if dtypes.from_numpy(want.dtype).kind != "f":  # type: ignore[union-attr]
+        np.testing.assert_array_equal(got, want, err_msg=what)
+        return
+    tolerance = 2e-5 if want.dtype.itemsize >= 4 else 2e-2
+    a, b = got.astype(np.float64), want.astype(np.float64)
+    np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance, err_msg=what)
+
+
+def check(graph: Graph, arrays: list[np.ndarray], machine: MachineModel = AVX512) -> LoopProgram:
+    """Schedules, verifies, prints and parses, runs, and compares outputs and updated inputs."""
+    outputs, updates = evaluate(graph, arrays)
+    program = schedule(graph, machine)
+    verify_program(program)
+    text = print_program(program)
+    assert print_program(parse_program(text)) == text
+    for reverse in (False, True):
+        mine = [np.array(a, order="C") for a in arrays]
+        got = run_program(program, mine, reverse_parallel=reverse)
+        for g, w in zip(got, outputs, strict=True):
+            assert_close(g, np.asarray(w), text)
+        changed = list(graph.updates)
+        for v, a, old in zip(graph.inputs, mine, arrays):
+            want = updates[changed.index(v)] if v in changed else old
+            assert_close(a, np.asarray(want), f"{v.name} of\n{text}")
+    return program
+
+
+@pytest.fixture
+def only_loops(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Small values get loops too, so that the samples test those."""
+    monkeypatch.setattr(planning, "TINY", 0)
+    monkeypatch.setattr(planning, "TINY_REDUCE", 0)
+    yield
+
+
+# --- every op -------------------------------------------------------------------------------------------------------
+
+KERNELS = sorted(n for n, op in REGISTRY.items() if op.kernel in ("movement", "gather", "source", "reduce", "contract", "scatter"))
+SCALARS = ["add", "where", "relu", "sigmoid", "cast", "pow", "floor_divide", "eq"]
+
+
+def draw_arrays(sample: Sample, rng: np.random.Generator) -> list[np.ndarray]:
+    if sample.make is not None:
+        return [np.asarray(a, t.dtype.numpy) for a, t in zip(sample.make(rng, sample.types), sample.types)]
+    out = []
+    for k, t in enumerate(sample.types):
+        low, high = sample.domain[k] if isinstance(sample.domain[0], tuple) else sample.domain
+        if t.dtype.kind == "b":
+            low, high = 0, 2
+        if t.dtype.kind == "f":
+            out.append(rng.uniform(low, high, t.shape).astype(t.dtype.numpy))
+        else:
+            out.append(rng.integers(int(low), int(high), t.shape).astype(t.dtype.numpy))
+    return out
+
+
+def sample_graph(op: Op, sample: Sample) -> Graph:
+    graph = Graph(op.name)
+    b = Builder(graph)
+    inputs = tuple(graph.add_input(t, f"x{i}") for i, t in enumerate(sample.types))
+    made = b.emit(op, inputs, sample.attrs)
+    graph.outputs = list(made) if isinstance(made, tuple) else [made]
+    return graph
+
+
+@pytest.mark.parametrize("name", KERNELS + SCALARS)
+@pytest.mark.parametrize("loops", [True, False], ids=["loops", "tiny"])
+def test_op(name: str, loops: bool, request: pytest.FixtureRequest) -> None:
+    if loops:
+        request.getfixturevalue("only_loops")
+    rng = np.random.default_rng(0)
+    op = REGISTRY[name]
+    for k, sample in enumerate(op.samples()):
+        check(sample_graph(op, sample), draw_arrays(sample, rng), MACHINES[k % len(MACHINES)] if loops else AVX512)
+
+
+def test_composites_and_unknown_kernels_are_refused() -> None:
+    sample = next(iter(REGISTRY["softmax"].samples()))
+    with pytest.raises(OpError, match="composite"):
+        schedule(sample_graph(REGISTRY["softmax"], sample))
+
+
+# --- random graphs --------------------------------------------------------------------------------------------------
+
+SIZES = st.sampled_from([1, 1, 2, 3, 4, 5, 7, 16, 17, 20])
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> Graph:
+    """A few dozen ops over a growing pool of values: elementwise with broadcasting, movement, reductions, products,
+    reads at data; some inputs updated."""
+    graph = Graph("random")
+    b: Any = Builder(graph)
+    pool: list[Value] = []
+    for i in range(draw(st.integers(1, 3))):
+        shape = tuple(draw(st.lists(SIZES, max_size=3)))
+        while np.prod(shape, initial=1) > 600:
+            shape = shape[1:]
+        pool.append(graph.add_input(f32(*shape), f"x{i}"))
+    index = graph.add_input(Type(int64, (draw(st.integers(1, 6)),)), "index")
+
+    def pick() -> Value:
+        return pool[draw(st.integers(max(0, len(pool) - 6), len(pool) - 1))]
+
+    for _ in range(draw(st.integers(1, 14))):
+        kind = draw(st.sampled_from(["unary", "unary", "binary", "binary", "move", "reduce", "reduce", "contract",
+                                     "softmax", "take", "arg"]))  # fmt: skip
+        x = pick()
+        shape = x.type.shape
+        rank = len(shape)
+        if kind == "unary":
+            name = draw(st.sampled_from(["relu", "neg", "tanh", "sigmoid"]))
+            pool.append(getattr(b, name)(x))
+        elif kind == "binary":
+            partners = [v for v in pool if fits(shape, v.type.shape)]
+            y = draw(st.sampled_from(partners)) if partners else b.const(0.5)
+            pool.append(draw(st.sampled_from([b.add, b.mul, b.sub, b.maximum]))(x, y))
+        elif kind == "move":
+            moved = draw(moves(shape))
+            pool.append(b.concat(x, x, dim=moved[1]) if moved[0] == "concat" else getattr(b, moved[0])(x, **moved[1]))
+        elif kind == "reduce" and rank:
+            axes = tuple(sorted(draw(st.sets(st.integers(0, rank - 1), min_size=1))))
+            name = draw(st.sampled_from(["sum", "sum", "amax"]))
+            y = getattr(b, name)(x, axes=axes, keepdim=draw(st.booleans()))
+            pool.append(b.mul(y, b.const(0.1)) if name == "sum" else y)
+        elif kind == "softmax" and rank:
+            pool.append(b.softmax(x, dim=draw(st.integers(0, rank - 1))))
+        elif kind == "contract" and 1 <= rank <= 4:
+            y = draw(st.sampled_from([v for v in pool if 1 <= v.type.rank <= 4 and v.type.shape[-1] == shape[-1]]))
+            left, right = "abc"[: rank - 1] + "k", "xyz"[: y.type.rank - 1] + "k"
+            sizes = [*shape[:-1], *y.type.shape[:-1]]
+            if np.prod(sizes, initial=1) <= 600:
+                c = b.contract(x, y, spec=f"{left},{right}->{left[:-1]}{right[:-1]}")
+                pool.append(b.mul(c, b.const(0.2)))
+        elif kind == "take" and rank:
+            pool.append(b.take(x, index, dim=draw(st.integers(0, rank - 1))))
+        elif kind == "arg" and rank:
+            pool.append(b.cast(b.argmax(x, dim=draw(st.integers(0, rank - 1))), dtype=float32))
+        if np.prod(pool[-1].type.shape, initial=1) > 700:
+            pool.pop()
+    graph.outputs = [pool[-1], *draw(st.lists(st.sampled_from(pool), max_size=2))]
+    for v in graph.inputs:
+        same = [p for p in pool if p.type == v.type]
+        if same and draw(st.booleans()):
+            graph.updates[v] = draw(st.sampled_from(same))
+    return graph
+
+
+def fits(shape: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether `other` broadcasts to `shape`."""
+    return len(other) <= len(shape) and all(m in (1, n) for n, m in zip(reversed(shape), reversed(other)))
+
+
+@st.composite
+def moves(draw: st.DrawFn, shape: tuple[int, ...]) -> tuple[str, Any]:
+    rank = len(shape)
+    kind = draw(st.sampled_from(["permute", "reshape", "slice", "pad", "flip", "concat", "expand"]))
+    if kind == "permute":
+        return kind, {"dims": tuple(draw(st.permutations(range(rank))))}
+    if kind == "slice":
+        cuts = [sorted(draw(st.tuples(st.integers(0, n - 1), st.integers(1, n)))) for n in shape]
+        start, stop = [c[0] for c in cuts], [max(c[1], c[0] + 1) for c in cuts]
+        return kind, {"start": tuple(start), "stop": tuple(stop), "step": tuple(draw(st.integers(1, 3)) for _ in shape)}
+    if kind == "pad":
+        ends = [tuple(draw(st.integers(0, 2)) for _ in shape) for _ in range(2)]
+        return kind, {"low": ends[0], "high": ends[1], "value": 0.5}
+    if kind == "flip" and rank:
+        return kind, {"dims": (draw(st.integers(0, rank - 1)),)}
+    if kind == "concat" and rank:
+        return kind, draw(st.integers(0, rank - 1))
+    if kind == "expand":
+        return kind, {"shape": (draw(st.integers(1, 3)), *shape)}
+    n = int(np.prod(shape, initial=1))
+    factor = draw(st.sampled_from([k for k in range(1, n + 1) if n % k == 0]))
+    return "reshape", {"shape": (factor, n // factor)}
+
+
+@settings(max_examples=1200)
+@given(graphs(), st.sampled_from(MACHINES), st.booleans())
+def test_random_graph(graph: Graph, machine: MachineModel, tiny: bool) -> None:
+    rng = np.random.default_rng(0)
+    arrays = [
+        rng.uniform(-1, 1, v.type.shape).astype(np.float32) if v.type.dtype is float32
+        else rng.integers(0, 1, v.type.shape) for v in graph.inputs
+    ]  # fmt: skip
+    old = planning.TINY, planning.TINY_REDUCE
+    try:
+        if not tiny:
+            planning.TINY = planning.TINY_REDUCE = 0
+        check(optimize(graph), arrays, machine)
+    finally:
+        planning.TINY, planning.TINY_REDUCE = old
+
+
+SPECS = ["mk,kn->mn", "mk,nk->mn", "km,kn->mn", "km,nk->nm", "mk,kn->nm", "bmk,bkn->bmn", "bmk,nk->bmn", "bhqd,bhkd->bhqk",
+         "bhqk,bkhd->bqhd", "mab,abn->mn", "mba,abn->mn", "abm,cba->cm"]  # fmt: skip
+
+
+@settings(max_examples=300)
+@given(st.sampled_from(SPECS), st.data(), st.sampled_from(MACHINES), st.sampled_from(["plain", "relu", "several"]))
+def test_contraction(spec: str, data: st.DataObject, machine: MachineModel, epilogue: str) -> None:
+    operands, out = spec.split("->")
+    x, y = operands.split(",")
+    sizes = {c: data.draw(st.sampled_from([1, 2, 3, 5, 8, 14, 16, 17, 33]), label=c) for c in sorted(set(x + y))}
+    while np.prod(list(sizes.values())) > 12000:
+        sizes[max(sizes, key=lambda c: sizes[c])] = 3
+
+    def body(b: Any, p: Value, q: Value, bias: Value) -> Any:
+        c = b.contract(p, q, spec=spec)
+        e = b.relu(b.add(c, bias))
+        return {"plain": [c], "relu": [e], "several": [b.mul(e, c), b.sum(e, axes=(0,)), c]}[epilogue]
+
+    types = {"x": f32(*[sizes[c] for c in x]), "y": f32(*[sizes[c] for c in y]), "bias": f32(sizes[out[-1]])}
+    graph = build("c", types, body)
+    check(graph, arrays_for(graph), machine)
+
+
+def test_blocks_of_k_and_packed_panels() -> None:
+    """Sizes at which k is split up, and both operands are packed; tiles are cut off at every edge."""
+    machine = replace(SMALL, l1_bytes=512, vector_registers=6)
+    graph = build("c", {"x": f32(130, 26), "y": f32(130, 10)}, lambda b, x, y: b.contract(x, y, spec="km,kn->mn"))
+    program = check(graph, arrays_for(graph), machine)
+    assert "partial" in print_program(program) and "packed" in print_program(program)
+
+
+# --- training steps and rows ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("machine", MACHINES, ids=["avx512", "avx2", "small", "threads"])
+def test_training_steps(machine: MachineModel) -> None:
+    for graph in (mlp_adam(20, 3, 18), mlp_sgd(9, 20, 11, 5), rosenbrock()):
+        check(graph, arrays_for(graph), machine)
+
+
+def test_a_tiny_graph_is_straight_line_code() -> None:
+    program = check(rosenbrock(), [np.array([0.3, -0.2], np.float32)])
+    assert len(program.kernels) == 1 and program.arena_bytes == 0
+    assert not any(isinstance(s, For) for s in statements(program.kernels[0].body))
+
+
+def rows(n: int = 6, d: int = 21) -> dict[str, Graph]:
+    x = {"x": f32(n, d)}
+    return {
+        "softmax": build("softmax", x, lambda b, x: b.softmax(x, dim=1)),
+        "columns": build("columns", x, lambda b, x: b.softmax(x, dim=0)),
+        "log_softmax": build("log_softmax", x, lambda b, x: b.log_softmax(x, dim=1)),
+        "norm": build(
+            "norm", {**x, "w": f32(d), "b": f32(d)}, lambda b, x, w, c: b.layer_norm(x, w, c, normalized_shape=(d,))
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", ["softmax", "columns", "log_softmax", "norm"])
+@pytest.mark.parametrize("machine", MACHINES, ids=["avx512", "avx2", "small", "threads"])
+def test_rows_are_one_kernel_without_temporaries(name: str, machine: MachineModel) -> None:
+    graph = rows()[name]
+    program = check(graph, arrays_for(graph), machine)
+    assert len(program.kernels) == 1 and program.arena_bytes == 0
+
+
+def test_the_update_of_a_weight_is_fused_into_its_gradient() -> None:
+    program = schedule(mlp_sgd(8, 64, 48, 33), AVX512)
+    assert not any("w1" in b.name or b.size == 48 * 64 for b in program.temps)
+    assert {b.name for b in program.updated} == {"w1", "b1", "w2", "b2"}
+
+
+# --- writing in place -----------------------------------------------------------------------------------------------
+
+
+def hazards() -> dict[str, Graph]:
+    v, m = {"x": f32(40), "y": f32(40)}, {"x": f32(20, 20), "y": f32(20, 20)}
+    rev = {"dims": (0,)}
+    return {
+        "swap": build("swap", v, lambda b, x, y: ([], {x: b.add(y, b.const(1.0)), y: b.mul(x, b.const(2.0))})),
+        "plain swap": build("plain_swap", v, lambda b, x, y: ([], {x: y, y: x})),
+        "reversed": build("reversed", v, lambda b, x, y: ([], {x: b.add(b.flip(x, **rev), y)})),
+        "crossed": build("crossed", v, lambda b, x, y: ([], {x: b.add(x, b.flip(y, **rev)), y: b.add(x, y)})),
+        "old value out": build("old", v, lambda b, x, y: ([x, b.add(x, y)], {x: b.add(x, y)})),
+        "one value for two": build("two", v, lambda b, x, y: ([], {x: (s := b.add(x, y)), y: s})),
+        "read later": build("later", v, lambda b, x, y: (
+            [b.sum(b.mul(x, s), axes=(0,)) for s in [b.exp(b.add(x, b.sum(y, axes=(0,))))]], {x: b.mul(x, y)})),
+        "new value used": build("used", v, lambda b, x, y: (
+            [b.sum(n, axes=(0,)) for n in [b.add(x, y)]], {x: b.add(x, y)})),
+        "matrix": build("matrix", m, lambda b, x, y: ([], {x: b.contract(x, y, spec="mk,kn->mn")})),
+        "residual": build("residual", m, lambda b, x, y: (
+            [], {y: b.sub(y, b.contract(x, x, spec="km,kn->mn")), x: b.add(x, y)})),
+        "transposed": build("transposed", m, lambda b, x, y: ([], {x: b.permute(x, dims=(1, 0))})),
+        "rows": build("rows", m, lambda b, x, y: ([], {x: b.softmax(x, dim=1), y: b.softmax(y, dim=0)})),
+        "row sums": build("row_sums", {"x": f32(20, 20), "y": f32(20)}, lambda b, x, y: (
+            [], {y: b.add(y, b.sum(x, axes=(1,))), x: b.add(x, y)})),
+        "scatter": build("scatter", {"x": f32(40), "i": Type(int64, (7,)), "s": f32(7)}, lambda b, x, i, s: (
+            [], {x: b.scatter(x, i, s, dim=0, reduce="add")})),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(hazards()))
+@pytest.mark.parametrize("machine", [AVX512, SMALL, THREADED], ids=["avx512", "small", "threads"])
+def test_updates_in_place(name: str, machine: MachineModel) -> None:
+    graph = hazards()[name]
+    check(graph, arrays_for(graph), machine)
+
+
+@pytest.mark.parametrize("name", ["swap", "rows"])
+def test_safe_updates_need_no_copy(name: str) -> None:
+    program = schedule(hazards()[name], AVX512)
+    assert program.arena_bytes == 0 and not any("copy" in k.comment for k in program.kernels)
+
+
+def test_temporaries_share_their_place() -> None:
+    """A chain of sums over whole tensors: each step's input dies where its output is made."""
+    def body(b: Any, x: Value) -> Any:
+        for _ in range(5):
+            x = b.add(b.flip(x, dims=(0,)), b.sum(x, axes=(0,)))
+        return x
+
+    graph = build("chain", {"x": f32(1000)}, body)
+    program = check(graph, arrays_for(graph))
+    assert program.arena_bytes <= 2 * 4032 + 1024
+
+
+# --- text -----------------------------------------------------------------------------------------------------------
+
+BIAS = """program "bias" {
+  input x: f32[3,6]
+  input b: f32[6]
+  output relu: f32[3,6]
+  returns relu
+  kernel "k0_add" "add+relu" flops=36 bytes=168 {
+    for i0 in 3 serial {
+      for i1v in 4 vector {
+        let add: f32 = x[6*i0 + i1v] + b[i1v]
+        relu[6*i0 + i1v] = select(add < f32:0.0, f32:0.0, add)
+      }
+      for i1v_1 in 2 vector {
+        let add_1: f32 = x[6*i0 + i1v_1 + 4] + b[i1v_1 + 4]
+        relu[6*i0 + i1v_1 + 4] = select(add_1 < f32:0.0, f32:0.0, add_1)
+      }
+    }
+  }
+}
+"""
+
+SUM = """program "sum" {
+  input x: f32[5,8]
+  output mul: f32[5]
+  returns mul
+  kernel "k0_sum" "sum+mul" flops=45 bytes=180 {
+    for o in 5 serial {
+      alloc register add: f32[8]
+      for u in 2 unroll {
+        for v in 4 vector {
+          add[4*u + v] = f32:0.0
+        }
+      }
+      for u_1 in 2 unroll {
+        for rv in 4 vector {
+          add[4*u_1 + rv] = add[4*u_1 + rv] + x[8*o + 4*u_1 + rv]
+        }
+      }
+      for v_1 in 4 vector {
+        add[v_1] = add[v_1] + add[v_1 + 4]
+      }
+      let add_1: f32 = reduce.add(v_2 in 4: add[v_2])
+      mul[o] = add_1*f32:0.5
+    }
+  }
+}
+"""
+
+
+def test_golden_bias() -> None:
+    graph = build("bias", {"x": f32(3, 6), "b": f32(6)}, lambda b, x, c: b.relu(b.add(x, c)))
+    assert print_program(schedule(graph, SMALL)) == BIAS
+
+
+def test_golden_sum() -> None:
+    graph = build("sum", {"x": f32(5, 8)}, lambda b, x: b.mul(b.sum(x, axes=(1,)), b.const(0.5)))
+    assert print_program(schedule(graph, SMALL)) == SUM
+
+
+def test_contiguous_dimensions_become_one_loop() -> None:
+    graph = build("flat", {"x": f32(4, 5, 8), "y": f32(4, 5, 8)}, lambda b, x, y: b.reshape(b.add(x, y), shape=(8, 20)))
+    program = schedule(graph, AVX512)
+    loops = [s for s in statements(program.kernels[0].body) if isinstance(s, For)]
+    assert [(s.extent, s.step, s.kind) for s in loops] == [(160, 16, "serial"), (16, 1, "vector")]
+
+
+def test_scheduling_is_deterministic() -> None:
+    assert print_program(schedule(mlp_adam(20, 3, 18))) == print_program(schedule(mlp_adam(20, 3, 18)))
