@@ -11,7 +11,7 @@ from ..ir.grad import backward as walk_back
 from ..ir.op import REGISTRY
 from .recording import STATE, Trace
 from .tensor import WATCHED, Tensor
-from .values import TracedValue
+from .values import TracedValue, let_go
 
 
 class _GradMode:
@@ -200,7 +200,7 @@ def release(trace: Any, nodes: Sequence[Any], roots: Sequence[Any]) -> None:
             r.freed = True
             pending = pending or r.trace is not None
         if not pending:
-            node.operands = ()
+            let_go(node)
 
 
 def _owned(trace: Trace, g: Any) -> Any:

@@ -19,7 +19,7 @@ from ..ir.graph import Graph
 from ..ir.types import Type
 from ..runtime.buffers import Buffer, empty
 from ..runtime.executable import Executable, Lowered, interpret
-from .values import TracedValue
+from .values import TracedValue, let_go
 
 if TYPE_CHECKING:
     from .recording import LazyTrace, TrieNode
@@ -166,7 +166,7 @@ def _settle(trace: LazyTrace) -> None:
             for v in node.results:
                 if not v.requires_grad or v.leaf is not None:  # type: ignore[attr-defined]
                     v.node = None  # else it keeps the node for grad_fn's name
-            node.operands = ()
+            let_go(node)
     for ref in trace.handles:
         storage = ref()
         if storage is not None and storage.shared is not None:

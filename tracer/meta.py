@@ -76,8 +76,9 @@ class GradFn:
 
     @property
     def next_functions(self) -> tuple[tuple[GradFn | None, int], ...]:
-        """The functions of this node's operands (None where no gradient flows), with their output numbers."""
-        if self._value.leaf is not None or self._value.node is None:
+        """The functions of this node's operands (None where no gradient flows), with their output numbers;
+        nothing once backward has freed them."""
+        if self._value.leaf is not None or self._value.node is None or self._value.freed:
             return ()
         return tuple(
             (GradFn(v), v.index if v.node is not None else 0) if v.requires_grad else (None, 0)  # type: ignore

@@ -52,6 +52,11 @@ class TracedValue(Value):
         self.freed = False
 
 
+def let_go(node: Node) -> None:
+    """Drops what a node's operands hold. Where its `grad_fn` name depends on their types, those stay."""
+    node.operands = tuple([Value(v.type) for v in node.operands]) if callable(node.op.grad_name) else ()
+
+
 class Storage:
     """The cell of one tensor and all its views.
 
