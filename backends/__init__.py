@@ -1,0 +1,1 @@
+"""How a program becomes code: scheduling of graphs into loops, and targets that turn loops into code."""

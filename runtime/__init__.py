@@ -1,0 +1,1 @@
+"""What runs a program: memory, executables, reports and the page that shows all stages."""

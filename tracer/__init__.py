@@ -1,0 +1,1 @@
+"""How Python becomes a program: tensors, recording, autograd, `compile`, random numbers."""

@@ -19,6 +19,8 @@ from ..ir.op import Op
 from ..runtime.buffers import Buffer, copy_of, empty
 from ..runtime.executable import Context, Executable, Lowered
 from .compile_trace import Consumed, Output, Place, Traced, trace_function
+from .functions.shaping import cat
+from .lazy import scalar_buffer
 from .recording import STATE, user_location
 from .tensor import EPOCH, Tensor
 from .tree import flatten, map_tensors
@@ -213,8 +215,6 @@ def _current(p: Place, tensors: list[Tensor]) -> TracedValue:
         return p.storage.value
     if p.kind == "scalar":
         assert p.read is not None
-        from .lazy import scalar_buffer
-
         return TracedValue(p.value.type, None, 0, None, scalar_buffer(p.read(), p.value.type.dtype))
     return p.value
 
@@ -321,8 +321,6 @@ class CompiledFunction:
         flatten(stacked, tails)
         if not n:
             return map_tensors(first, lambda t: t.unsqueeze(0))  # type: ignore[attr-defined]
-        from .functions.shaping import cat
-
         joined = iter([cat([h.detach().unsqueeze(0), t]) for h, t in zip(heads, tails)])  # type: ignore[attr-defined]
         return map_tensors(stacked, lambda t: next(joined))
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..ir import dtypes
 from ..ir.dtypes import DType
-from ..ir.errors import DTypeError, OpError
+from ..ir.errors import DTypeError, GradError, OpError
 from ..ir.op import REGISTRY
 from ..ir.types import Type
 from ..runtime.buffers import copy_of, from_array
@@ -99,8 +99,6 @@ def tensor(
     if array.dtype.kind not in "fiub" and dtypes.from_numpy(array.dtype) is None:
         raise DTypeError(f"tensor(): can't make a tensor of {array.dtype} elements: {data!r:.80}")
     if requires_grad and dtype.kind != "f":
-        from ..ir.errors import GradError
-
         raise GradError(
             f"only floating-point tensors can require gradients, not {dtype.name}; "
             f"pass dtype=tracegrad.float32"

@@ -9,7 +9,7 @@ and debugging).
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -19,10 +19,9 @@ from ..ir.graph import Graph
 from ..ir.types import Type
 from ..runtime.buffers import Buffer, empty
 from ..runtime.executable import Executable, Lowered, interpret
+from .recording import LazyTrace, TrieNode, freeze
 from .values import TracedValue, let_go
 
-if TYPE_CHECKING:
-    from .recording import LazyTrace, TrieNode
 
 
 class LazyProgram:
@@ -107,8 +106,6 @@ def _saved_for_backward(live: list[TracedValue], trace: LazyTrace) -> dict[Trace
 
 def run_pending(trace: LazyTrace, at: TrieNode) -> None:
     """Computes what is alive of the pending program and hands the contents out."""
-    from .recording import freeze
-
     slots = trace.slots
     live: dict[int, TracedValue] = {}
     for ref in trace.handles:

@@ -12,12 +12,13 @@ from ..ir.dtypes import DType
 from ..ir.errors import DTypeError, OpError
 from ..ir.op import REGISTRY
 from ..ir.types import broadcast_shapes
-from . import mt19937
+from ..runtime.buffers import copy_of
+from . import creation, mt19937
 from .functions import elementwise, indexing, linear, reductions, shaping
 from .operands import as_value
 from .random import generator_of
 from .recording import STATE
-from .tensor import Tensor, device
+from .tensor import Tensor, concrete, device
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     **elementwise.FUNCTIONS,
@@ -159,9 +160,6 @@ def _normal(self: Tensor, mean: float = 0.0, std: float = 1.0, *, generator: Any
 
 
 def _overwrite(self: Tensor, array: Any) -> Tensor:
-    from ..runtime.buffers import copy_of
-    from .tensor import concrete
-
     return _copy(self, concrete(copy_of(array, self.dtype)))
 
 
@@ -186,8 +184,6 @@ _METHODS: dict[str, Any] = {
 
 
 def _new(name: str, self: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    from . import creation
-
     kwargs.setdefault("dtype", self.dtype)
     return getattr(creation, name)(*args, **kwargs)
 

@@ -301,19 +301,6 @@ class LazyTrace(Trace):
         return value.buffer
 
 
-class ThreadState(threading.local):
-    """Per-thread tracing state: the lazy trace and the trace that ops go to now."""
-
-    def __init__(self) -> None:
-        from .lazy import run_pending
-
-        self.lazy = LazyTrace(run_pending)
-        self.trace: Trace = self.lazy
-
-
-STATE = ThreadState()
-
-
 @contextmanager
 def recording_into(trace: Trace) -> Any:
     """Ops recorded inside go to `trace`."""
@@ -363,3 +350,16 @@ def freeze(
     graph.outputs = [env[v] for v in outputs]
     graph.updates = {env[old]: env[new] for old, new in updates}
     return graph
+
+
+class ThreadState(threading.local):
+    """Per-thread tracing state: the lazy trace and the trace that ops go to now."""
+
+    def __init__(self) -> None:
+        from .lazy import run_pending
+
+        self.lazy = LazyTrace(run_pending)
+        self.trace: Trace = self.lazy
+
+
+STATE = ThreadState()

@@ -1,136 +1,252 @@
-"""`register` buffers of the code generator. Where an index is constant, a buffer's elements are followed as values, and
-memory (a stack slot, which LLVM turns into registers) sees them only where control flow splits or joins. So an unrolled
-accumulation is a chain of operations and nothing else. Used by codegen_expr (loads) and codegen (the rest).
+"""`register` buffers of the code generator, as SSA values. Where every index of a buffer is constant (once loops are
+unrolled and lanes expanded) its elements are followed as values, and a loop that writes them gets phi instructions. So
+an unrolled accumulation is a chain of operations and nothing else, which keeps the text, and LLVM's work, short. Other
+buffers live in memory. Used by codegen_expr (loads) and codegen (the rest).
 """
 
 from __future__ import annotations
 
-from ...ir.expr import Expr
-from ...ir.loops import Buffer
-from .codegen_index import LANE
+from collections.abc import Callable
+
+from ...ir.expr import Expr, Load, Var, walk
+from ...ir.loops import Alloc, Buffer, For, If, Stmt, Store, While, expressions
+from .codegen_index import LANE, Linear
 from .codegen_memory import MemoryWriter
-from .codegen_text import Module, Place, Val, memory_type, vector_text
+from .codegen_text import Module, Val
 
 Slot = tuple[int, int]  # first element, lanes (0: a scalar)
 
 
-class Held:
-    """What is known of one buffer's contents.
+class Frame:
+    """What one loop's body (or the function around all loops) knows of the buffers.
 
     Attributes:
-        place: where it is in memory.
-        values: by slot; slots don't overlap.
-        dirty: slots that memory does not have yet.
+        values: by buffer and slot; slots of a buffer don't overlap.
+        phis: values from the iteration before, by buffer and slot.
+        stored: buffers that the loop writes to.
+        fresh: buffers that came into scope in the body.
     """
 
-    __slots__ = ("dirty", "place", "values")
+    __slots__ = ("fresh", "phis", "stored", "values")
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
-        self.values: dict[Slot, Val] = {}
-        self.dirty: dict[Slot, None] = {}
+    def __init__(self, stored: frozenset[Buffer] = frozenset()) -> None:
+        self.values: dict[Buffer, dict[Slot, Val]] = {}
+        self.phis: dict[tuple[Buffer, Slot], Val] = {}
+        self.stored = stored
+        self.fresh: set[Buffer] = set()
 
 
 class RegisterWriter(MemoryWriter):
-    """Adds `register` buffers."""
+    """Adds `register` buffers.
+
+    Attributes:
+        held: the buffers that are values.
+    """
 
     def __init__(self, module: Module) -> None:
         super().__init__(module)
-        self._held: dict[str, Held] = {}
+        self.held: frozenset[Buffer] = frozenset()
+        self._frames = [Frame()]
 
-    def slot(self, buffer: Buffer, index: tuple[Expr, ...], place: Place) -> Slot | None:
-        """What an access touches, if that is constant and its lanes are neighbours or one element."""
-        env = self.env
-        const, atoms = self.flat(buffer, index, place).linear
-        stride = 0 if place.private is None else 1
-        for atom, k in atoms:
-            bound = env.get(atom)
-            if type(bound) is int:
-                const += k * bound
-            elif bound is LANE:
-                stride += k
-            else:
-                return None
-        if not stride or not self.lanes:
-            return const, 0
-        return (const, self.lanes) if stride == 1 else None
+    # --- accesses -------------------------------------------------------------------------------------------
 
-    def register_load(self, buffer: Buffer, index: tuple[Expr, ...], place: Place) -> Val | None:
-        """The value there; None if the index is not constant (then memory is up to date)."""
-        slot = self.slot(buffer, index, place)
-        held = self._held.get(place.ref)
-        if slot is None:
-            if held is not None:
-                self._flush(held)
-            return None
-        if held is None:
-            held = self._held[place.ref] = Held(place)
-        v = held.values.get(slot)
-        if v is None:
-            self._make_room(held, slot)
-            ref, ty, align = self._memory(place, slot)
-            v = self._from_memory(self.load(f"load {ty}, ptr {ref}, align {align}", place.group, ref), place, slot[1])
-            held.values[slot] = v
-        return v
+    def begin_registers(self, buffer: Buffer) -> None:
+        """The buffer comes into scope, contents undefined."""
+        frame = self._frames[-1]
+        frame.fresh.add(buffer)
+        frame.values[buffer] = {}
 
-    def register_store(self, buffer: Buffer, index: tuple[Expr, ...], value: Val, condition: Val | None) -> bool:
-        """Takes the value; False if it must go to memory (which is up to date then)."""
-        place = self.place(buffer)
-        slot = self.slot(buffer, index, place)
-        held = self._held.get(place.ref)
-        if slot is None or condition is not None:
-            if held is not None:
-                self._flush(held)
-            return False
-        if held is None:
-            held = self._held[place.ref] = Held(place)
+    def load_register(self, buffer: Buffer, index: tuple[Expr, ...]) -> Val:
+        return self._read(buffer, self._slot(buffer, index), len(self._frames) - 1)
+
+    def store_register(self, buffer: Buffer, index: tuple[Expr, ...], value: Val) -> None:
+        slot = self._slot(buffer, index)
         if value.lanes and not slot[1]:  # every lane stores to one element: the last one wins
             ref = self.pure(f"extractelement {value.type} {value.ref}, i64 {value.lanes - 1}", value.ref)
             value = Val(ref, value.dtype)
-        if slot not in held.values:
-            self._make_room(held, slot)
-        held.values[slot] = value
-        held.dirty[slot] = None
-        return True
+        self._write(buffer, slot, value)
 
-    def drop(self, place: Place) -> None:
-        """A buffer's contents are undefined from here on."""
-        self._held.pop(place.ref, None)
+    def _slot(self, buffer: Buffer, index: tuple[Expr, ...]) -> Slot:
+        flat = self._flat.get((buffer, 1, index)) or self.flat(buffer, index, 1)
+        const, atoms = flat.linear
+        env = self.env
+        vector = False
+        for atom, k in atoms:
+            bound = env[atom]
+            if bound is LANE:
+                vector = True
+            else:
+                const += k * bound
+        return (const, self.lanes) if vector else (const, 0)
 
-    def flush(self) -> None:
-        """Brings memory up to date and forgets: control flow splits or joins here."""
-        for held in self._held.values():
-            if held.dirty:
-                self._flush(held)
-        self._held.clear()
+    def _read(self, buffer: Buffer, slot: Slot, level: int) -> Val:
+        """A slot's value as the body of frame `level` knows it now."""
+        frame = self._frames[level]
+        values = frame.values.get(buffer)
+        if values is None:
+            values = frame.values[buffer] = {}
+        v = values.get(slot)
+        if v is not None:
+            return v
+        low, high = slot[0], slot[0] + (slot[1] or 1)
+        for first, lanes in values:
+            if first < high and low < first + (lanes or 1):
+                return self._assemble(buffer, slot, level)
+        if level == 0 or buffer in frame.fresh:
+            return Val("poison", buffer.dtype, slot[1])
+        if buffer not in frame.stored:
+            return self._read(buffer, slot, level - 1)
+        name = self.fresh("r")
+        self.depth[name] = self._loop_depths[level - 1]
+        v = frame.phis[buffer, slot] = values[slot] = Val(name, buffer.dtype, slot[1])
+        return v
 
-    def _make_room(self, held: Held, slot: Slot) -> None:
-        """Slots that overlap a new one go to memory."""
-        low, high = slot[0], slot[0] + max(slot[1], 1)
-        for first, lanes in held.values:
-            if first < high and low < first + max(lanes, 1):
-                self._flush(held)
-                return
+    def _write(self, buffer: Buffer, slot: Slot, value: Val) -> None:
+        values = self._frames[-1].values.setdefault(buffer, {})
+        if slot not in values:
+            low, high = slot[0], slot[0] + (slot[1] or 1)
+            for old in list(values):
+                first, lanes = old
+                if first < high and low < first + (lanes or 1):  # keep the rest of it, element by element
+                    rest = [e for e in range(first, first + (lanes or 1)) if not low <= e < high]
+                    kept = [((e, 0), self._element(buffer, e, len(self._frames) - 1)) for e in rest]
+                    del values[old]
+                    values.update(kept)
+        values[slot] = value
 
-    def _flush(self, held: Held) -> None:
-        place = held.place
-        for slot in held.dirty:
-            ref, ty, align = self._memory(place, slot)
-            x = self._to_memory(held.values[slot], slot[1])
-            self.regions[-1].lines.append(f"  store {ty} {x}, ptr {ref}, align {align}")
-        if held.dirty:
-            self.forget((place.group,))
-        held.values.clear()
-        held.dirty.clear()
+    def _element(self, buffer: Buffer, e: int, level: int) -> Val:
+        for (first, lanes), v in self._frames[level].values[buffer].items():
+            if first <= e < first + (lanes or 1):
+                if not v.lanes:
+                    return v
+                ref = self.pure(f"extractelement {v.type} {v.ref}, i64 {e - first}", v.ref)
+                return Val(ref, v.dtype)
+        return self._read(buffer, (e, 0), level)
 
-    def _memory(self, place: Place, slot: Slot) -> tuple[str, str, int]:
-        """(pointer, type, alignment) of a slot."""
+    def _assemble(self, buffer: Buffer, slot: Slot, level: int) -> Val:
+        """A slot whose elements were stored as others."""
         first, lanes = slot
-        element = memory_type(place.dtype)
-        ty = vector_text(element, lanes)
-        ref, offset = place.ref, first * place.dtype.itemsize
-        if first:
-            ref = self.pure(f"getelementptr {element}, ptr {ref}, i64 {first}", ref, hint="p")
-        if place.slots is not None:
-            place.slots[ref, ty] = None
-        return ref, ty, (offset & -offset) if offset % place.align else place.align
+        if not lanes:
+            return self._element(buffer, first, level)
+        total = Val("poison", buffer.dtype, lanes)
+        for i in range(lanes):
+            x = self._element(buffer, first + i, level)
+            ref = self.pure(f"insertelement {total.type} {total.ref}, {x.type} {x.ref}, i64 {i}", total.ref, x.ref)
+            total = Val(ref, buffer.dtype, lanes)
+        return total
+
+    # --- loops ----------------------------------------------------------------------------------------------
+
+    _loop_depths: list[int]
+
+    def enter_frame(self, stored: frozenset[Buffer]) -> None:
+        """The region of a loop's body was just opened."""
+        self._frames.append(Frame(stored))
+        self._loop_depths.append(len(self.regions) - 1)
+
+    def end_body(self) -> dict[tuple[Buffer, Slot], str]:
+        """At the end of the body: operands of the phis for the next iteration. Finding them can make more phis."""
+        frame = self._frames[-1]
+        level = len(self._frames) - 1
+        following: dict[tuple[Buffer, Slot], str] = {}
+        while len(following) < len(frame.phis):
+            for key in list(frame.phis):
+                if key not in following:
+                    buffer, slot = key
+                    following[key] = self.use(self._read(buffer, slot, level), slot[1])
+        return following
+
+    def leave_frame(self, following: dict[tuple[Buffer, Slot], str], before: Callable[[], str], last: str) -> list[str]:
+        """After the region was closed, before its text is placed: the phi instructions for the top of the loop.
+
+        before: gives the label of the block before the loop; last: label of the body's last block.
+        """
+        frame = self._frames.pop()
+        self._loop_depths.pop()
+        starts = {key: self.use(self._read(*key, len(self._frames) - 1), key[1][1]) for key in frame.phis}
+        block = before()
+        lines = []
+        for key, v in frame.phis.items():
+            lines.append(f"  {v.ref} = phi {v.type} [ {starts[key]}, %{block} ], [ {following[key]}, %{last} ]")
+        here = len(self.regions) - 1
+        for buffer, values in frame.values.items():
+            if buffer in frame.fresh:
+                continue
+            for slot, v in values.items():
+                if frame.phis.get((buffer, slot)) is not v:  # else the loop has not changed it
+                    if self.depth.get(v.ref, 0) > here:
+                        self.depth[v.ref] = here
+                    self._write(buffer, slot, v)
+        return lines
+
+
+class Scan:
+    """Finds the `register` buffers of a kernel that can be values: all accesses have constant places and stand in the
+    same branch, while loop or task as the buffer's scope."""
+
+    def __init__(self, linear: Callable[[Expr], Linear], can_vectorize: Callable[[For], bool]) -> None:
+        self.linear = linear
+        self.can_vectorize = can_vectorize
+        self.scopes: dict[Buffer, object] = {}
+        self.bad: set[Buffer] = set()
+        self.variables: set[Expr] = set()  # of loops that stay loops
+        self.scope: object = None
+        self.vector = False
+
+    def run(self, body: list[Stmt]) -> frozenset[Buffer]:
+        self.block(body)
+        return frozenset(b for b in self.scopes if b not in self.bad)
+
+    def block(self, body: list[Stmt]) -> None:
+        for s in body:
+            if isinstance(s, For):
+                self.loop(s)
+                continue
+            for root in expressions(s):
+                for e in walk(root):
+                    if isinstance(e, Load) and e.buffer.space == "register":
+                        self.access(e.buffer, e.index)
+            if isinstance(s, Store):
+                if s.buffer.space == "register":
+                    self.access(s.buffer, s.index)
+                    if s.mask is not None:
+                        self.bad.add(s.buffer)
+            elif isinstance(s, Alloc):
+                if s.buffer.space == "register":
+                    self.scopes[s.buffer] = self.scope
+                    if self.vector:
+                        self.bad.add(s.buffer)
+            elif isinstance(s, (If, While)):
+                outer, self.scope = self.scope, s
+                self.block(s.body)
+                self.scope = outer
+
+    def loop(self, s: For) -> None:
+        outer = self.scope, self.vector
+        if -(-s.extent // s.step) > 1:
+            if s.kind == "vector" and not self.vector and s.step == 1 and self.can_vectorize(s):
+                self.vector = True
+            elif s.kind != "unroll":
+                self.variables.add(s.var)
+            if s.kind == "parallel":
+                self.scope = s
+        self.block(s.body)
+        self.scope, self.vector = outer
+
+    def access(self, buffer: Buffer, index: tuple[Expr, ...]) -> None:
+        if self.scopes.get(buffer, self) is not self.scope:
+            self.bad.add(buffer)
+        scale = 1
+        if len(index) == 1:
+            sizes: tuple[int, ...] = (1,)
+        else:
+            sizes = buffer.shape
+        for e, n in zip(reversed(index), reversed(sizes)):
+            for atom, k in self.linear(e)[1]:
+                if not isinstance(atom, Var) or atom in self.variables:
+                    self.bad.add(buffer)
+                elif atom in self.lanes and k * scale != 1:
+                    self.bad.add(buffer)
+            scale *= n
+
+    lanes: set[Expr]

@@ -196,9 +196,7 @@ class Planner:
     def ensure_home(self, v: Value) -> None:
         """Gives a floating value a group, so that it can be stored."""
         if v.node is not None and v not in self.home:
-            if self.is_tiny(v.node):
-                self.home_tiny(v)
-            else:
+            if not (self.is_tiny(v.node) and self.home_tiny(v)):
                 self.home_pointwise(v)
 
     def reference(
@@ -321,21 +319,22 @@ class Planner:
         for g in self.of_mask(homes):
             if g.try_join(v):
                 return
-        if v.type.numel <= TINY and (cost > CHEAP or must or self.is_tiny(node)):
-            self.home_tiny(v)
-        elif must or (self.uses.get(v, 0) > 1 and cost > CHEAP):
+        if v.type.numel <= TINY and (cost > CHEAP or must or self.is_tiny(node)) and self.home_tiny(v):
+            return
+        if must or (self.uses.get(v, 0) > 1 and cost > CHEAP):
             self.home_pointwise(v)
 
-    def home_tiny(self, v: Value) -> None:
+    def home_tiny(self, v: Value) -> bool:
         want = self.closure(self.reach[v])
         for g in reversed(self.groups):
             if isinstance(g, TinyGroup) and self.anc[g.id] | 1 << g.id == want | 1 << g.id and g.try_join(v):
-                return
+                return True
         group = self.new_group(TinyGroup)
-        if not group.try_join(v):
+        if not group.try_join(v):  # it reads a reduction here at a place that is data
             self.groups.pop()
             self.anc.pop()
-            self.home_pointwise(v)
+            return False
+        return True
 
     def home_pointwise(self, v: Value) -> None:
         """In a group of the same size that depends on just the same, or a new one."""
@@ -365,8 +364,7 @@ class Planner:
         return False
 
     def visit_reduce(self, node: Node, v: Value) -> None:
-        if self.is_tiny(node):
-            self.visit_tiny(v)
+        if self.is_tiny(node) and self.visit_tiny(v):
             return
         spec = ReduceSpec.of(node)
         for g in self.of_mask(self.reach[v]):
@@ -389,11 +387,11 @@ class Planner:
         joined = group.try_reduce(node)
         assert joined, node
 
-    def visit_tiny(self, v: Value) -> None:
+    def visit_tiny(self, v: Value) -> bool:
         for g in self.of_mask(self.reach[v]):
             if isinstance(g, TinyGroup) and g.try_join(v):
-                return
-        self.home_tiny(v)
+                return True
+        return self.home_tiny(v)
 
     def upgrade(self, g: PointwiseGroup, spec: ReduceSpec) -> RowGroup | None:
         """The pointwise group as a row group, so that a reduction can join what it reads."""
@@ -416,8 +414,7 @@ class Planner:
         return row
 
     def visit_contract(self, node: Node, v: Value) -> None:
-        if self.is_tiny(node):
-            self.visit_tiny(v)
+        if self.is_tiny(node) and self.visit_tiny(v):
             return
         a, b, out = split_spec(node)
         sizes = letter_sizes(node)

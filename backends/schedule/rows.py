@@ -29,6 +29,10 @@ from .pointwise import work
 from .scopes import Lowering, Scope
 
 
+#: rows of at least four times this many elements may be summed up in pieces, at most so many
+CHUNK, MAX_CHUNKS = 4096, 32
+
+
 @dataclass
 class Pass:
     """One sweep over the row."""
@@ -64,6 +68,9 @@ class RowEmitter:
         exprs = needed_exprs(self.bindings, [r.element for r in self.reductions] + [v for _, _, v in specs])
         self.loads = loads_of(exprs)
         self.cycles = work(exprs) * self.O * self.R
+        self.columns = self.prefers_columns()
+        self.range: tuple[Expr, int] | None = None  # of the outermost loop over the row, if not all of it
+        self.sink: Callable[[Scope], None] | None = None  # called with the scope that knows the rows' values
 
     # --- passes
 
@@ -108,7 +115,7 @@ class RowEmitter:
 
     # --- choice of layout
 
-    def columns(self) -> bool:
+    def prefers_columns(self) -> bool:
         """Whether lanes go across rows: where more of the loads, and the lanes, profit."""
         last_r, last_o = self.r.vars[-1], self.o.vars[-1]
         n_r, n_o = self.r.sizes[-1], self.o.sizes[-1]
@@ -131,13 +138,19 @@ class RowEmitter:
         top = Scope(self.low)
         if self.O == 0:
             return top.stmts
-        if self.R == 0:
-            raise AssertionError("empty reductions are constants")
-        columns = self.columns()
-        parallel = self.machine.threads > 1 and self.cycles / self.lanes() > self.machine.parallel_cycles
+        count = self.chunks()
+        if count > 1:
+            self.split_rows(top, count)
+        else:
+            heavy = self.cycles / self.lanes() > self.machine.parallel_cycles
+            self.nest(top, self.machine.threads > 1 and heavy)
+        return top.stmts
+
+    def nest(self, top: Scope, parallel: bool) -> None:
+        """All rows."""
         scope = top
         outer = list(zip(self.o.vars, self.o.sizes))
-        inner = outer.pop() if columns else None
+        inner = outer.pop() if self.columns else None
         for k, (var, size) in enumerate(outer):
             if isinstance(var, Var):
                 here = parallel and k == 0
@@ -154,16 +167,95 @@ class RowEmitter:
             scope.close()
             assert scope.parent is not None
             scope = scope.parent
-        return top.stmts
+
+    # --- few long rows
+
+    def chunks(self) -> int:
+        """In how many pieces to sum up rows too long and too few to share: fixed by the shape, never by the threads."""
+        simple = len(self.passes) == 1 and not self.passes[0].stores
+        if not simple or self.R < 4 * CHUNK or self.O > 4 * self.lanes() or len(self.reductions) > 4:
+            return 1
+        return min(MAX_CHUNKS, self.R // CHUNK)
+
+    def split_rows(self, top: Scope, count: int) -> None:
+        """Pieces of rows into partial results, in parallel; then those, in order."""
+        n = self.r.sizes[0]
+        unit = 4 * self.lanes() if len(self.r.sizes) == 1 else 1
+        size = max(n // count // unit, 1) * unit
+        count = n // size
+        left = n - count * size
+        pieces = count + (1 if left else 0)
+        partial = {r.local: Buffer(f"partial_{r.local.name}", r.local.dtype, (pieces * self.O,), "arena")
+                   for r in self.reductions}  # fmt: skip
+        row = self.o.value()
+
+        def keep(scope: Scope, place: Expr) -> None:
+            for r in self.reductions:
+                at = index_add(place, scope.lower(row))
+                scope.stmts.append(Store(partial[r.local], (at,), scope.lower(r.local)))
+
+        stores, self.row_stores = self.row_stores, []
+        heavy = self.cycles / self.lanes() > self.machine.parallel_cycles
+        c = Var("piece", count)
+        inner = top.loop(c, count, "parallel" if self.machine.threads > 1 and heavy else "serial")
+        self.low.floor = inner.depth
+        self.range = (c * size, size)
+        self.sink = lambda scope: keep(scope, c * self.O)
+        self.nest(inner, False)
+        inner.close()
+        self.low.floor = 0
+        if left:
+            inner = top.inline()
+            self.range = (Const(count * size), left)
+            self.sink = lambda scope: keep(scope, Const(count * self.O))
+            self.nest(inner, False)
+            inner.close()
+        self.row_stores, self.sink = stores, None
+        self.combine(top, partial, pieces)
+
+    def combine(self, top: Scope, partial: dict[Local, Buffer], pieces: int) -> None:
+        """The rows' values from those of their pieces, and what is stored of them."""
+        scope = top
+        for var, size in list(zip(self.o.vars, self.o.sizes))[:-1]:
+            if isinstance(var, Var):
+                v = Var(var.name, size)
+                scope = scope.loop(v, size, "serial")
+                scope.define(var, v)
+
+        def body(inner: Scope) -> None:
+            row = inner.lower(self.o.value())
+            for r in self.reductions:
+                items: list[Expr] = [Load(partial[r.local], (index_add(row, Const(k * self.O)),), inner.mask)
+                                     for k in range(pieces)]  # fmt: skip
+                while len(items) > 1:
+                    pairs = [S.prim(r.combine, a, b) for a, b in zip(items[::2], items[1::2])]
+                    items = pairs + items[len(pairs) * 2 :]
+                inner.anchor(r.local, inner.let(items[0], r.local.name))
+            inner.stores(self.row_stores)
+
+        one = scope.inline()
+        vector_blocks(one, self.o.vars[-1], 0, self.o.sizes[-1], self.lanes(), self.machine, body)
+        one.close()
+        while scope is not top:
+            scope.close()
+            assert scope.parent is not None
+            scope = scope.parent
+
+    def ranges(self) -> list[tuple[Expr, Expr, int]]:
+        """(variable, start, size) of every loop over the row."""
+        out: list[tuple[Expr, Expr, int]] = [(v, ZERO, n) for v, n in zip(self.r.vars, self.r.sizes)]
+        if self.range is not None:
+            out[0] = (self.r.vars[0], *self.range)
+        return out
 
     # --- lanes along the row
 
     def rows(self, scope: Scope) -> None:
         lanes = self.lanes()
-        size = self.r.sizes[-1]
+        size = self.ranges()[-1][2]
         for p in self.passes:
             unroll = 1
-            if prod(self.r.sizes) >= 2 * lanes:
+            if size >= 2 * lanes:
                 unroll = min(4 if len(p.reductions) <= 2 else 2, max(1, size // lanes))
                 unroll = 1 << (unroll.bit_length() - 1)
             width = min(lanes, power_of_two(size))
@@ -175,16 +267,18 @@ class RowEmitter:
                 self.finish(scope, acc, r, unroll, width)
         if self.row_stores:
             scope.stores(self.row_stores)
+        if self.sink is not None:
+            self.sink(scope)
 
     def sweep(self, scope: Scope, p: Pass, accs: list[Buffer], unroll: int, width: int) -> None:
         """The loops of one pass."""
         block = scope
-        for var, size in list(zip(self.r.vars, self.r.sizes))[:-1]:
-            if isinstance(var, Var):
-                v = Var(var.name, size)
+        *outer_ranges, (var, start, n) = self.ranges()
+        for x, at, size in outer_ranges:
+            if isinstance(x, Var):
+                v = Var(x.name, size)
                 block = block.loop(v, size, "serial")
-                block.define(var, v)
-        var, n = self.r.vars[-1], self.r.sizes[-1]
+                block.define(x, index_add(v, at))
 
         def body(inner: Scope, at: Expr, lane: Expr) -> None:
             elements = inner.roots([r.element for r in p.reductions])
@@ -208,7 +302,7 @@ class RowEmitter:
             copies = outer.loop(u, unroll, "unroll")
             lane = Var(f"{var.name}v", width)
             inner = copies.loop(lane, width, "vector")
-            inner.define(var, base + u * width + lane)
+            inner.define(var, start + base + u * width + lane)
             body(inner, u * width, lane)
             inner.close()
             copies.close()
@@ -228,39 +322,38 @@ class RowEmitter:
                     outer, base = block.loop(v, whole, "serial", width), v
                 lane = Var(f"{var.name}v", width)
                 inner = outer.loop(lane, width, "vector")
-                inner.define(var, base + lane + done)
+                inner.define(var, start + base + lane + done)
                 body(inner, ZERO, lane)
                 inner.close()
                 if outer is not block:
                     outer.close()
-            self.tail(block, var, done + whole, n, width, body)
+            self.tail(block, var, start + (done + whole), rest - whole, width, body)
         while block is not scope:
             block.close()
             assert block.parent is not None
             block = block.parent
 
     def tail(
-        self, block: Scope, var: Var, start: int, n: int, width: int, body: Callable[[Scope, Expr, Expr], None]
+        self, block: Scope, var: Var, start: Expr, left: int, width: int, body: Callable[[Scope, Expr, Expr], None]
     ) -> None:
-        left = n - start
         if left <= 0:
             return
         if left == 1:
             inner = block.inline()
-            inner.define(var, Const(start))
+            inner.define(var, start)
             body(inner, ZERO, ZERO)
             inner.close()
         elif self.machine.masked_memory or power_of_two(left) == left:
             lane = Var(f"{var.name}v", min(width, power_of_two(left)))
             mask = less(lane, left) if lane.extent > left else None
             inner = block.loop(lane, lane.extent, "vector", mask=mask, masked=var if mask is not None else None)
-            inner.define(var, index_add(lane, Const(start)))
+            inner.define(var, index_add(lane, start))
             body(inner, ZERO, lane)
             inner.close()
         else:
             v = Var(var.name, left)
             inner = block.loop(v, left, "unroll")
-            inner.define(var, index_add(v, Const(start)))
+            inner.define(var, index_add(v, start))
             body(inner, ZERO, v)
             inner.close()
 
@@ -353,6 +446,9 @@ class RowEmitter:
             self.keep_row_values(scope, k, width, vectors, registers)
         if self.row_stores:
             vectors(scope, lambda inner, _: inner.stores(self.row_stores))
+        if self.sink is not None:
+            sink = self.sink
+            vectors(scope, lambda inner, _: sink(inner))
         for x in [x for x in low.depth_of if x in registers]:
             del low.depth_of[x]
 
@@ -364,11 +460,11 @@ class RowEmitter:
             zero = Const(identity(r.combine, acc.dtype), acc.dtype)
             plain_vectors(scope, width, self.lanes(), lambda inner, at: inner.stmts.append(Store(acc, (at,), zero)))  # noqa: B023
         block = scope
-        for var, size in zip(self.r.vars, self.r.sizes):
+        for var, start, size in self.ranges():
             if isinstance(var, Var):
                 v = Var(var.name, size)
                 block = block.loop(v, size, "serial")
-                block.define(var, v)
+                block.define(var, index_add(v, start))
 
         def body(inner: Scope, at: Expr) -> None:
             elements = inner.roots([r.element for r in p.reductions])

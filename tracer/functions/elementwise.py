@@ -13,6 +13,7 @@ from ...ir.op import REGISTRY
 from ..operands import as_value, result_type, tensor_operand, values
 from ..recording import STATE
 from ..tensor import Tensor
+from .indexing import nonzero
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {}
 
@@ -171,8 +172,6 @@ def where(condition: Tensor, input: Any = None, other: Any = None) -> Any:
     holds.
     """
     if input is None and other is None:
-        from .indexing import nonzero
-
         return nonzero(condition, as_tuple=True)
     tensor_operand(condition, "where(): condition")
     if condition.dtype.kind not in "bu":

@@ -10,7 +10,7 @@ import numpy as np
 from ...ir import dtypes
 from ...ir.errors import DTypeError, IndexOutOfRange, OpError
 from ...ir.op import REGISTRY
-from ...ir.types import normalize_axis
+from ...ir.types import broadcast_shapes, normalize_axis
 from ..creation import as_tensor, tensor
 from ..operands import as_value, tensor_operand
 from ..recording import STATE
@@ -193,8 +193,6 @@ def nonzero(input: Tensor, *, as_tuple: bool = False) -> Any:
 
 def masked_select(input: Tensor, mask: Tensor) -> Tensor:
     """The elements where `mask` holds, as a vector."""
-    from ...ir.types import broadcast_shapes
-
     shape = broadcast_shapes(tuple(input.shape), tuple(mask.shape))
     return getitem(input.expand(shape), mask.expand(shape))
 

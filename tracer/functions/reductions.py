@@ -14,6 +14,7 @@ from ...ir.types import normalize_axis
 from ..operands import as_value, get_default_dtype, tensor_operand
 from ..recording import STATE
 from ..tensor import Tensor, ready
+from . import elementwise
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {}
 Extremum = namedtuple("Extremum", ["values", "indices"])
@@ -71,9 +72,7 @@ def _extreme(name: str, op_name: str, arg_name: str) -> Callable[..., Any]:
     def fn(input: Tensor, dim: Any = None, keepdim: bool = False) -> Any:
         trace = _start(input, name)
         if isinstance(dim, Tensor):
-            from .elementwise import FUNCTIONS as E
-
-            return E[f"{name}imum"](input, dim)
+            return elementwise.FUNCTIONS[f"{name}imum"](input, dim)
         x = input._value()
         if dim is None:
             return Tensor(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ...ir.errors import OpError
+from ...ir.errors import IndexOutOfRange, OpError
 from ...ir.op import REGISTRY
 from ...ir.types import normalize_axis
 from ..operands import as_value, result_type, tensor_operand
@@ -169,8 +169,6 @@ def select(input: Tensor, dim: int, index: int) -> Tensor:
     n = tuple(input.shape)[d]
     i = int(index)
     if not -n <= i < n:
-        from ...ir.errors import IndexOutOfRange
-
         raise IndexOutOfRange(f"index {i} is out of bounds for dimension {d} with size {n}")
     return make_view(input, REGISTRY["select"], {"dim": d, "index": i % n})
 
