@@ -122,7 +122,8 @@ class KernelWriter(ExprWriter):
         else:
             value = self.value(s.value)
         condition = self.both(self.mask, None if s.mask is None else self.value(s.mask))
-        if s.buffer.space == "register" and self.register_store(s.buffer, s.index, value, condition):
+        if s.buffer in self.held:
+            self.store_register(s.buffer, s.index, value)
             return
         self.store_element(s.buffer, s.index, value, condition)
 
@@ -150,7 +151,7 @@ class KernelWriter(ExprWriter):
             for i in range(0, s.extent, s.step):
                 self.env[s.var] = i
                 self.block(s.body)
-        elif kind == "vector" and not self.lanes and s.step == 1 and self._can_vectorize(s):
+        elif kind == "vector" and not self.lanes and s.step == 1 and self.can_vectorize(s):
             self._vector(s)
         elif kind == "parallel" and self.pool and self.module.threads and not self.lanes:
             self._parallel(s, trips)
@@ -158,7 +159,8 @@ class KernelWriter(ExprWriter):
             self._serial(s, "0", str(trips * s.step), (0, (trips - 1) * s.step))
         self.env.pop(s.var, None)
 
-    def _can_vectorize(self, s: For) -> bool:
+    def can_vectorize(self, s: For) -> bool:
+        """The vector loop can be one operation per statement."""
         got = self.module.vectorizable.get(s)
         if got is None:
             got = self.module.vectorizable[s] = _fits_lanes(s)
@@ -174,21 +176,24 @@ class KernelWriter(ExprWriter):
     def _serial(self, s: For, start: str, stop: str, span: tuple[int, int]) -> None:
         """A loop that runs at least once; the variable goes from `start` in steps to below `stop`."""
         region = self._open(s)
+        self.enter_frame(self.module.stored(s))
         name = self.fresh(_hint(s.var.name))
         head = region.block
         self.depth[name] = len(self.regions) - 1
         self.ranges[name] = span
         self.env[s.var] = name
         self.block(s.body)
-        self.flush()
+        carried = self.end_body()
         self.regions.pop()
         outer = self.regions[-1]
+        phis = self.leave_frame(carried, lambda: outer.block, region.block)
         after, following = self.fresh("next"), self.label("done")
         test = self.fresh("more")
         outer.lines += [
             f"  br label %{head}",
             f"{head}:",
             f"  {name} = phi i64 [ {start}, %{outer.block} ], [ {after}, %{region.block} ]",
+            *phis,
             *region.lines,
             f"  {after} = add nuw nsw i64 {name}, {s.step}",
             f"  {test} = icmp slt i64 {after}, {stop}",
@@ -199,7 +204,6 @@ class KernelWriter(ExprWriter):
 
     def _open(self, s: For | While, conditional: bool = False) -> Region:
         """Enters a loop's body."""
-        self.flush()
         groups = frozenset([self.env[b].group for b in self.module.stored(s) if b in self.env])
         # Buffers that come into scope inside have no group yet; nothing outside can have loaded from them.
         self.forget(groups)
@@ -216,7 +220,6 @@ class KernelWriter(ExprWriter):
         region.lines += [f"  br i1 {condition.ref}, label %{body}, label %{following}", f"{body}:"]
         region.block = body
         self.block(s.body)
-        self.flush()
         self.regions.pop()
         outer = self.regions[-1]
         outer.lines += [
@@ -241,12 +244,10 @@ class KernelWriter(ExprWriter):
             self.block(s.body)
             self.mask = old
             return
-        self.flush()
         region = Region(self.label("then"), conditional=True)
         self.regions.append(region)
         head = region.block
         self.block(s.body)
-        self.flush()
         self.regions.pop()
         outer = self.regions[-1]
         following = self.label("end")
@@ -271,6 +272,9 @@ class KernelWriter(ExprWriter):
     def _alloc(self, s: Alloc) -> None:
         """Memory of this function; a statement that runs again gets the same. Inside a vector loop, one per
         lane."""
+        if s.buffer in self.held:
+            self.begin_registers(s.buffer)
+            return
         place = self._scratch.get(s)
         lanes = max(self.lanes, 1)
         if place is None or place.lanes != lanes:
@@ -290,7 +294,6 @@ class KernelWriter(ExprWriter):
             place = Place(ref, self._group(b), _ALIGN, b.dtype, b.shape, private, lanes, slots)
             self._scratch[s] = place
         self.env[s.buffer] = place
-        self.drop(place)
         if place.slots is not None and len(self.regions) > 1:
             # Says that contents don't survive, or LLVM keeps old accumulators in registers around the loop.
             marker = f"  ; {self.label(s.buffer.name)}"
@@ -320,7 +323,7 @@ class KernelWriter(ExprWriter):
         name = f"{self.name}.{_hint(s.var.name)}{self.module.names}"
         inner = KernelWriter(self.module, self.name)
         captured, header = self._captured(s, inner)
-        inner.noalias = self.noalias
+        inner.noalias, inner.held = self.noalias, self.held
         start, stop = inner.fresh("from"), inner.fresh("to")
         inner.opaque = "%task"
         inner._serial(s, start, stop, (0, (trips - 1) * s.step))
@@ -339,7 +342,6 @@ class KernelWriter(ExprWriter):
                 f"  {slot} = getelementptr i64, ptr {context}, i64 {i}",
                 f"  store {ty} {ref}, ptr {slot}, align 8",
             ]
-        self.flush()
         spread, alone, following = self.label("spread"), self.label("alone"), self.label("joined")
         target, task, after, test = (self.fresh(x) for x in ("pool", "task", "next", "more"))
         has_pool = self.pure(f"icmp ne i64 {self.pool}, 0", self.pool)

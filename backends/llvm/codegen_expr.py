@@ -97,10 +97,8 @@ class ExprWriter(CastWriter):
                 return self._compare_i64(e)
             return self.primitive(e.name, [self.value(a) for a in e.args])
         if isinstance(e, Load):
-            if e.buffer.space == "register":
-                got = self.register_load(e.buffer, e.index, self.env[e.buffer])
-                if got is not None:
-                    return self._masked_register(e, got)
+            if e.buffer in self.held:
+                return self._masked_register(e, self.load_register(e.buffer, e.index))
             return self.load_element(e.buffer, e.index, e.mask, e.other)
         if isinstance(e, Const):
             return constant(e.value, e.dtype)

@@ -78,9 +78,9 @@ class MemoryWriter(IndexWriter):
         """Where a buffer is."""
         return self.env[buffer]
 
-    def flat(self, buffer: Buffer, index: tuple[Expr, ...], place: Place) -> Flat:
-        """The flat element index of an access, remembered per access."""
-        known = (buffer, place.lanes, index)
+    def flat(self, buffer: Buffer, index: tuple[Expr, ...], copies: int) -> Flat:
+        """The flat element index of an access, times `copies`; remembered per access."""
+        known = (buffer, copies, index)
         got = self._flat.get(known)
         if got is None:
             if len(index) == 1:
@@ -95,7 +95,7 @@ class MemoryWriter(IndexWriter):
                         total[a] = total.get(a, 0) + k * stride
                     stride *= n
                 atoms = tuple(total.items())
-            m = place.lanes
+            m = copies
             got = Flat((const * m, tuple([(a, k * m) for a, k in atoms])), tuple([a for a, _ in atoms]), {})
             self._flat[known] = got
         return got
@@ -105,7 +105,7 @@ class MemoryWriter(IndexWriter):
         under the bindings of the variables in the index, whose names are new in every loop."""
         env = self.env
         place = env[buffer]
-        flat = self.flat(buffer, index, place)
+        flat = self.flat(buffer, index, place.lanes)
         key: list[Any] = [place.ref, self.lanes]
         for atom in flat.atoms:
             bound = env.get(atom)
@@ -133,6 +133,8 @@ class MemoryWriter(IndexWriter):
             align = gcd(align, const * size)
             ref = self.pure(f"getelementptr {element}, ptr {ref}, i64 {const}", ref, hint="p")
         if not vectors:
+            if place.slots is not None and not s.terms:
+                place.slots[ref, vector_text(element, self.lanes if stride else 0)] = None
             return Address(ref, align, stride, None)
         lanes = Split(0, [], stride, vectors)
         return Address(ref, size, 0, self.vector_of(lanes, self.range_of(lanes)))

@@ -19,6 +19,7 @@ from ...ir.expr import Load, walk
 from ...ir.loops import Buffer, Kernel, LoopProgram, Store, expressions, statements
 from .codegen import Kernels, KernelWriter
 from .codegen_memory import zeros_global
+from .codegen_registers import Scan
 from .codegen_text import Place
 from .target import CompileError, Target
 
@@ -80,6 +81,7 @@ class _Program:
                 parameters.append(f"ptr {writer.pointer_attributes(b, place)}{place.ref}")
                 arguments.append(b)
             writer.env[b] = place
+        writer.held = Scan(writer.linear, writer.can_vectorize).run(kernel.body)
         writer.block(kernel.body)
         signature = ", ".join([*parameters, "i64 %pool"])
         lines = [f"; {_plain_line(kernel.comment)}"] if kernel.comment else []

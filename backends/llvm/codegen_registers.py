@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ...ir.expr import Expr, Load, Var, walk
+from ...ir.expr import Expr, LaneReduce, Load, Var, walk
 from ...ir.loops import Alloc, Buffer, For, If, Stmt, Store, While, expressions
 from .codegen_index import LANE, Linear
 from .codegen_memory import MemoryWriter
@@ -47,6 +47,7 @@ class RegisterWriter(MemoryWriter):
         super().__init__(module)
         self.held: frozenset[Buffer] = frozenset()
         self._frames = [Frame()]
+        self._loop_depths: list[int] = []  # region of each frame's loop, from frame 1 on
 
     # --- accesses -------------------------------------------------------------------------------------------
 
@@ -137,8 +138,6 @@ class RegisterWriter(MemoryWriter):
 
     # --- loops ----------------------------------------------------------------------------------------------
 
-    _loop_depths: list[int]
-
     def enter_frame(self, stored: frozenset[Buffer]) -> None:
         """The region of a loop's body was just opened."""
         self._frames.append(Frame(stored))
@@ -190,6 +189,7 @@ class Scan:
         self.scopes: dict[Buffer, object] = {}
         self.bad: set[Buffer] = set()
         self.variables: set[Expr] = set()  # of loops that stay loops
+        self.lanes: set[Expr] = set()
         self.scope: object = None
         self.vector = False
 
@@ -206,6 +206,8 @@ class Scan:
                 for e in walk(root):
                     if isinstance(e, Load) and e.buffer.space == "register":
                         self.access(e.buffer, e.index)
+                    elif isinstance(e, LaneReduce):
+                        self.lanes.add(e.var)
             if isinstance(s, Store):
                 if s.buffer.space == "register":
                     self.access(s.buffer, s.index)
@@ -226,6 +228,7 @@ class Scan:
         if -(-s.extent // s.step) > 1:
             if s.kind == "vector" and not self.vector and s.step == 1 and self.can_vectorize(s):
                 self.vector = True
+                self.lanes.add(s.var)
             elif s.kind != "unroll":
                 self.variables.add(s.var)
             if s.kind == "parallel":
@@ -236,17 +239,14 @@ class Scan:
     def access(self, buffer: Buffer, index: tuple[Expr, ...]) -> None:
         if self.scopes.get(buffer, self) is not self.scope:
             self.bad.add(buffer)
-        scale = 1
-        if len(index) == 1:
-            sizes: tuple[int, ...] = (1,)
-        else:
-            sizes = buffer.shape
+        sizes = (1,) if len(index) == 1 else buffer.shape
+        stride, scale = 0, 1
         for e, n in zip(reversed(index), reversed(sizes)):
             for atom, k in self.linear(e)[1]:
                 if not isinstance(atom, Var) or atom in self.variables:
                     self.bad.add(buffer)
-                elif atom in self.lanes and k * scale != 1:
-                    self.bad.add(buffer)
+                elif atom in self.lanes:
+                    stride += k * scale
             scale *= n
-
-    lanes: set[Expr]
+        if stride not in (0, 1):
+            self.bad.add(buffer)

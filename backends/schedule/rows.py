@@ -192,7 +192,7 @@ class RowEmitter:
         def keep(scope: Scope, place: Expr) -> None:
             for r in self.reductions:
                 at = index_add(place, scope.lower(row))
-                scope.stmts.append(Store(partial[r.local], (at,), scope.lower(r.local)))
+                scope.stmts.append(Store(partial[r.local], (at,), scope.lower(r.local), scope.mask))
 
         stores, self.row_stores = self.row_stores, []
         heavy = self.cycles / self.lanes() > self.machine.parallel_cycles
