@@ -1,5 +1,5 @@
-"""What the scheduler knows of a CPU: vector width, registers, caches, threads. Targets make one from theirs; tests make
-one by hand. Nothing here asks the operating system."""
+"""What the scheduler knows of a CPU: vector width, registers, caches, threads. Targets make one from
+theirs; tests make one by hand. Nothing here asks the operating system."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ class MachineModel:
     Attributes:
         vector_bytes: width of a SIMD register; 16, 32 or 64.
         vector_registers: how many there are.
-        masked_memory: masked vector loads and stores are about as cheap as whole ones (AVX-512, SVE; AVX2 at 32 bits).
-        threads: how many threads may share a kernel. Results never depend on it, only whether loops are parallel.
-        l1_bytes, l2_bytes: data cache of one core.
+        masked_memory: masked vector loads and stores are about as cheap as whole ones (AVX-512, SVE; AVX2 at
+            32 bits).
+        threads: how many threads may share a kernel. Results never depend on it, only whether loops are
+        parallel. l1_bytes, l2_bytes: data cache of one core.
         parallel_cycles: a kernel is worth sharing from this many estimated cycles on.
         flops_per_cycle: of f32 multiply-adds of one core, counted as two, for estimates.
     """

@@ -1,5 +1,6 @@
-"""The memory planner: every arena buffer of a LoopProgram gets an offset, so that buffers alive at the same time never
-overlap and the arena is small. Called by the scheduler; anyone may call it again after changing a program.
+"""The memory planner: every arena buffer of a LoopProgram gets an offset, so that buffers alive at the same
+time never overlap and the arena is small. Called by the scheduler; anyone may call it again after changing a
+program.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ def lifetimes(program: LoopProgram) -> list[Lifetime]:
 
 
 def plan(program: LoopProgram) -> int:
-    """Sets the offset of every arena buffer and `program.arena_bytes`; lists the buffers in `program.temps`. Gives the
-    arena's size in bytes.
+    """Sets the offset of every arena buffer and `program.arena_bytes`; lists the buffers in `program.temps`.
+    Gives the arena's size in bytes.
 
     Large buffers are placed first, each in the tightest gap that is free for its whole lifetime.
     """
@@ -64,7 +65,9 @@ def plan(program: LoopProgram) -> int:
     size = 0
     for life in sorted(lives, key=lambda x: (-x.buffer.nbytes, x.first)):
         need = -(-max(life.buffer.nbytes, 1) // ALIGNMENT) * ALIGNMENT
-        busy = sorted((s, e) for s, e, other in placed if other.first <= life.last and life.first <= other.last)
+        busy = sorted(
+            (s, e) for s, e, other in placed if other.first <= life.last and life.first <= other.last
+        )
         best: tuple[int, int] | None = None  # gap, start
         at = 0
         for start, end in busy:

@@ -1,9 +1,9 @@
-"""Scalar expressions of the loop IR: what one element is computed from. Immutable DAGs, built by `ExprScalar` (so an
-op's lambda yields them unchanged) and by Python operators on index expressions.
+"""Scalar expressions of the loop IR: what one element is computed from. Immutable DAGs, built by `ExprScalar`
+(so an op's lambda yields them unchanged) and by Python operators on index expressions.
 
-Index expressions are i64 and simplify as they are built: constants fold, sums and products flatten into a canonical
-affine form, and `//` and `%` vanish where the ranges of loop variables allow (`(4*i + j) // 4 --> i` for `j` in
-[0, 4)). That is how reshapes, permutes and slices cost nothing after scheduling.
+Index expressions are i64 and simplify as they are built: constants fold, sums and products flatten into a
+canonical affine form, and `//` and `%` vanish where the ranges of loop variables allow (`(4*i + j) // 4 -->
+i` for `j` in [0, 4)). That is how reshapes, permutes and slices cost nothing after scheduling.
 """
 
 from __future__ import annotations
@@ -158,8 +158,8 @@ class Cast(Expr):
 
 
 class LaneReduce(Expr):
-    """Combines `x` over `var` in `[0, var.extent)` (a power of two) pairwise: lane i with lane i + half, halving.
-    `name` is a primitive: add, mul, minimum, maximum, and_, or_. Ends a vector accumulator."""
+    """Combines `x` over `var` in `[0, var.extent)` (a power of two) pairwise: lane i with lane i + half,
+    halving. `name` is a primitive: add, mul, minimum, maximum, and_, or_. Ends a vector accumulator."""
 
     __slots__ = ("name", "var", "x")
 
@@ -205,7 +205,7 @@ class ExprScalar(ScalarBuilder):
 EXPR_SCALAR = ExprScalar()
 
 
-# --- index arithmetic ---------------------------------------------------------------------------------------------
+# --- index arithmetic ---------------------------------------------------------------------------------------
 
 
 def as_index(x: Expr | int) -> Expr:
@@ -283,8 +283,8 @@ def index_add(a: Expr, b: Expr) -> Expr:
 
 
 def _recombine(items: list[tuple[Expr, int]]) -> list[tuple[Expr, int]]:
-    """`k*(e // k) + e % k --> e` and `k*((e // k) % m) + e % k --> e % (k*m)`, at any common multiple: a flat index
-    split up and put together is itself."""
+    """`k*(e // k) + e % k --> e` and `k*((e // k) % m) + e % k --> e % (k*m)`, at any common multiple: a
+    flat index split up and put together is itself."""
     for i, (atom, n) in enumerate(items):
         if not (isinstance(atom, Prim) and atom.name == "mod" and isinstance(atom.args[1], Const)):
             continue
@@ -295,7 +295,7 @@ def _recombine(items: list[tuple[Expr, int]]) -> list[tuple[Expr, int]]:
                 continue
             whole = base
             if isinstance(other, Prim) and other.name == "mod" and same(other.args[0], quotient):
-                whole = index_mod(base, k * int(other.args[1].value))  # type: ignore[attr-defined]
+                whole = index_mod(base, k * _const(other.args[1]))
             elif not same(other, quotient):
                 continue
             rest = [t for p, t in enumerate(items) if p not in (i, j)]
@@ -334,7 +334,8 @@ def bounds(e: Expr) -> tuple[int, int] | None:
 
 
 def index_div(a: Expr, k: int) -> Expr:
-    """Floor division by a positive constant: multiples of k leave the quotient, what stays is dropped if in [0, k)."""
+    """Floor division by a positive constant: multiples of k leave the quotient, what stays is dropped if
+    in [0, k)."""
     if k == 1:
         return a
     items, c = terms(a)
@@ -350,6 +351,12 @@ def index_div(a: Expr, k: int) -> Expr:
     return index_add(from_terms(whole, c // k), inner)
 
 
+def _const(e: Expr) -> int:
+    """The value of a divisor: always a constant in index arithmetic."""
+    assert isinstance(e, Const)
+    return int(e.value)
+
+
 def index_mod(a: Expr, k: int) -> Expr:
     """Remainder by a positive constant: multiples of k vanish."""
     if k == 1:
@@ -359,7 +366,7 @@ def index_mod(a: Expr, k: int) -> Expr:
     r = bounds(rest)
     if r is not None and r[0] >= 0 and r[1] < k:
         return rest
-    if isinstance(rest, Prim) and rest.name == "mod" and int(rest.args[1].value) % k == 0:
+    if isinstance(rest, Prim) and rest.name == "mod" and _const(rest.args[1]) % k == 0:
         return index_mod(rest.args[0], k)  # (a % m) % k --> a % k where k divides m
     return Prim("mod", (rest, Const(k)), dtypes.int64)
 
@@ -376,6 +383,9 @@ def walk(e: Expr) -> Iterator[Expr]:
             stack.extend(x.args)
 
 
+_INDEX_OPS = ("add", "mul", "floordiv", "mod")
+
+
 def substitute(e: Expr, env: dict[Expr, Expr]) -> Expr:
     """`e` with the given nodes (by identity) replaced; index sums are simplified again."""
     memo: dict[int, Expr] = {}
@@ -388,7 +398,7 @@ def substitute(e: Expr, env: dict[Expr, Expr]) -> Expr:
             args = tuple(go(a) for a in x.args)
             if all(a is b for a, b in zip(args, x.args)):
                 got = x
-            elif isinstance(x, Prim) and x.dtype is dtypes.int64 and x.name in ("add", "mul", "floordiv", "mod"):
+            elif isinstance(x, Prim) and x.dtype is dtypes.int64 and x.name in _INDEX_OPS:
                 got = _reindex(x.name, args)
             else:
                 got = x.rebuild(args)

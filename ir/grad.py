@@ -119,7 +119,9 @@ def _through_decomposition(b: Builder, n: GradNode, *grads: Value) -> tuple[Any,
         env.update(zip(node.results, made if isinstance(made, tuple) else (made,)))
     seeds = {env[o]: g for o, g in zip(graph.outputs, grads) if g is not None}
     wanted = [v for v, need in zip(n.node.operands, n.needs) if need]
-    found = backward(b, seeds, wanted)
+    # Operands end the walk: one that was computed from another must not pass its gradient on to it here.
+    ends = set(n.node.operands)
+    found = backward(b, seeds, wanted, stop=ends.__contains__)
     return tuple(found.get(v) if need else None for v, need in zip(n.node.operands, n.needs))
 
 

@@ -1,9 +1,9 @@
-"""Runs a LoopProgram with NumPy, slowly: `run_program(program, arrays)`. The reference that code generators are held to,
-and the way to tell a wrong schedule from wrong machine code.
+"""Runs a LoopProgram with NumPy, slowly: `run_program(program, arrays)`. The reference that code generators
+are held to, and the way to tell a wrong schedule from wrong machine code.
 
-Kernels are translated to Python source, one line or so per statement. A `vector` loop's variable is the array of its
-lanes, so statements run as they would in SIMD registers. Every access is checked against its buffer's bounds; arena
-buffers really share one block of memory, so a bad memory plan gives wrong results here too.
+Kernels are translated to Python source, one line or so per statement. A `vector` loop's variable is the array
+of its lanes, so statements run as they would in SIMD registers. Every access is checked against its buffer's
+bounds; arena buffers really share one block of memory, so a bad memory plan gives wrong results here too.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ def run_program(
 ) -> list[np.ndarray]:
     """Outputs of the program on `arrays`, one per input.
 
-    Inputs in `program.updated` are overwritten in place, so they must be writable, C-contiguous arrays of the right
-    dtype. With `reverse_parallel`, parallel loops run backwards: a correct program gives the same result.
+    Inputs in `program.updated` are overwritten in place, so they must be writable, C-contiguous arrays of the
+    right dtype. With `reverse_parallel`, parallel loops run backwards: a correct program gives the same
+    result.
 
     :raises ValueError: arrays that do not fit the inputs. :raises IndexError: an access outside a buffer.
     """
@@ -70,7 +71,7 @@ def run_program(
     return [memory[id(b)].reshape(b.shape) for b in program.outputs]
 
 
-# --- what the generated source calls --------------------------------------------------------------------------------
+# --- what the generated source calls ------------------------------------------------------------------------
 
 
 def _check(index: Any, name: str, size: int, mask: Any = True) -> Any:
@@ -274,6 +275,11 @@ class _Translator:
         args = [self.expr(a, env) for a in e.args]
         if e.name in _OPERATORS and e.args[0].dtype.kind != "b":
             return f"({args[0]} {_OPERATORS[e.name]} {args[1]})"
-        if e.dtype is dtypes.int64 and e.name in ("floordiv", "mod") and isinstance(e.args[1], Const) and e.args[1].value:
+        if (
+            e.dtype is dtypes.int64
+            and e.name in ("floordiv", "mod")
+            and isinstance(e.args[1], Const)
+            and e.args[1].value
+        ):
             return f"({args[0]} {'//' if e.name == 'floordiv' else '%'} {args[1]})"
         return f"p_{e.name}({', '.join(args)})"

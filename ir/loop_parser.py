@@ -1,4 +1,5 @@
-"""The parser of the loop IR's text; its grammar is described in ir/loop_text.py, through which everyone uses it."""
+"""The parser of the loop IR's text; its grammar is described in ir/loop_text.py, through which everyone
+uses it."""
 
 from __future__ import annotations
 

@@ -53,8 +53,7 @@ __all__ = ["parse_program", "print_expr", "print_program", "used_buffers"]
 _UNARY = 8
 
 
-
-# --- printing -----------------------------------------------------------------------------------------------------
+# --- printing -----------------------------------------------------------------------------------------------
 
 
 class _Names:
@@ -83,8 +82,8 @@ class _Names:
 
 
 _RESERVED = {
-    "for", "in", "step", "let", "if", "while", "alloc", "barrier", "true", "false", "kernel", "program", "reduce",
-    "bits", "returns", "updates", *dtypes.BY_NAME, *LOOP_KINDS, *SPACES,
+    "for", "in", "step", "let", "if", "while", "alloc", "barrier", "true", "false", "kernel", "program",
+    "reduce", "bits", "returns", "updates", *dtypes.BY_NAME, *LOOP_KINDS, *SPACES,
 }  # fmt: skip
 
 
@@ -124,8 +123,10 @@ def _expr(e: Expr, names: _Names, level: int = 0) -> str:
             a, b = b, a
         # Comparisons do not chain: both sides bind tighter.
         left = _expr(a, names, mine + 1 if mine == 4 else mine)
-        text = f"{left} {symbol} {_expr(b, names, mine + 1)}" if mine < 7 or symbol != "*" else (
-            f"{left}*{_expr(b, names, mine + 1)}"
+        text = (
+            f"{left} {symbol} {_expr(b, names, mine + 1)}"
+            if mine < 7 or symbol != "*"
+            else (f"{left}*{_expr(b, names, mine + 1)}")
         )
         return f"({text})" if mine < level else text
     if e.name in ("neg", "not_"):
@@ -202,7 +203,9 @@ def print_program(program: LoopProgram) -> str:
         out.append(f"  arena_bytes {program.arena_bytes}")
     for k in program.kernels:
         locs = "".join(f" {_quote(str(loc))}" for loc in k.locs)
-        out.append(f"  kernel {_quote(k.name)} {_quote(k.comment)}{locs} flops={k.flops} bytes={k.bytes_moved} {{")
+        out.append(
+            f"  kernel {_quote(k.name)} {_quote(k.comment)}{locs} flops={k.flops} bytes={k.bytes_moved} {{"
+        )
         globals_ = set(names.taken)
         _block(k.body, names, "    ", out)
         names.taken = globals_  # names are free again in the next kernel

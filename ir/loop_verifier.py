@@ -35,7 +35,9 @@ def _check_buffer(program: LoopProgram, b: Buffer) -> None:
     if b.space not in SPACES:
         raise VerifyError(f"{program.name}: buffer {b.name} is in unknown space {b.space!r}")
     if b.space == "arena" and not (b.offset >= 0 and b.offset + b.nbytes <= program.arena_bytes):
-        raise VerifyError(f"{program.name}: {b.name} at {b.offset} does not fit {program.arena_bytes} arena bytes")
+        raise VerifyError(
+            f"{program.name}: {b.name} at {b.offset} does not fit {program.arena_bytes} arena bytes"
+        )
     if b.space == "arena" and b.offset % b.dtype.itemsize:
         raise VerifyError(f"{program.name}: {b.name} at {b.offset} is not aligned")
     if b.space == "const" and len(b.data) != b.nbytes:
@@ -92,7 +94,9 @@ class _Checker:
 
     def loop(self, s: For, loops: tuple[For, ...], top: bool) -> None:
         if s.extent != s.var.extent or s.step < 1:
-            raise self.fail(f"loop over {s.var.name}: extent {s.extent} (its variable {s.var.extent}), step {s.step}")
+            raise self.fail(
+                f"loop over {s.var.name}: extent {s.extent} (its variable {s.var.extent}), step {s.step}"
+            )
         if s.var in self.kinds:
             raise self.fail(f"variable {s.var.name} is bound twice")
         if s.kind == "parallel" and not top:
@@ -168,7 +172,9 @@ class _Checker:
             if e.mask is not None and e.mask.dtype is not dtypes.bool_:
                 raise self.fail(f"mask of a load from {e.buffer.name} is {e.mask.dtype.name}")
             if e.other is not None and e.other.dtype is not e.dtype:
-                raise self.fail(f"load from {e.buffer.name} gives {e.dtype.name}, otherwise {e.other.dtype.name}")
+                raise self.fail(
+                    f"load from {e.buffer.name} gives {e.dtype.name}, otherwise {e.other.dtype.name}"
+                )
             self.access(e.buffer, e.index)
         elif isinstance(e, Prim):
             self.prim(e)

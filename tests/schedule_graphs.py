@@ -1,5 +1,5 @@
-"""Graphs that the scheduler's and the code generators' tests share: small training steps and typical blocks, built with
-Builder and ir.grad, expanded and simplified by the passes."""
+"""Graphs that the scheduler's and the code generators' tests share: small training steps and typical
+blocks, built with Builder and ir.grad, expanded and simplified by the passes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-
 import tracegrad.ir.ops  # noqa: F401  registers the ops
 from tracegrad.ir import dtypes
 from tracegrad.ir.builder import Builder
@@ -20,11 +19,14 @@ F32, I64 = dtypes.float32, dtypes.int64
 
 
 def build(name: str, types: dict[str, Type], body: Callable[..., Any]) -> Graph:
-    """A graph whose outputs (and updates, if `body` gives a pair) are what `body(b, *inputs)` returns, optimised."""
+    """A graph whose outputs (and updates, if `body` gives a pair) are what `body(b, *inputs)` returns,
+    optimised."""
     graph = Graph(name)
     b = Builder(graph)
     made = body(b, *(graph.add_input(t, n) for n, t in types.items()))
-    outputs, updates = made if isinstance(made, tuple) and len(made) == 2 and isinstance(made[1], dict) else (made, {})
+    outputs, updates = (
+        made if isinstance(made, tuple) and len(made) == 2 and isinstance(made[1], dict) else (made, {})
+    )
     graph.outputs = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
     graph.updates = updates
     return optimize(graph)
@@ -41,7 +43,9 @@ def gradients(b: Builder, loss: Value, wrt: list[Value]) -> list[Value]:
     return [found[w] for w in wrt]
 
 
-def adam(b: Builder, p: Value, g: Value, m: Value, v: Value, c1: Value, c2: Value, lr: float) -> dict[Value, Value]:
+def adam(
+    b: Builder, p: Value, g: Value, m: Value, v: Value, c1: Value, c2: Value, lr: float
+) -> dict[Value, Value]:
     """One Adam step; c1 and c2 are the bias corrections."""
     m2 = b.add(b.mul(m, b.const(0.9)), b.mul(g, b.const(0.1)))
     v2 = b.add(b.mul(v, b.const(0.999)), b.mul(b.mul(g, g), b.const(0.001)))

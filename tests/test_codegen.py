@@ -391,7 +391,8 @@ def test_scratch_that_tasks_share() -> None:
 
 @pytest.mark.parametrize("kind", ["serial", "parallel"])
 def test_long_code_is_cut_into_blocks(kind: str) -> None:
-    """Thousands of statements without a loop, in a kernel and in a task: LLVM takes time quadratic in a block's length."""
+    """Thousands of statements without a loop, in a kernel and in a task: LLVM takes time quadratic in a
+    block's length."""
     steps = " ".join(
         f"y[i, {n}] = x[i, {n}] * f32:{n % 7 + 1}.5 + x[i, {(n * 31) % 900}]" for n in range(900)
     )

@@ -253,3 +253,32 @@ def test_calls_from_several_threads() -> None:
     for t in threads:
         t.join()
     assert sorted(set(results)) == [0, 1000, 4000, 9000] and len(results) == 80
+
+
+def test_written_views_as_arguments() -> None:
+    @tg.compile
+    def f(x: tg.Tensor) -> None:
+        x.add_(1)
+
+    base = tg.zeros(4)
+    f(base[1:3])
+    f(base[1:3])
+    assert base.tolist() == [0, 2, 2, 0]
+    f.repeat(2, base[0:1])
+    assert base.tolist() == [2, 2, 2, 0]
+
+
+def test_one_tensor_given_twice_or_also_captured() -> None:
+    w = tg.tensor([1.0, 2.0, 3.0])
+
+    @tg.compile
+    def f(x: tg.Tensor, y: tg.Tensor) -> tg.Tensor:
+        x.mul_(2)
+        w.add_(y)
+        return x + y
+
+    a = tg.tensor([1.0, 1.0, 1.0])
+    assert f(a, a).tolist() == [3, 3, 3]
+    assert a.tolist() == [2, 2, 2] and w.tolist() == [2, 3, 4]
+    assert f(a, w).tolist() == [6, 7, 8]
+    assert a.tolist() == [4, 4, 4] and w.tolist() == [4, 6, 8]

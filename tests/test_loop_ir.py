@@ -9,7 +9,19 @@ from hypothesis import strategies as st
 from tracegrad.ir import dtypes
 from tracegrad.ir.errors import ParseError, VerifyError
 from tracegrad.ir.expr import (
-    Cast, Const, Expr, LaneReduce, Load, Local, Prim, Var, bounds, index_add, index_div, index_mod, index_mul,
+    Cast,
+    Const,
+    Expr,
+    LaneReduce,
+    Load,
+    Local,
+    Prim,
+    Var,
+    bounds,
+    index_add,
+    index_div,
+    index_mod,
+    index_mul,
 )  # fmt: skip
 from tracegrad.ir.loop_interpreter import run_program
 from tracegrad.ir.loop_text import parse_program, print_expr, print_program

@@ -17,8 +17,12 @@ def program(sizes: list[int], lives: list[tuple[int, int]], kernels: int) -> Loo
     zero = (Const(0),)
     p = LoopProgram("p", [], [out])
     for k in range(kernels):
-        body = [Store(b, zero, Const(0.0, dtypes.float32)) for b, (first, _) in zip(buffers, lives) if first == k]
-        body += [Store(out, zero, Load(b, zero)) for b, (first, last) in zip(buffers, lives) if first < k <= last]
+        body = [
+            Store(b, zero, Const(0.0, dtypes.float32)) for b, (first, _) in zip(buffers, lives) if first == k
+        ]
+        body += [
+            Store(out, zero, Load(b, zero)) for b, (first, last) in zip(buffers, lives) if first < k <= last
+        ]
         p.kernels.append(Kernel(f"k{k}", list(body)))
     return p
 
@@ -39,7 +43,11 @@ def test_buffers_alive_together_never_overlap(case: tuple[list[int], list[tuple[
     size = plan(p)
     found = lifetimes(p)
     assert {x.buffer.name: (x.first, x.last) for x in found} == {f"t{i}": t for i, t in enumerate(lives)}
-    assert size == p.arena_bytes == max(-(-(x.buffer.offset + x.buffer.nbytes) // ALIGNMENT) for x in found) * ALIGNMENT
+    assert (
+        size
+        == p.arena_bytes
+        == max(-(-(x.buffer.offset + x.buffer.nbytes) // ALIGNMENT) for x in found) * ALIGNMENT
+    )
     for i, a in enumerate(found):
         assert a.buffer.offset % ALIGNMENT == 0
         for b in found[:i]:
@@ -49,7 +57,9 @@ def test_buffers_alive_together_never_overlap(case: tuple[list[int], list[tuple[
                 or b.buffer.offset + b.buffer.nbytes <= a.buffer.offset
             )
             assert apart or not together
-    most = max(sum(-(-x.buffer.nbytes // ALIGNMENT) for x in found if x.first <= k <= x.last) for k in range(10))
+    most = max(
+        sum(-(-x.buffer.nbytes // ALIGNMENT) for x in found if x.first <= k <= x.last) for k in range(10)
+    )
     assert most * ALIGNMENT <= size <= sum(-(-n * 4 // ALIGNMENT) * ALIGNMENT for n in sizes)
 
 

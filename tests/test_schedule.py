@@ -1,5 +1,5 @@
-"""Graphs to loops: what comes out of the loop interpreter is what the graph interpreter says, for every kernel op, for
-random graphs and for training steps; hazards of writing in place; a few schedules as text."""
+"""Graphs to loops: what comes out of the loop interpreter is what the graph interpreter says, for every
+kernel op, for random graphs and for training steps; hazards of writing in place; a few schedules as text."""
 
 from __future__ import annotations
 
@@ -70,9 +70,13 @@ def only_loops(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-# --- every op -------------------------------------------------------------------------------------------------------
+# --- every op -----------------------------------------------------------------------------------------------
 
-KERNELS = sorted(n for n, op in REGISTRY.items() if op.kernel in ("movement", "gather", "source", "reduce", "contract", "scatter"))
+KERNELS = sorted(
+    n
+    for n, op in REGISTRY.items()
+    if op.kernel in ("movement", "gather", "source", "reduce", "contract", "scatter")
+)
 SCALARS = ["add", "where", "relu", "sigmoid", "cast", "pow", "floor_divide", "eq"]
 
 
@@ -108,7 +112,11 @@ def test_op(name: str, loops: bool, request: pytest.FixtureRequest) -> None:
     rng = np.random.default_rng(0)
     op = REGISTRY[name]
     for k, sample in enumerate(op.samples()):
-        check(sample_graph(op, sample), draw_arrays(sample, rng), MACHINES[k % len(MACHINES)] if loops else AVX512)
+        check(
+            sample_graph(op, sample),
+            draw_arrays(sample, rng),
+            MACHINES[k % len(MACHINES)] if loops else AVX512,
+        )
 
 
 def test_composites_and_unknown_kernels_are_refused() -> None:
@@ -117,15 +125,15 @@ def test_composites_and_unknown_kernels_are_refused() -> None:
         schedule(sample_graph(REGISTRY["softmax"], sample))
 
 
-# --- random graphs --------------------------------------------------------------------------------------------------
+# --- random graphs ------------------------------------------------------------------------------------------
 
 SIZES = st.sampled_from([1, 1, 2, 3, 4, 5, 7, 16, 17, 20])
 
 
 @st.composite
 def graphs(draw: st.DrawFn) -> Graph:
-    """A few dozen ops over a growing pool of values: elementwise with broadcasting, movement, reductions, products,
-    reads at data; some inputs updated."""
+    """A few dozen ops over a growing pool of values: elementwise with broadcasting, movement, reductions,
+    products, reads at data; some inputs updated."""
     graph = Graph("random")
     b: Any = Builder(graph)
     pool: list[Value] = []
@@ -140,7 +148,8 @@ def graphs(draw: st.DrawFn) -> Graph:
         return pool[draw(st.integers(max(0, len(pool) - 6), len(pool) - 1))]
 
     for _ in range(draw(st.integers(1, 14))):
-        kind = draw(st.sampled_from(["unary", "unary", "binary", "binary", "move", "reduce", "reduce", "contract",
+        kind = draw(st.sampled_from(["unary", "unary", "binary", "binary", "move", "reduce", "reduce",
+                                     "contract",
                                      "softmax", "take", "arg"]))  # fmt: skip
         x = pick()
         shape = x.type.shape
@@ -154,7 +163,9 @@ def graphs(draw: st.DrawFn) -> Graph:
             pool.append(draw(st.sampled_from([b.add, b.mul, b.sub, b.maximum]))(x, y))
         elif kind == "move":
             moved = draw(moves(shape))
-            pool.append(b.concat(x, x, dim=moved[1]) if moved[0] == "concat" else getattr(b, moved[0])(x, **moved[1]))
+            pool.append(
+                b.concat(x, x, dim=moved[1]) if moved[0] == "concat" else getattr(b, moved[0])(x, **moved[1])
+            )
         elif kind == "reduce" and rank:
             axes = tuple(sorted(draw(st.sets(st.integers(0, rank - 1), min_size=1))))
             name = draw(st.sampled_from(["sum", "sum", "amax"]))
@@ -163,7 +174,9 @@ def graphs(draw: st.DrawFn) -> Graph:
         elif kind == "softmax" and rank:
             pool.append(b.softmax(x, dim=draw(st.integers(0, rank - 1))))
         elif kind == "contract" and 1 <= rank <= 4:
-            y = draw(st.sampled_from([v for v in pool if 1 <= v.type.rank <= 4 and v.type.shape[-1] == shape[-1]]))
+            y = draw(
+                st.sampled_from([v for v in pool if 1 <= v.type.rank <= 4 and v.type.shape[-1] == shape[-1]])
+            )
             left, right = "abc"[: rank - 1] + "k", "xyz"[: y.type.rank - 1] + "k"
             sizes = [*shape[:-1], *y.type.shape[:-1]]
             if np.prod(sizes, initial=1) <= 600:
@@ -197,7 +210,11 @@ def moves(draw: st.DrawFn, shape: tuple[int, ...]) -> tuple[str, Any]:
     if kind == "slice":
         cuts = [sorted(draw(st.tuples(st.integers(0, n - 1), st.integers(1, n)))) for n in shape]
         start, stop = [c[0] for c in cuts], [max(c[1], c[0] + 1) for c in cuts]
-        return kind, {"start": tuple(start), "stop": tuple(stop), "step": tuple(draw(st.integers(1, 3)) for _ in shape)}
+        return kind, {
+            "start": tuple(start),
+            "stop": tuple(stop),
+            "step": tuple(draw(st.integers(1, 3)) for _ in shape),
+        }
     if kind == "pad":
         ends = [tuple(draw(st.integers(0, 2)) for _ in shape) for _ in range(2)]
         return kind, {"low": ends[0], "high": ends[1], "value": 0.5}
@@ -229,16 +246,24 @@ def test_random_graph(graph: Graph, machine: MachineModel, tiny: bool) -> None:
         planning.TINY, planning.TINY_REDUCE = old
 
 
-SPECS = ["mk,kn->mn", "mk,nk->mn", "km,kn->mn", "km,nk->nm", "mk,kn->nm", "bmk,bkn->bmn", "bmk,nk->bmn", "bhqd,bhkd->bhqk",
+SPECS = ["mk,kn->mn", "mk,nk->mn", "km,kn->mn", "km,nk->nm", "mk,kn->nm", "bmk,bkn->bmn", "bmk,nk->bmn",
+         "bhqd,bhkd->bhqk",
          "bhqk,bkhd->bqhd", "mab,abn->mn", "mba,abn->mn", "abm,cba->cm"]  # fmt: skip
 
 
 @settings(max_examples=40)
-@given(st.sampled_from(SPECS), st.data(), st.sampled_from(MACHINES), st.sampled_from(["plain", "relu", "several"]))
+@given(
+    st.sampled_from(SPECS),
+    st.data(),
+    st.sampled_from(MACHINES),
+    st.sampled_from(["plain", "relu", "several"]),
+)
 def test_contraction(spec: str, data: st.DataObject, machine: MachineModel, epilogue: str) -> None:
     operands, out = spec.split("->")
     x, y = operands.split(",")
-    sizes = {c: data.draw(st.sampled_from([1, 2, 3, 5, 8, 14, 16, 17, 33]), label=c) for c in sorted(set(x + y))}
+    sizes = {
+        c: data.draw(st.sampled_from([1, 2, 3, 5, 8, 14, 16, 17, 33]), label=c) for c in sorted(set(x + y))
+    }
     while np.prod(list(sizes.values())) > 12000:
         sizes[max(sizes, key=lambda c: sizes[c])] = 3
 
@@ -255,12 +280,14 @@ def test_contraction(spec: str, data: st.DataObject, machine: MachineModel, epil
 def test_blocks_of_k_and_packed_panels() -> None:
     """Sizes at which k is split up, and both operands are packed; tiles are cut off at every edge."""
     machine = replace(SMALL, l1_bytes=512, vector_registers=6)
-    graph = build("c", {"x": f32(130, 26), "y": f32(130, 10)}, lambda b, x, y: b.contract(x, y, spec="km,kn->mn"))
+    graph = build(
+        "c", {"x": f32(130, 26), "y": f32(130, 10)}, lambda b, x, y: b.contract(x, y, spec="km,kn->mn")
+    )
     program = check(graph, arrays_for(graph), machine)
     assert "partial" in print_program(program) and "packed" in print_program(program)
 
 
-# --- training steps and rows ----------------------------------------------------------------------------------------
+# --- training steps and rows --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("machine", MACHINES, ids=["avx512", "avx2", "small", "threads"])
@@ -282,7 +309,9 @@ def rows(n: int = 6, d: int = 21) -> dict[str, Graph]:
         "columns": build("columns", x, lambda b, x: b.softmax(x, dim=0)),
         "log_softmax": build("log_softmax", x, lambda b, x: b.log_softmax(x, dim=1)),
         "norm": build(
-            "norm", {**x, "w": f32(d), "b": f32(d)}, lambda b, x, w, c: b.layer_norm(x, w, c, normalized_shape=(d,))
+            "norm",
+            {**x, "w": f32(d), "b": f32(d)},
+            lambda b, x, w, c: b.layer_norm(x, w, c, normalized_shape=(d,)),
         ),
     }
 
@@ -301,21 +330,23 @@ def test_the_update_of_a_weight_is_fused_into_its_gradient() -> None:
     assert {b.name for b in program.updated} == {"w1", "b1", "w2", "b2"}
 
 
-# --- writing in place -----------------------------------------------------------------------------------------------
+# --- writing in place ---------------------------------------------------------------------------------------
 
 
 def hazards() -> dict[str, Graph]:
     v, m = {"x": f32(40), "y": f32(40)}, {"x": f32(20, 20), "y": f32(20, 20)}
     rev = {"dims": (0,)}
     return {
-        "swap": build("swap", v, lambda b, x, y: ([], {x: b.add(y, b.const(1.0)), y: b.mul(x, b.const(2.0))})),
+        "swap": build("swap", v, lambda b, x, y: (
+            [], {x: b.add(y, b.const(1.0)), y: b.mul(x, b.const(2.0))})),
         "plain swap": build("plain_swap", v, lambda b, x, y: ([], {x: y, y: x})),
         "reversed": build("reversed", v, lambda b, x, y: ([], {x: b.add(b.flip(x, **rev), y)})),
         "crossed": build("crossed", v, lambda b, x, y: ([], {x: b.add(x, b.flip(y, **rev)), y: b.add(x, y)})),
         "old value out": build("old", v, lambda b, x, y: ([x, b.add(x, y)], {x: b.add(x, y)})),
         "one value for two": build("two", v, lambda b, x, y: ([], {x: (s := b.add(x, y)), y: s})),
         "read later": build("later", v, lambda b, x, y: (
-            [b.sum(b.mul(x, s), axes=(0,)) for s in [b.exp(b.add(x, b.sum(y, axes=(0,))))]], {x: b.mul(x, y)})),
+            [b.sum(b.mul(x, s), axes=(0,)) for s in [b.exp(b.add(x, b.sum(y, axes=(0,))))]],
+            {x: b.mul(x, y)})),
         "new value used": build("used", v, lambda b, x, y: (
             [b.sum(n, axes=(0,)) for n in [b.add(x, y)]], {x: b.add(x, y)})),
         "matrix": build("matrix", m, lambda b, x, y: ([], {x: b.contract(x, y, spec="mk,kn->mn")})),
@@ -345,6 +376,7 @@ def test_safe_updates_need_no_copy(name: str) -> None:
 
 def test_temporaries_share_their_place() -> None:
     """A chain of sums over whole tensors: each step's input dies where its output is made."""
+
     def body(b: Any, x: Value) -> Any:
         for _ in range(5):
             x = b.add(b.flip(x, dims=(0,)), b.sum(x, axes=(0,)))
@@ -355,7 +387,7 @@ def test_temporaries_share_their_place() -> None:
     assert program.arena_bytes <= 2 * 4032 + 1024
 
 
-# --- text -----------------------------------------------------------------------------------------------------------
+# --- text ---------------------------------------------------------------------------------------------------
 
 BIAS = """program "bias" {
   input x: f32[3,6]
@@ -416,7 +448,9 @@ def test_golden_sum() -> None:
 
 
 def test_contiguous_dimensions_become_one_loop() -> None:
-    graph = build("flat", {"x": f32(4, 5, 8), "y": f32(4, 5, 8)}, lambda b, x, y: b.reshape(b.add(x, y), shape=(8, 20)))
+    graph = build(
+        "flat", {"x": f32(4, 5, 8), "y": f32(4, 5, 8)}, lambda b, x, y: b.reshape(b.add(x, y), shape=(8, 20))
+    )
     program = schedule(graph, AVX512)
     loops = [s for s in statements(program.kernels[0].body) if isinstance(s, For)]
     assert [(s.extent, s.step, s.kind) for s in loops] == [(160, 16, "serial"), (16, 1, "vector")]

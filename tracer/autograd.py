@@ -10,7 +10,7 @@ from ..ir.errors import GradError
 from ..ir.grad import backward as walk_back
 from ..ir.op import REGISTRY
 from .recording import STATE, Trace
-from .tensor import WATCHED, Tensor
+from .tensor import Tensor, watched_values
 from .values import TracedValue, let_go
 
 
@@ -39,12 +39,15 @@ class _GradMode:
             with type(self)():
                 return self._function(*args, **kwargs)
         function = args[0]
-        mode = self
 
         @functools.wraps(function)
         def wrapped(*a: Any, **k: Any) -> Any:
-            with mode:
+            trace = STATE.trace  # of the calling thread: nothing of the call is kept in `self`
+            before, trace.grad_enabled = trace.grad_enabled, self.enabled
+            try:
                 return function(*a, **k)
+            finally:
+                trace.grad_enabled = before
 
         return wrapped
 
@@ -106,13 +109,14 @@ def _explore(roots: Sequence[TracedValue]) -> tuple[list[TracedValue], list[Any]
                 leaves.append(v)
             continue
         node = v.node
-        if not v.requires_grad or node is None or node in seen:
-            continue
         if v.freed:
+            made = f"{node.op.name} (made at {node.loc})" if node is not None else f"a tensor of type {v.type}"
             raise GradError(
-                f"backward through {node.op.name} (made at {node.loc}) a second time: what it saved was freed "
+                f"backward through {made} a second time: what it saved was freed "
                 f"by the first; pass retain_graph=True to the first backward, or compute the forward again"
             )
+        if not v.requires_grad or node is None or node in seen:
+            continue
         seen.add(node)
         nodes.append(node)
         stack.extend(reversed(node.operands))
@@ -141,8 +145,9 @@ def _run(
     gradients: Sequence[Any],
     keep: bool,
     create_graph: bool,
-    wrt: Sequence[TracedValue] | None,
-) -> dict[Any, Any]:
+    wrt: Sequence[Tensor] | None,
+) -> tuple[list[TracedValue], dict[Any, Any]]:
+    """The leaves that were reached, and the gradients found by value."""
     trace = STATE.trace
     values = [t._value() for t in tensors]
     for t, v in zip(tensors, values):
@@ -154,12 +159,10 @@ def _run(
         if not isinstance(t, Tensor):
             raise GradError("backward() takes tensors")
     leaves, nodes = _explore(values)
-    watched = {}
-    for ref in WATCHED:
-        t = ref()
-        if t is not None and (t._retains or t._hooks):
-            watched[t._value()] = t
-    targets = list(leaves if wrt is None else wrt) + [v for v in watched if v.requires_grad]
+    watched = watched_values()
+    if watched:  # a leaf that was written since is still the leaf
+        watched.update((v, t) for v, t in ((v, v.leaf()) for v in leaves) if t is not None and t._hooks)
+    targets = [*(leaves if wrt is None else (v for t in wrt for v in _values_of(t, leaves))), *watched]
 
     def on_grad(v: Any, g: Any) -> Any:
         t = watched.get(v)
@@ -187,7 +190,24 @@ def _run(
         trace.walked_back = back
     if not keep:
         release(trace, nodes, values)
-    return found
+    return leaves, found
+
+
+def _values_of(t: Tensor, leaves: Sequence[TracedValue]) -> list[TracedValue]:
+    """What a graph knows `t` by: its value, or of a leaf every value it had when the graph read it."""
+    value = t._value()
+    if value.leaf is None:
+        return [value]
+    return [v for v in leaves if v.leaf is value.leaf] or [value]
+
+
+def _gradient(trace: Any, t: Tensor, leaves: Sequence[TracedValue], found: dict[Any, Any]) -> Any:
+    """The gradient found for `t`, or None."""
+    total = None
+    for v in _values_of(t, leaves):
+        if v in found:
+            total = found[v] if total is None else trace.add(total, found[v])
+    return total
 
 
 def release(trace: Any, nodes: Sequence[Any], roots: Sequence[Any]) -> None:
@@ -233,18 +253,18 @@ def backward(
     wrt = None
     if inputs is not None:
         inputs = [inputs] if isinstance(inputs, Tensor) else list(inputs)
-        wrt = [t._value() for t in inputs]
-    found = _run(tensors, list(grad_tensors), keep, create_graph, wrt)
+        wrt = inputs
+    leaves, found = _run(tensors, list(grad_tensors), keep, create_graph, wrt)
     trace = STATE.trace
-    owners = [(v.leaf, v) for v in found] if inputs is None else [(lambda t=t: t, t._value()) for t in inputs]
+    owners = wrt if wrt is not None else (t for t in (v.leaf() for v in leaves if v.leaf) if t is not None)
     enabled, trace.grad_enabled = trace.grad_enabled, create_graph
     loc = trace.loc
     try:
         with trace.at(loc, "backward"):
-            for owner, v in owners:
-                t = owner() if owner is not None else None
-                if t is not None and v in found:
-                    _accumulate(trace, t, found[v], create_graph)
+            for t in {id(t): t for t in owners}.values():
+                g = _gradient(trace, t, leaves, found)
+                if g is not None:
+                    _accumulate(trace, t, g, create_graph)
     finally:
         trace.grad_enabled = enabled
     if not create_graph:
@@ -288,18 +308,18 @@ def grad(
                 f"grad() with respect to a tensor of type {t._value().type} that does not require grad"
             )
     keep = create_graph if retain_graph is None else retain_graph
-    wrt = [t._value() for t in inputs]
-    found = _run(outputs, list(grad_outputs), keep, create_graph, wrt)
+    leaves, found = _run(outputs, list(grad_outputs), keep, create_graph, inputs)
     trace = STATE.trace
     if not create_graph:
         trace.walked_back = True
     result: list[Any] = []
-    for i, (t, v) in enumerate(zip(inputs, wrt)):
-        if v in found:
-            result.append(Tensor(_owned(trace, found[v])))
+    for i, t in enumerate(inputs):
+        g = _gradient(trace, t, leaves, found)
+        if g is not None:
+            result.append(Tensor(_owned(trace, g)))
         elif materialize_grads:
-            zero = trace.literal(0.0, v.type.dtype)
-            result.append(Tensor(trace.emit(REGISTRY["expand"], (zero,), {"shape": v.type.shape})))
+            zero = trace.literal(0.0, t.dtype)
+            result.append(Tensor(trace.emit(REGISTRY["expand"], (zero,), {"shape": tuple(t.shape)})))
         elif allow_unused:
             result.append(None)
         else:

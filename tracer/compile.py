@@ -15,7 +15,7 @@ from typing import Any
 from ..ir.builder import Builder
 from ..ir.errors import TraceError
 from ..ir.graph import Graph, Node, Value
-from ..ir.op import Op
+from ..ir.op import REGISTRY, Op
 from ..runtime.buffers import Buffer, copy_of, empty
 from ..runtime.executable import Context, Executable, Lowered
 from .compile_trace import Consumed, Output, Place, Traced, trace_function
@@ -43,10 +43,19 @@ class Specialization:
         self.lowered = Lowered(traced.graph)
         self.epoch = epoch
         self.args = [(i, p.index) for i, p in enumerate(traced.places) if p.kind == "arg"]
-        self.states = [(i, p.storage) for i, p in enumerate(traced.places) if p.kind == "state"]
+        self.state_slots = [i for i, p in enumerate(traced.places) if p.kind == "state"]
+        self.states: list[Any] = [traced.places[i].storage for i in self.state_slots]
         self.scalars = [(i, p) for i, p in enumerate(traced.places) if p.kind == "scalar"]
         self.constants = [(i, p.value) for i, p in enumerate(traced.places) if p.kind == "constant"]
-        self.requires = [(s, s.value.requires_grad) for _, s in self.states if s is not None]
+        self.requires = [(s, s.value.requires_grad) for s in self.states]
+        updated = {v.index for v in traced.graph.updates}
+        self.written_args = {p.index for i, p in enumerate(traced.places) if p.kind == "arg" and i in updated}
+        self.written_states = {p.storage for i, p in enumerate(traced.places) if p.storage and i in updated}
+        # `.grad`s that every call sets to the same thing: one comparison says that they are so already.
+        fixed = [isinstance(t, Tensor) and (g is None or isinstance(g, Consumed)) for t, g in traced.grads]
+        self.fixed_grads = [pair for pair, is_fixed in zip(traced.grads, fixed) if is_fixed]
+        self.fixed_values = [g for _, g in self.fixed_grads]
+        self.other_grads = [pair for pair, is_fixed in zip(traced.grads, fixed) if not is_fixed]
         self.single = traced.result == Output(0) and isinstance(traced.result, Output)
         self.carries_grad = True in traced.grad_outputs
         self._bound: dict[int, _Binding] = {}
@@ -86,18 +95,27 @@ class Specialization:
         binding = self._bound.get(ctx.address)
         if binding is None:
             binding = self._bound[ctx.address] = _Binding(self, ctx)
-        table, seen = ctx.table, binding.seen
-        for k, (i, storage) in enumerate(self.states):
-            value = storage.value  # type: ignore[union-attr]
-            if value is not seen[k]:
-                buffer = value.buffer
-                table[i] = (buffer if buffer is not None else _contents(value)).ptr
-                seen[k] = value
-        for i, index in self.args:
-            table[i] = tensors[index]._buffer().ptr
+        now = [storage.value for storage in self.states]
+        if now != binding.seen:
+            for i, value in zip(self.state_slots, now):
+                ctx.table[i] = _contents(value).ptr
+            binding.seen = now
+        if self.args:
+            self._bind_arguments(binding, tensors)
         for cell, read in binding.cells:
             cell.value = read()
         return binding
+
+    def _bind_arguments(self, binding: _Binding, tensors: list[Tensor]) -> None:
+        """Arguments' addresses. Native code takes what it writes to be its own: an argument that is also written
+        elsewhere is passed as a copy, and a written view as a copy that `call` writes back."""
+        binding.arguments = [t._buffer() for t in tensors]
+        written = self.written_states | {tensors[k]._storage for k in self.written_args}
+        for i, index in self.args:
+            t, buffer = tensors[index], binding.arguments[index]
+            if index not in self.written_args and t._storage in written:
+                buffer = binding.arguments[index] = copy_of(buffer.array, buffer.type.dtype)
+            binding.context.table[i] = buffer.ptr
 
     def call(self, tensors: list[Tensor]) -> Any:
         """One run: outputs as the function's result."""
@@ -114,8 +132,17 @@ class Specialization:
             outputs.append(b)
             at += 1
         executable.run(ctx.address)
+        if self.written_args:
+            self._write_back(binding, tensors)
         executable.release(ctx)
         return self._deliver(outputs, tensors, saved)
+
+    def _write_back(self, binding: _Binding, tensors: list[Tensor]) -> None:
+        for index in self.written_args:
+            t = tensors[index]
+            if t._view is not None:
+                value = TracedValue(binding.arguments[index].type, None, 0, None, binding.arguments[index])
+                t._put(STATE.trace.emit(REGISTRY["alias"], (value,), {}))
 
     def call_repeated(self, tensors: list[Tensor], n: int) -> list[Buffer]:
         """n runs natively; outputs come stacked along a new first dimension.
@@ -123,7 +150,8 @@ class Specialization:
         Native calls are kept to about a tenth of a second each, so that Ctrl-C gets through between them;
         what ran until then has happened.
         """
-        ctx = self.bind(tensors).context
+        binding = self.bind(tensors)
+        ctx = binding.context
         executable = self.executable
         outputs = [empty(t.with_shape((n, *t.shape))) for t in executable.output_types]
         done, chunk = 0, 16
@@ -136,22 +164,24 @@ class Specialization:
             if time.perf_counter() - start < 0.05:
                 chunk *= 4
             done += k
+        self._write_back(binding, tensors)
         executable.release(ctx)
         return outputs
 
     def _deliver(self, outputs: list[Buffer], tensors: list[Tensor], saved: Any) -> Any:
-        traced = self.traced
         if saved is not None:
             made = self._attach(outputs, saved)
         else:
             made = [Tensor(TracedValue(b.type, None, 0, None, b)) for b in outputs]
-        for owner, grad in traced.grads:
+        if [t._grad for t, _ in self.fixed_grads] != self.fixed_values:
+            for t, grad in self.fixed_grads:
+                t._grad = grad
+        for owner, grad in self.other_grads:
             t = tensors[owner] if owner.__class__ is int else owner
-            if grad is not t._grad:
-                t._grad = made[grad.index] if isinstance(grad, Output) else grad
+            t._grad = made[grad.index] if isinstance(grad, Output) else grad
         if self.single:
             return made[0]
-        return _fill(traced.result, made)
+        return _fill(self.traced.result, made)
 
     def _save_for_backward(self, tensors: list[Tensor]) -> list[TracedValue]:
         """The inputs as values for the tape; what the call overwrites is copied first."""
@@ -183,11 +213,12 @@ class Specialization:
 class _Binding:
     """A context with what its table was last filled from."""
 
-    __slots__ = ("cells", "context", "keep", "seen")
+    __slots__ = ("arguments", "cells", "context", "keep", "seen")
 
     def __init__(self, spec: Specialization, ctx: Context) -> None:
         self.context = ctx
-        self.seen: list[Any] = [None] * len(spec.states)
+        self.seen: list[Any] = []
+        self.arguments: list[Buffer] = []
         self.cells = []
         for i, p in spec.scalars:
             cell = ctypes.c_double() if p.value.type.dtype.bits == 64 else ctypes.c_float()

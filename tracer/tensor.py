@@ -8,6 +8,7 @@ base with each op's `unview`.
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ class Tensor:
         "__weakref__",
         "_cached",
         "_grad",
+        "_hold",
         "_hooks",
         "_retains",
         "_storage",
@@ -43,6 +45,7 @@ class Tensor:
     _storage: Storage
     _view: View | None
     _cached: TracedValue | None
+    _hold: Storage | None
     _version_seen: int
     _grad: Any
     _hooks: dict[int, Callable[[Tensor], Tensor | None]] | None
@@ -52,6 +55,7 @@ class Tensor:
         self._storage = Storage(value)
         self._view = None
         self._cached = None
+        self._hold = None
         self._version_seen = 0
         self._grad = None
         self._hooks = None
@@ -106,23 +110,36 @@ class Tensor:
             if cached.trace is trace or (cached.buffer is not None and trace is STATE.lazy):
                 return cached
         value: Any = storage.value
-        for op, attrs in view:
-            value = trace.emit(op, (value,), attrs)
-        self._cached = value
-        self._version_seen = storage.version
+        # The view was made once: that it is read under no_grad() now does not cut it off.
+        enabled, trace.grad_enabled = trace.grad_enabled, True
+        try:
+            for op, attrs in view:
+                value = trace.emit(op, (value,), attrs)
+        finally:
+            trace.grad_enabled = enabled
+        self._cache(value)
         return value
+
+    def _cache(self, value: TracedValue | None) -> None:
+        """Notes what this view sees of the base's current version. Where gradients flow, the value must
+        outlive the pending program: it is the one that the graph knows."""
+        self._cached = value
+        self._version_seen = self._storage.version
+        held = value is not None and value.requires_grad and STATE.trace is STATE.lazy
+        self._hold = Storage(value) if held else None  # type: ignore[arg-type]
 
     def _put(self, new: TracedValue) -> Tensor:
         """Replaces the contents in place (`new` freshly recorded, of this tensor's type)."""
         storage = self._storage
         trace = STATE.trace
-        if storage.leaf is not None and trace.grad_enabled and not _goes_through_detach(self._view):
+        unseen = not trace.grad_enabled or _goes_through_detach(self._view)
+        if storage.leaf is not None and not unseen:
             raise GradError(
                 "a leaf tensor that requires grad is being written in place; do it under no_grad(), "
                 "or write to a clone()"
             )
         if self._view is None:
-            storage.put(new)
+            storage.put(_with_history(trace, storage, new) if unseen else new)
             return self
         bases: list[Any] = [storage.value]
         for op, attrs in self._view[:-1]:
@@ -135,9 +152,11 @@ class Tensor:
                     f"clone() it first"
                 )
             value = op.unview(trace, base, value, **attrs)
+        if unseen:
+            value = _with_history(trace, storage, value)
         storage.put(value)
-        self._cached = new
-        self._version_seen = storage.version
+        same = value is not new and (new.requires_grad or not value.requires_grad)
+        self._cache(new if same else None)
         return self
 
     def _buffer(self) -> Buffer:
@@ -437,11 +456,35 @@ class Tensor:
 
 #: Tensors with hooks or retain_grad, which `backward` must look at.
 WATCHED: list[weakref.ref[Tensor]] = []
+_WATCH_LOCK = threading.Lock()
 
 
 def _watch(t: Tensor) -> None:
-    WATCHED[:] = [r for r in WATCHED if r() is not None and r() is not t]
-    WATCHED.append(weakref.ref(t))
+    with _WATCH_LOCK:
+        WATCHED[:] = [*(r for r in WATCHED if r() is not None and r() is not t), weakref.ref(t)]
+
+
+def watched_values() -> dict[TracedValue, Tensor]:
+    """The values that watched tensors hold now, as far as a graph can know them."""
+    with _WATCH_LOCK:
+        alive = [t for t in (r() for r in WATCHED) if t is not None and (t._retains or t._hooks)]
+    held = ((t._storage.value if t._view is None else t._cached, t) for t in alive)
+    return {v: t for v, t in held if v is not None and v.requires_grad}
+
+
+def _with_history(trace: Trace, storage: Storage, value: Any) -> Any:
+    """What a write that autograd does not see (under no_grad, or through `detach`) puts into a storage:
+    the new contents, and the gradient's path of the old."""
+    if value.requires_grad:
+        value = trace.emit(REGISTRY["detach"], (value,), {})
+    old = storage.value
+    if not old.requires_grad or storage.leaf is not None:
+        return value
+    enabled, trace.grad_enabled = trace.grad_enabled, True
+    try:
+        return trace.emit(REGISTRY["rebind"], (old, value), {})
+    finally:
+        trace.grad_enabled = enabled
 
 
 def _goes_through_detach(view: View | None) -> bool:
@@ -500,8 +543,7 @@ def make_view(t: Tensor, op: Op, attrs: dict[str, Any]) -> Tensor:
     out = Tensor.__new__(Tensor)
     out._storage = t._storage
     out._view = (*(t._view or ()), (op, attrs))
-    out._cached = value
-    out._version_seen = t._storage.version
+    out._cache(value)
     out._grad = None
     out._hooks = None
     out._retains = False

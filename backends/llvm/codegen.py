@@ -13,12 +13,11 @@ for expressions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from ...ir.expr import LaneReduce, Load, Local, Var, walk
 from ...ir.loops import (
     Alloc,
-    Barrier,
     Buffer,
     For,
     If,
@@ -56,6 +55,14 @@ class Kernels(Module):
         self.scratch_group = 1 << 20
         self.stores: dict[For | While, frozenset[Buffer]] = {}
         self.vectorizable: dict[For, bool] = {}
+        self._nodes: dict[Stmt, list[Expr]] = {}
+
+    def nodes(self, s: Stmt) -> list[Expr]:
+        """Every node of the expressions that a statement itself evaluates."""
+        got = self._nodes.get(s)
+        if got is None:
+            got = self._nodes[s] = [e for root in expressions(s) for e in walk(root)]
+        return got
 
     def stored(self, s: For | While) -> frozenset[Buffer]:
         """The buffers that a loop writes to."""
@@ -99,22 +106,10 @@ class KernelWriter(ExprWriter):
         """Statements in order."""
         for s in body:
             self.memo = {}
-            if isinstance(s, Store):
-                self._store(s)
-            elif isinstance(s, For):
-                self._for(s)
-            elif isinstance(s, Let):
-                self._let(s)
-            elif isinstance(s, If):
-                self._if(s)
-            elif isinstance(s, While):
-                self._while(s)
-            elif isinstance(s, Alloc):
-                self._alloc(s)
-            elif isinstance(s, Barrier):
-                raise CompileError("barriers exist on GPUs only")
-            else:
-                raise CompileError(f"no code for statement {type(s).__name__}")
+            write = _WRITE.get(type(s))
+            if write is None:
+                raise CompileError(f"{type(s).__name__.lower()} statements exist on GPUs only")
+            write(self, s)
 
     def _store(self, s: Store) -> None:
         if s.buffer.space == "register":
@@ -163,8 +158,18 @@ class KernelWriter(ExprWriter):
         """The vector loop can be one operation per statement."""
         got = self.module.vectorizable.get(s)
         if got is None:
-            got = self.module.vectorizable[s] = _fits_lanes(s)
+            got = self.module.vectorizable[s] = self._fits_lanes(s)
         return got
+
+    def _fits_lanes(self, s: For) -> bool:
+        for x in statements(s.body):
+            if isinstance(x, While) or (
+                isinstance(x, For) and x.kind in ("vector", "parallel") and x.extent > 1
+            ):
+                return False
+            if any(isinstance(e, LaneReduce) for e in self.module.nodes(x)):
+                return False
+        return True
 
     def _vector(self, s: For) -> None:
         self.lanes = s.extent
@@ -369,7 +374,7 @@ class KernelWriter(ExprWriter):
         the parameters."""
         captured: list[tuple[str, str, str]] = []
         header: list[str] = []
-        for symbol in _free(s):
+        for symbol in _free(s, self.module.nodes):
             bound = self.env.get(symbol)
             if isinstance(bound, Product):
                 assert isinstance(symbol, Local)
@@ -426,27 +431,16 @@ class KernelWriter(ExprWriter):
         return f"{alone}align {place.align} " if place.align > 1 else alone
 
 
-def _fits_lanes(s: For) -> bool:
-    """No statement inside that lanes can't do together."""
-    for x in statements(s.body):
-        if isinstance(x, While) or (isinstance(x, For) and x.kind in ("vector", "parallel") and x.extent > 1):
-            return False
-        if any(isinstance(e, LaneReduce) for root in expressions(x) for e in walk(root)):
-            return False
-    return True
-
-
-def _free(s: For) -> Iterator[Var | Local | Buffer]:
+def _free(s: For, nodes: Callable[[Stmt], list[Expr]]) -> Iterator[Var | Local | Buffer]:
     """Variables, locals and buffers that occur in a loop, in order, each once."""
     seen: set[int] = set()
     for x in statements(s.body):
         found: list[Var | Local | Buffer] = [x.buffer] if isinstance(x, Store) else []
-        for root in expressions(x):
-            for e in walk(root):
-                if isinstance(e, (Var, Local)):
-                    found.append(e)
-                elif isinstance(e, Load):
-                    found.append(e.buffer)
+        for e in nodes(x):
+            if isinstance(e, (Var, Local)):
+                found.append(e)
+            elif isinstance(e, Load):
+                found.append(e.buffer)
         for item in found:
             if id(item) not in seen:
                 seen.add(id(item))
@@ -455,3 +449,13 @@ def _free(s: For) -> Iterator[Var | Local | Buffer]:
 
 def _hint(name: str) -> str:
     return "".join(c if c.isalnum() else "_" for c in name) + "."
+
+
+_WRITE: dict[type, Callable[..., None]] = {
+    Store: KernelWriter._store,
+    For: KernelWriter._for,
+    Let: KernelWriter._let,
+    If: KernelWriter._if,
+    While: KernelWriter._while,
+    Alloc: KernelWriter._alloc,
+}

@@ -42,6 +42,7 @@ _FLOAT_UNARY = {
     "round": "roundeven",
     "sqrt": "sqrt",
 }
+_DEEP = 60
 _INDEX = frozenset(("add", "sub", "mul", "neg", "floordiv", "mod"))
 
 
@@ -62,31 +63,35 @@ class Product:
 class ExprWriter(CastWriter):
     """Adds the evaluation of expressions."""
 
+    _nesting = 0
+
     def value(self, e: Expr) -> Val:
         """The value of an expression in the current loops; each node once per statement."""
-        memo = self.memo
-        got = memo.get(e)
+        got = self.memo.get(e)
         if got is None:
-            if isinstance(e, (Prim, Cast)) and e.dtype is not int64:
-                stack: list[Expr] = [
-                    e
-                ]  # not recursive: fused chains can be longer than Python's stack is deep
-                while stack:
-                    x = stack[-1]
-                    todo = [
-                        a
-                        for a in x.args
-                        if isinstance(a, (Prim, Cast)) and a.dtype is not int64 and a not in memo
-                    ]
-                    if todo:
-                        stack += todo
-                    else:
-                        stack.pop()
-                        if x not in memo:
-                            memo[x] = self._compute(x)
-                return memo[e]
-            got = memo[e] = self._compute(e)
+            if self._nesting > _DEEP:
+                self._operands_first(e)
+            self._nesting += 1
+            got = self.memo[e] = self._compute(e)
+            self._nesting -= 1
         return got
+
+    def _operands_first(self, e: Expr) -> None:
+        """Fused chains can be longer than Python's stack is deep: evaluates what `e` is made of, innermost
+        first."""
+        memo = self.memo
+        stack = [e]
+        while stack:
+            x = stack[-1]
+            todo = [
+                a for a in x.args if isinstance(a, (Prim, Cast)) and a.dtype is not int64 and a not in memo
+            ]
+            if todo and isinstance(x, (Prim, Cast)):
+                stack += todo
+            else:
+                stack.pop()
+                if x is not e and x not in memo:
+                    memo[x] = self._compute(x)
 
     def _compute(self, e: Expr) -> Val:
         if isinstance(e, Prim):
@@ -119,7 +124,9 @@ class ExprWriter(CastWriter):
     def _masked_register(self, e: Load, v: Val) -> Val:
         if e.mask is None:
             return v
-        return self.select(self.value(e.mask), v, constant(0, e.dtype) if e.other is None else self.value(e.other))
+        return self.select(
+            self.value(e.mask), v, constant(0, e.dtype) if e.other is None else self.value(e.other)
+        )
 
     def _is_linear(self, e: Prim) -> bool:
         """Not an atom of its own linear form, unless that is a division codegen_index knows."""

@@ -13,10 +13,10 @@ same buffer as an earlier output) is copied to its slot's pointer at the end of 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from ...ir.expr import Load, walk
-from ...ir.loops import Buffer, Kernel, LoopProgram, Store, expressions, statements
+from ...ir.expr import Expr, Load
+from ...ir.loops import Buffer, Kernel, LoopProgram, Stmt, Store, statements
 from .codegen import Kernels, KernelWriter
 from .codegen_memory import zeros_global
 from .codegen_registers import Scan
@@ -44,7 +44,7 @@ class _Program:
         f16 = target.has_fma or target.arch == "aarch64"  # every x86 with FMA converts halves
         self.module = Kernels(target.has_fma, f16, "#0", threads)
         self.attributes = f"attributes #0 = {{ nounwind {target.attribute_text()} }}"
-        self.buffers = [_buffers(k) for k in program.kernels]
+        self.buffers = [_buffers(k, self.module.nodes) for k in program.kernels]
         self.groups, self.single = overlap_groups(
             itertools.chain(program.inputs, program.outputs, *self.buffers)
         )
@@ -81,7 +81,7 @@ class _Program:
                 parameters.append(f"ptr {writer.pointer_attributes(b, place)}{place.ref}")
                 arguments.append(b)
             writer.env[b] = place
-        writer.held = Scan(writer.linear, writer.can_vectorize).run(kernel.body)
+        writer.held = Scan(module.nodes, writer.linear, writer.can_vectorize).run(kernel.body)
         writer.block(kernel.body)
         signature = ", ".join([*parameters, "i64 %pool"])
         lines = [f"; {_plain_line(kernel.comment)}"] if kernel.comment else []
@@ -245,14 +245,13 @@ def overlap_groups(buffers: Iterable[Buffer]) -> tuple[dict[Buffer, int], frozen
     return groups, frozenset(g for g, n in count.items() if n == 1)
 
 
-def _buffers(kernel: Kernel) -> list[Buffer]:
+def _buffers(kernel: Kernel, nodes: Callable[[Stmt], list[Expr]]) -> list[Buffer]:
     """Buffers that a kernel reads or writes, in order."""
     found: dict[Buffer, None] = {}
     for s in statements(kernel.body):
-        for root in expressions(s):
-            for e in walk(root):
-                if isinstance(e, Load):
-                    found.setdefault(e.buffer)
+        for e in nodes(s):
+            if isinstance(e, Load):
+                found.setdefault(e.buffer)
         if isinstance(s, Store):
             found.setdefault(s.buffer)
     return list(found)

@@ -1,15 +1,15 @@
-"""`register` buffers of the code generator, as SSA values. Where every index of a buffer is constant (once loops are
-unrolled and lanes expanded) its elements are followed as values, and a loop that writes them gets phi instructions. So
-an unrolled accumulation is a chain of operations and nothing else, which keeps the text, and LLVM's work, short. Other
-buffers live in memory. Used by codegen_expr (loads) and codegen (the rest).
+"""`register` buffers of the code generator, as SSA values. Where every index of a buffer is constant (once
+loops are unrolled and lanes expanded) its elements are followed as values, and a loop that writes them gets
+phi instructions. So an unrolled accumulation is a chain of operations and nothing else, which keeps the text,
+and LLVM's work, short. Other buffers live in memory. Used by codegen_expr (loads) and codegen (the rest).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from ...ir.expr import Expr, LaneReduce, Load, Var, walk
-from ...ir.loops import Alloc, Buffer, For, If, Stmt, Store, While, expressions
+from ...ir.expr import Expr, LaneReduce, Load, Var
+from ...ir.loops import Alloc, Buffer, For, If, Stmt, Store, While
 from .codegen_index import LANE, Linear
 from .codegen_memory import MemoryWriter
 from .codegen_text import Module, Val
@@ -132,7 +132,9 @@ class RegisterWriter(MemoryWriter):
         total = Val("poison", buffer.dtype, lanes)
         for i in range(lanes):
             x = self._element(buffer, first + i, level)
-            ref = self.pure(f"insertelement {total.type} {total.ref}, {x.type} {x.ref}, i64 {i}", total.ref, x.ref)
+            ref = self.pure(
+                f"insertelement {total.type} {total.ref}, {x.type} {x.ref}, i64 {i}", total.ref, x.ref
+            )
             total = Val(ref, buffer.dtype, lanes)
         return total
 
@@ -144,7 +146,8 @@ class RegisterWriter(MemoryWriter):
         self._loop_depths.append(len(self.regions) - 1)
 
     def end_body(self) -> dict[tuple[Buffer, Slot], str]:
-        """At the end of the body: operands of the phis for the next iteration. Finding them can make more phis."""
+        """At the end of the body: operands of the phis for the next iteration. Finding them can make more
+        phis."""
         frame = self._frames[-1]
         level = len(self._frames) - 1
         following: dict[tuple[Buffer, Slot], str] = {}
@@ -155,8 +158,11 @@ class RegisterWriter(MemoryWriter):
                     following[key] = self.use(self._read(buffer, slot, level), slot[1])
         return following
 
-    def leave_frame(self, following: dict[tuple[Buffer, Slot], str], before: Callable[[], str], last: str) -> list[str]:
-        """After the region was closed, before its text is placed: the phi instructions for the top of the loop.
+    def leave_frame(
+        self, following: dict[tuple[Buffer, Slot], str], before: Callable[[], str], last: str
+    ) -> list[str]:
+        """After the region was closed, before its text is placed: the phi instructions for the top of the
+        loop.
 
         before: gives the label of the block before the loop; last: label of the body's last block.
         """
@@ -166,7 +172,9 @@ class RegisterWriter(MemoryWriter):
         block = before()
         lines = []
         for key, v in frame.phis.items():
-            lines.append(f"  {v.ref} = phi {v.type} [ {starts[key]}, %{block} ], [ {following[key]}, %{last} ]")
+            lines.append(
+                f"  {v.ref} = phi {v.type} [ {starts[key]}, %{block} ], [ {following[key]}, %{last} ]"
+            )
         here = len(self.regions) - 1
         for buffer, values in frame.values.items():
             if buffer in frame.fresh:
@@ -180,10 +188,16 @@ class RegisterWriter(MemoryWriter):
 
 
 class Scan:
-    """Finds the `register` buffers of a kernel that can be values: all accesses have constant places and stand in the
-    same branch, while loop or task as the buffer's scope."""
+    """Finds the `register` buffers of a kernel that can be values: all accesses have constant places and
+    stand in the same branch, while loop or task as the buffer's scope."""
 
-    def __init__(self, linear: Callable[[Expr], Linear], can_vectorize: Callable[[For], bool]) -> None:
+    def __init__(
+        self,
+        nodes: Callable[[Stmt], list[Expr]],
+        linear: Callable[[Expr], Linear],
+        can_vectorize: Callable[[For], bool],
+    ) -> None:
+        self.nodes = nodes
         self.linear = linear
         self.can_vectorize = can_vectorize
         self.scopes: dict[Buffer, object] = {}
@@ -202,12 +216,11 @@ class Scan:
             if isinstance(s, For):
                 self.loop(s)
                 continue
-            for root in expressions(s):
-                for e in walk(root):
-                    if isinstance(e, Load) and e.buffer.space == "register":
-                        self.access(e.buffer, e.index)
-                    elif isinstance(e, LaneReduce):
-                        self.lanes.add(e.var)
+            for e in self.nodes(s):
+                if isinstance(e, Load) and e.buffer.space == "register":
+                    self.access(e.buffer, e.index)
+                elif isinstance(e, LaneReduce):
+                    self.lanes.add(e.var)
             if isinstance(s, Store):
                 if s.buffer.space == "register":
                     self.access(s.buffer, s.index)

@@ -39,6 +39,7 @@ _SUFFIX = {"double": "f64", "float": "f32", "half": "f16"}
 BRANCH_WEIGHTS = '!{ !"branch_weights", i32 1, i32 10000 }'
 _BLOCK_LINES, _LOOP_LINES = 300, 1500
 _types: dict[tuple[str, int], str] = {}
+_iotas: dict[tuple[int, str, int], str] = {}
 
 
 def type_text(dtype: DType, lanes: int) -> str:
@@ -345,7 +346,11 @@ class Writer:
 
     def iota(self, lanes: int, element: str = "i32", step: int = 1) -> str:
         """The literal <0, step, 2*step, ...>."""
-        return "<" + ", ".join([f"{element} {i * step}" for i in range(lanes)]) + ">"
+        key = (lanes, element, step)
+        got = _iotas.get(key)
+        if got is None:
+            got = _iotas[key] = "<" + ", ".join([f"{element} {i * step}" for i in range(lanes)]) + ">"
+        return got
 
     def scale(self, ref: str, k: int) -> str:
         """i64 `ref * k`."""

@@ -1,8 +1,9 @@
-"""The scheduler: an optimised graph becomes a `LoopProgram`. `schedule(graph, machine)` is all there is to call.
+"""The scheduler: an optimised graph becomes a `LoopProgram`. `schedule(graph, machine)` is all there is to
+call.
 
 In order: plan.py decides what is computed where (groups, in groups.py, of elements pulled through index maps,
-elements.py); placement.py gives every stored value its buffer and the groups their order; pointwise.py and rows.py write
-their loops with the help of nests.py and scopes.py; backends/memory.py lays out the arena.
+elements.py); placement.py gives every stored value its buffer and the groups their order; pointwise.py and
+rows.py write their loops with the help of nests.py and scopes.py; backends/memory.py lays out the arena.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""Groups around a contraction: its operands as affine loads, its result as the element that an epilogue of pointwise
-values is computed from while it is still in registers. The loops are in contract_loops.py. Used by plan.py.
+"""Groups around a contraction: its operands as affine loads, its result as the element that an epilogue of
+pointwise values is computed from while it is still in registers. The loops are in contract_loops.py. Used by
+plan.py.
 """
 
 from __future__ import annotations
@@ -86,9 +87,15 @@ class ContractGroup(Group):
             self.plan.demand(self.result)
 
     def arrange(
-        self, spec_a: str, spec_b: str, out: str, sizes: dict[str, int], strides: dict[str, tuple[int, int, int]]
+        self,
+        spec_a: str,
+        spec_b: str,
+        out: str,
+        sizes: dict[str, int],
+        strides: dict[str, tuple[int, int, int]],
     ) -> None:
         """Groups letters into dimensions and chooses the strategy."""
+
         def dims(letters: list[str]) -> list[Dim]:
             runs: list[Dim] = []
             for c in letters:
@@ -103,7 +110,9 @@ class ContractGroup(Group):
                         continue
                 runs.append(Dim(c, n, ZERO, a, b, cs))
             for k, d in enumerate(runs):
-                runs[k] = Dim(d.letters, d.size, Var(d.letters[0], d.size) if d.size != 1 else ZERO, d.a, d.b, d.c)
+                runs[k] = Dim(
+                    d.letters, d.size, Var(d.letters[0], d.size) if d.size != 1 else ZERO, d.a, d.b, d.c
+                )
             return runs
 
         both = [c for c in out if c in spec_a and c in spec_b]

@@ -1,4 +1,5 @@
-"""Loops of contractions: packing, the register-tiled kernel, the epilogue on the tile. Used by schedule/__init__.py.
+"""Loops of contractions: packing, the register-tiled kernel, the epilogue on the tile. Used by
+schedule/__init__.py.
 
     for column tile            the panel of B it needs stays in the first cache
       for row tile
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from math import prod
 
 from ...ir.expr import Const, Expr, LaneReduce, Load, Var, from_terms, index_add, index_mul, terms
-from ...ir.loops import Buffer, Store, Stmt
+from ...ir.loops import Buffer, Stmt, Store
 from ..machine import MachineModel
 from .contract import ContractGroup, Dim
 from .elements import S
@@ -26,13 +27,15 @@ from .pointwise import work
 from .scopes import Lowering, Scope
 from .tiles import splits
 
-#: epilogues costlier than this per element run as a loop over the rows of a spilled tile, to keep the code small
+#: epilogues costlier than this per element run as a loop over the rows of a spilled tile, to keep the code
+#: small
 LONG_EPILOGUE = 8.0
 
 
 @dataclass
 class Block:
-    """A block of k: its start, its size, whether it is the first and the last (a condition where a loop decides)."""
+    """A block of k: its start, its size, whether it is the first and the last (a condition where a loop
+    decides)."""
 
     start: Expr
     size: int
@@ -44,9 +47,13 @@ class ContractEmitter:
     """One contraction on its way to statements."""
 
     def __init__(
-        self, group: ContractGroup, specs: list[StoreSpec], machine: MachineModel, place: Callable[[Buffer], Buffer],
+        self,
+        group: ContractGroup,
+        specs: list[StoreSpec],
+        machine: MachineModel,
+        place: Callable[[Buffer], Buffer],
         number: Numbering,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.g = group
         self.specs = specs
         self.machine = machine
@@ -87,7 +94,8 @@ class ContractEmitter:
     # --- loops over tiles
 
     def tile_loops(self, scope: Scope) -> None:
-        """Column tiles around row tiles, or the other way round where only the latter can keep threads busy."""
+        """Column tiles around row tiles, or the other way round where only the latter can keep threads
+        busy."""
         s = self.s
         width = s.nr if s.dot else s.nr * self.lanes
 
@@ -165,7 +173,9 @@ class ContractEmitter:
 
     # --- operands
 
-    def load(self, which: str, m: Expr, n: Expr, k: dict[Expr, Expr], scope: Scope, mask: Expr | None = None) -> Expr:
+    def load(
+        self, which: str, m: Expr, n: Expr, k: dict[Expr, Expr], scope: Scope, mask: Expr | None = None
+    ) -> Expr:
         """An element of A (row m) or B (column n) at the contracted position `k`, widened."""
         g = self.g
         dim, at = (self.m, m) if which == "a" else (self.n, n)
@@ -191,7 +201,8 @@ class ContractEmitter:
         return out
 
     def panel_index(self, which: str, at: Expr, k: dict[Expr, Expr], scope: Scope, dims: list[Dim]) -> Expr:
-        """Position in a packed operand: [outer..., tile, k, within the tile]; `at` = tile start + position within."""
+        """Position in a packed operand: [outer..., tile, k, within the tile]; `at` = tile start + position
+        within."""
         width = self.width(which)
         size = (self.m if which == "a" else self.n).size
         tiles = -(-size // width)
@@ -292,7 +303,9 @@ class ContractEmitter:
     ) -> None:
         """An mr x (nr vectors) tile by outer products."""
         lanes, acc_type = self.lanes, self.g.acc
-        self.tile_vars = {x for e in (mb, nb) for x in ([e] if isinstance(e, Var) else e.args) if isinstance(x, Var)}
+        self.tile_vars = {
+            x for e in (mb, nb) for x in ([e] if isinstance(e, Var) else e.args) if isinstance(x, Var)
+        }
         acc = scope.alloc("acc", acc_type, mr * nr * lanes, "register")
         row = scope.alloc("b", acc_type, nr * lanes, "register")
         zero = Const(0, acc_type)
@@ -302,7 +315,9 @@ class ContractEmitter:
             value: Expr = zero
             if part.first is not True:
                 mask = S.prim("not_", part.first) if isinstance(part.first, Expr) else None
-                value = Load(self.partial(), (index_add(partial, at),), mask, zero if mask is not None else None)
+                value = Load(
+                    self.partial(), (index_add(partial, at),), mask, zero if mask is not None else None
+                )
             s.stmts.append(Store(acc, (at,), value))
 
         self.vectors(scope, mr * nr, begin)
@@ -314,7 +329,9 @@ class ContractEmitter:
                 mask = None
                 if columns < nr * lanes and "b" not in self.packed:
                     mask = less(at, columns)
-                inner.stmts.append(Store(row, (at,), self.load("b", ZERO, index_add(nb, at), where, inner, mask)))
+                inner.stmts.append(
+                    Store(row, (at,), self.load("b", ZERO, index_add(nb, at), where, inner, mask))
+                )
 
             self.vectors(s, nr, load_row)
             i = Var("i", mr)
@@ -371,10 +388,16 @@ class ContractEmitter:
         return index_add(index_add(out, index_mul(nb, rows)), index_mul(mb, nr * self.lanes))
 
     def k_steps(
-        self, scope: Scope, dim: Dim, accumulators: int, k: dict[Expr, Expr],
-        step: Callable[[Scope, dict[Expr, Expr]], None], part: Block,
-    ) -> None:  # fmt: skip
-        """The innermost loop over k. Unrolled a little: more would have LLVM mix the steps and run out of registers."""
+        self,
+        scope: Scope,
+        dim: Dim,
+        accumulators: int,
+        k: dict[Expr, Expr],
+        step: Callable[[Scope, dict[Expr, Expr]], None],
+        part: Block,
+    ) -> None:
+        """The innermost loop over k. Unrolled a little: more would have LLVM mix the steps and run out of
+        registers."""
         n = dim.size if self.s.kc >= self.K else part.size
         if not isinstance(dim.var, Var):
             step(scope, k)
@@ -438,7 +461,9 @@ class ContractEmitter:
             lane2 = Var("v", lanes)
             inner = rows.loop(lane2, lanes, "vector")
             mask = less(lane2, left) if left < lanes else None
-            value = self.load("a", index_add(mb, i), ZERO, {**k, last.var: index_add(base, lane2)}, inner, mask)
+            value = self.load(
+                "a", index_add(mb, i), ZERO, {**k, last.var: index_add(base, lane2)}, inner, mask
+            )
             inner.stmts.append(Store(a_row, (lane2,), value))
             inner.close()
             j2 = Var("j", nr)
@@ -480,15 +505,30 @@ class ContractEmitter:
 
     # --- epilogue
 
-    def epilogue(self, scope: Scope, acc: Buffer, mb: Expr, mr: int, nb: Expr, width: int, columns: int) -> None:
+    def epilogue(
+        self, scope: Scope, acc: Buffer, mb: Expr, mr: int, nb: Expr, width: int, columns: int
+    ) -> None:
         if self.long and mr > 1:
             tile = scope.alloc("tile", acc.dtype, mr * width, "local")
-            self.vectors(scope, mr * width // self.lanes, lambda s, at: s.stmts.append(Store(tile, (at,), Load(acc, (at,)))))
+            self.vectors(
+                scope,
+                mr * width // self.lanes,
+                lambda s, at: s.stmts.append(Store(tile, (at,), Load(acc, (at,)))),
+            )
             acc = tile
         self.finish(scope, acc, mb, mr, nb, width, columns, self.lanes, serial=self.long)
 
     def finish(
-        self, scope: Scope, acc: Buffer, mb: Expr, mr: int, nb: Expr, width: int, columns: int, lanes: int, serial: bool
+        self,
+        scope: Scope,
+        acc: Buffer,
+        mb: Expr,
+        mr: int,
+        nb: Expr,
+        width: int,
+        columns: int,
+        lanes: int,
+        serial: bool,
     ) -> None:
         """Stores of the tile held in `acc`, row by row in vectors."""
         rows = scope
@@ -511,7 +551,9 @@ class ContractEmitter:
             lane = Var("v", wide)
             if wide > 1:
                 mask = less(lane, left) if left < wide else None
-                inner = s.loop(lane, wide, "vector", mask=mask, masked=self.n.var if mask is not None else None)
+                inner = s.loop(
+                    lane, wide, "vector", mask=mask, masked=self.n.var if mask is not None else None
+                )
             else:
                 inner = s.inline()
             self.store_at(inner, acc, nb, index_add(j, lane) if wide > 1 else j, i, width)
@@ -537,8 +579,11 @@ class ContractEmitter:
 
 
 def emit_contract(
-    group: ContractGroup, specs: list[StoreSpec], machine: MachineModel, place: Callable[[Buffer], Buffer],
+    group: ContractGroup,
+    specs: list[StoreSpec],
+    machine: MachineModel,
+    place: Callable[[Buffer], Buffer],
     number: Numbering,
-) -> list[Stmt]:  # fmt: skip
+) -> list[Stmt]:
     """All statements of a contraction."""
     return ContractEmitter(group, specs, machine, place, number).emit()

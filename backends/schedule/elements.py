@@ -1,9 +1,10 @@
-"""Elements of graph values as loop-IR expressions, pulled from the inside out: the element of a value at an index is its
-op's scalar meaning over the elements of its operands at their indices.
+"""Elements of graph values as loop-IR expressions, pulled from the inside out: the element of a value at an
+index is its op's scalar meaning over the elements of its operands at their indices.
 
-Movement ops only change the index, so they cost nothing. Every scalar op becomes one binding (a `Local` and the
-expression it names), shared by everything that needs it at that index. What stops the recursion (stored values, results
-of reductions) is decided by the group the elements belong to. Used by the other files of this folder only.
+Movement ops only change the index, so they cost nothing. Every scalar op becomes one binding (a `Local` and
+the expression it names), shared by everything that needs it at that index. What stops the recursion (stored
+values, results of reductions) is decided by the group the elements belong to. Used by the other files of this
+folder only.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ class Elements:
         return (v, *[number(i) for i in index], -1 if mask is None else -2 - number(mask))
 
     def at(self, v: Value, index: tuple[Expr, ...], mask: Expr | None = None) -> Expr:
-        """The element of `v` at `index`. Where `mask` is false memory may not be read and any value will do."""
+        """The element of `v` at `index`. Where `mask` is false memory may not be read and any value will
+        do."""
         key = self.key(v, index, mask)
         got = self.memo.get(key)
         if got is None:
@@ -87,7 +89,9 @@ class Elements:
             args = []
             for o in node.operands:
                 shape = o.type.shape
-                args.append(self.at(o, index if shape == v.type.shape else broadcast_index(index, shape), mask))
+                args.append(
+                    self.at(o, index if shape == v.type.shape else broadcast_index(index, shape), mask)
+                )
             return self.bind(apply_scalar(S, op, v.type, args, node.attrs), v.name or op.name, node)
         if op.pull is not None:
             return self.pulled(node, v, index, mask)
@@ -107,7 +111,9 @@ class Elements:
             for o, letters in zip(node.operands, (a, b))
         )
         out_type = node.results[0].type
-        return self.bind(apply_scalar(S, REGISTRY["mul"], out_type, [x, y], {}), node.results[0].name or "product", node)
+        return self.bind(
+            apply_scalar(S, REGISTRY["mul"], out_type, [x, y], {}), node.results[0].name or "product", node
+        )
 
     def pulled(self, node: Node, v: Value, index: tuple[Expr, ...], mask: Expr | None) -> Expr:
         op = node.op
@@ -168,7 +174,13 @@ def decide(cond: Expr) -> Expr:
         if a is not None and b is not None:
             low, high = a[0] - b[0] if b[0] == b[1] else a[0] - b[1], a[1] - b[0]
             always = {"lt": high < 0, "le": high <= 0, "ge": low >= 0, "gt": low > 0, "eq": low == high == 0}
-            never = {"lt": low >= 0, "le": low > 0, "ge": high < 0, "gt": high <= 0, "eq": low > 0 or high < 0}
+            never = {
+                "lt": low >= 0,
+                "le": low > 0,
+                "ge": high < 0,
+                "gt": high <= 0,
+                "eq": low > 0 or high < 0,
+            }
             if always.get(cond.name):
                 return Const(True, dtypes.bool_)
             if never.get(cond.name):
@@ -177,7 +189,8 @@ def decide(cond: Expr) -> Expr:
 
 
 def _needed_mask(pieces: list[Piece], k: int, in_types: tuple[Type, ...], mask: Expr | None) -> Expr | None:
-    """When piece k may be read: always where its index is inside anyway, else where it is the piece that counts."""
+    """When piece k may be read: always where its index is inside anyway, else where it is the piece that
+    counts."""
     p = pieces[k]
     inside = True
     for i, n in zip(p.index, in_types[p.operand].shape):

@@ -1,9 +1,9 @@
-"""Groups: what will become one loop nest. A group has a domain of flat loop variables, the values computed in it as
-bindings over those variables, and the ones among them that are stored to memory.
+"""Groups: what will become one loop nest. A group has a domain of flat loop variables, the values computed in
+it as bindings over those variables, and the ones among them that are stored to memory.
 
 - `PointwiseGroup`: every stored value has the domain's number of elements.
-- `RowGroup`: reductions over rows of `r` for every `o`, what leads to them, and what follows from them, element by
-  element or row by row (softmax, layer norm and losses are one such group).
+- `RowGroup`: reductions over rows of `r` for every `o`, what leads to them, and what follows from them,
+  element by element or row by row (softmax, layer norm and losses are one such group).
 - `TinyGroup`: values of a few elements, each element a local; no loops at all.
 - `ScatterGroup`: a copy, then writes at places that are data.
 
@@ -330,7 +330,8 @@ class RowGroup(Group):
         return memo[id(e)]
 
     def try_contract(self, node: Node) -> bool:
-        """Adds a contraction as a sum of products; `o` is the result's flat position, `r` the contracted one's."""
+        """Adds a contraction as a sum of products; `o` is the result's flat position, `r` the contracted
+        one's."""
         a, b, out = split_spec(node)
         sizes = letter_sizes(node)
         inner = "".join(c for c in a if c not in out)
@@ -440,17 +441,21 @@ def _first_extremum(items: list[Expr], largest: bool) -> Expr:
 
 
 class ScatterGroup(Group):
-    """`scatter` and `index_put`: a copy of the first operand (domain `f`), then one write per index (domain `g`)."""
+    """`scatter` and `index_put`: a copy of the first operand (domain `f`), then one write per index
+    (domain `g`)."""
 
     kind = "scatter"
 
     def take(self, node: Node) -> None:
-        """Makes the group compute `node`. Operands are pulled in: zeros and computed sources need no buffer."""
+        """Makes the group compute `node`. Operands are pulled in: zeros and computed sources need no
+        buffer."""
         self.node = node
         v = node.results[0]
         base = node.operands[0]
         source, indices = (
-            (node.operands[2], [node.operands[1]]) if node.op.name == "scatter" else (node.operands[1], node.operands[2:])
+            (node.operands[2], [node.operands[1]])
+            if node.op.name == "scatter"
+            else (node.operands[1], node.operands[2:])
         )
         grid = indices[0].type.shape if node.op.name == "scatter" else source.type.shape
         self.begin()
@@ -465,12 +470,14 @@ class ScatterGroup(Group):
         self.finish()
         self.plan.demand(v)
 
-    def positions(self, node: Node, shape: tuple[int, ...], at: tuple[Expr, ...], indices: list[Value]) -> Expr:
-        """Where the update at grid position `at` goes: the flat position. Negative indices count from the end; updates
-        out of range are not made."""
+    def positions(
+        self, node: Node, shape: tuple[int, ...], at: tuple[Expr, ...], indices: list[Value]
+    ) -> Expr:
+        """Where the update at grid position `at` goes: the flat position. Negative indices count from the
+        end; updates out of range are not made."""
         if node.op.name == "scatter":
             dim = node.attrs["dim"]
-            index = list(at)
+            index: list[Expr] = list(at)
             if shape:
                 index[dim] = self.wrapped(indices[0], at, shape[dim])
             return ravel(tuple(index), shape)
@@ -481,7 +488,7 @@ class ScatterGroup(Group):
         first = dims[0] if dims and consecutive else 0
         data = at[first : first + rank]
         rest = iter(at[:first] + at[first + rank :])
-        index = [ZERO] * len(shape)
+        index = [ZERO for _ in shape]
         for d in kept:
             index[d] = next(rest)
         for d, i in zip(dims, indices):

@@ -1,10 +1,12 @@
-"""Index arithmetic of schedules: flat positions, canonical numbers for expressions, and splits of a flat domain.
+"""Index arithmetic of schedules: flat positions, canonical numbers for expressions, and splits of a flat
+domain.
 
 Used by the other files of this folder only.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from math import prod
 from typing import Any
@@ -113,7 +115,8 @@ def is_index(e: Expr) -> bool:
 
 
 def divisors(e: Expr, var: Var, found: set[int]) -> None:
-    """Adds the k at which index arithmetic in `e` divides the flat variable `var`: `(f // 6) % 4` divides at 6 and 24."""
+    """Adds the k at which index arithmetic in `e` divides the flat variable `var`: `(f // 6) % 4` divides
+    at 6 and 24."""
     for x in walk(e):
         if isinstance(x, Prim) and x.name in ("floordiv", "mod") and isinstance(x.args[1], Const):
             scale = _scale(x.args[0], var)
@@ -144,7 +147,7 @@ def chain(candidates: set[int], extent: int) -> list[int]:
         if 1 < k < extent and k % cuts[-1] == 0 and extent % k == 0:
             cuts.append(k)
     cuts.append(extent)
-    return [b // a for a, b in zip(cuts, cuts[1:])][::-1]
+    return [b // a for a, b in itertools.pairwise(cuts)][::-1]
 
 
 def split_flat(parts: list[Expr], sizes: list[int]) -> Expr:

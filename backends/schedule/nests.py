@@ -1,5 +1,5 @@
-"""Loop nests around blocks: splitting flat domains into loops, vector loops with masked or scalar tails, parallel
-outer loops. Used by the emitters of this folder only.
+"""Loop nests around blocks: splitting flat domains into loops, vector loops with masked or scalar tails,
+parallel outer loops. Used by the emitters of this folder only.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ StoreSpec = tuple[Buffer, Expr, Expr]
 
 @dataclass
 class Split:
-    """A flat domain variable as several: `sizes` outermost first, one variable each (a constant where the size is 1)."""
+    """A flat domain variable as several: `sizes` outermost first, one variable each (a constant where the
+    size is 1)."""
 
     flat: Expr
     vars: list[Expr]
@@ -86,8 +87,11 @@ def loads_of(exprs: list[Expr]) -> list[Load]:
 
 
 def lanes_for(machine: MachineModel, dtypes_: list[dtypes.DType]) -> int:
-    """Lanes of a vector loop over elements of these types: whole registers of the narrowest one from 32 bits up."""
-    sizes = [max(4, d.itemsize) for d in dtypes_ if d.kind == "f"] or [max(4, d.itemsize) for d in dtypes_] or [4]
+    """Lanes of a vector loop over elements of these types: whole registers of the narrowest one from 32
+    bits up."""
+    sizes = (
+        [max(4, d.itemsize) for d in dtypes_ if d.kind == "f"] or [max(4, d.itemsize) for d in dtypes_] or [4]
+    )
     return machine.lanes(min(sizes))
 
 
@@ -101,9 +105,16 @@ def less(a: Expr, n: int) -> Expr:
 
 
 def vector_blocks(
-    scope: Scope, var: Expr, start: int, stop: int, lanes: int, machine: MachineModel, body: Callable[[Scope], None]
+    scope: Scope,
+    var: Expr,
+    start: int,
+    stop: int,
+    lanes: int,
+    machine: MachineModel,
+    body: Callable[[Scope], None],
 ) -> None:
-    """`body` for every value of `var` in [start, stop): whole vectors, then a masked vector or a scalar loop."""
+    """`body` for every value of `var` in [start, stop): whole vectors, then a masked vector or a scalar
+    loop."""
     n = stop - start
     if n <= 0:
         return
@@ -129,7 +140,13 @@ def vector_blocks(
 
 
 def tail_block(
-    scope: Scope, var: Var, start: int, stop: int, lanes: int, machine: MachineModel, body: Callable[[Scope], None]
+    scope: Scope,
+    var: Var,
+    start: int,
+    stop: int,
+    lanes: int,
+    machine: MachineModel,
+    body: Callable[[Scope], None],
 ) -> None:
     """`body` for fewer values than a vector holds."""
     n = stop - start
@@ -169,6 +186,7 @@ def fixed(split: Split) -> int:
 
 
 __all__ = [
-    "Lowering", "Split", "StoreSpec", "lanes_for", "less", "loads_of", "needed_exprs", "power_of_two", "resplit",
+    "Lowering", "Split", "StoreSpec", "lanes_for", "less", "loads_of", "needed_exprs", "power_of_two",
+    "resplit",
     "strides", "tail_block", "vector_blocks",
 ]  # fmt: skip

@@ -1,5 +1,5 @@
-"""Where stored values live: outputs, inputs written in place, arena buffers shared with values that die. Decides the
-order of the groups too, since an update in place must come after every reader of the old value.
+"""Where stored values live: outputs, inputs written in place, arena buffers shared with values that die.
+Decides the order of the groups too, since an update in place must come after every reader of the old value.
 
 Used by schedule/__init__.py only.
 """
@@ -72,7 +72,8 @@ class Placement:
                 self.same[b] = target
 
     def in_place(self, target: Buffer, v: Value, home: Group) -> bool:
-        """Whether `home` may write `v` over `target`: all others read it earlier, `home` itself just where it writes."""
+        """Whether `home` may write `v` over `target`: all others read it earlier, `home` itself just where
+        it writes."""
         plan = self.plan
         readers = plan.readers.get(target, [])
         if any(r is not home and plan.depends(r, home) for r in readers):
@@ -115,8 +116,8 @@ class Placement:
         return sorted(found.values(), key=lambda n: self.position.get(n, len(self.position)))
 
     def safe(self, g: Group, b: Buffer, v: Value) -> bool:
-        """Whether writing `v` over `b` in group `g` disturbs no read of `b` there: each is at the place written, in the
-        iteration that writes it. (Blocks read all they need before they write.)"""
+        """Whether writing `v` over `b` in group `g` disturbs no read of `b` there: each is at the place
+        written, in the iteration that writes it. (Blocks read all they need before they write.)"""
         if isinstance(g, TinyGroup):
             return True
         if isinstance(g, ContractGroup) and any(self.place(x) is b for x in g.buffers):
@@ -129,7 +130,8 @@ class Placement:
         if any(len(x.index) != 1 or number(x.index[0]) != at for x in mine):
             return False
         if isinstance(g, RowGroup) and v.type.numel != g.O:
-            # The pass that stores must be the last that reads: true of a store that waits for every reduction.
+            # The pass that stores must be the last that reads: true of a store that waits for every
+            # reduction.
             last = max((g.stage_of(r.element) for r in g.reductions), default=0)
             return g.stage_of(g.store_spec(v)[1]) > last
         return True

@@ -1,9 +1,12 @@
-"""The planner: decides for every value of a graph where it is computed and whether it is stored. Graph in, groups out.
+"""The planner: decides for every value of a graph where it is computed and whether it is stored. Graph in,
+groups out.
 
-Nodes are visited once, in order. A reduction opens or joins a row group, a value of a few elements joins straight-line
-code, an elementwise op joins the group its operands come from where its index fits, and otherwise floats: it is computed
-inside whatever reads it, as movement ops always are. What a group reads of another group is stored by that one, unless
-it is as cheap to compute again. Dependences between groups are kept as bit masks, so that a join never makes a cycle.
+Nodes are visited once, in order. A reduction opens or joins a row group, a value of a few elements joins
+straight-line
+code, an elementwise op joins the group its operands come from where its index fits, and otherwise floats: it
+is computed inside whatever reads it, as movement ops always are. What a group reads of another group is
+stored by that one, unless it is as cheap to compute again. Dependences between groups are kept as bit masks,
+so that a join never makes a cycle.
 
 Used by schedule/__init__.py.
 """
@@ -35,14 +38,14 @@ MAX_DEPTH = 24
 
 
 def scalars_first(nodes: list[Node]) -> list[Node]:
-    """The nodes with scalar arithmetic on inputs (bias corrections, scaled rates) moved to the front, so that big
-    groups come after what their epilogues read.
+    """The nodes with scalar arithmetic on inputs (bias corrections, scaled rates) moved to the front, so that
+    big groups come after what their epilogues read.
 
         contract, update(contract, s), s = f(step)  -->  s = f(step), contract, update(contract, s)
     """
     early: set[Node] = set()
     for n in nodes:
-        if n.result.type.numel <= 1 and n.op.scalar is not None or n.op.kernel == "source":
+        if (n.result.type.numel <= 1 and n.op.scalar is not None) or n.op.kernel == "source":
             if all(o.node is None or o.node in early for o in n.operands):
                 early.add(n)
     return [*(n for n in nodes if n in early), *(n for n in nodes if n not in early)]
@@ -68,7 +71,8 @@ class Planner:
         self.const_buffers: dict[Value, Buffer] = {}
         self.copies: dict[Value, Value] = {}
         self.inputs: list[Buffer] = [
-            Buffer(v.name or f"in{i}", v.type.dtype, v.type.shape, "input") for i, v in enumerate(graph.inputs)
+            Buffer(v.name or f"in{i}", v.type.dtype, v.type.shape, "input")
+            for i, v in enumerate(graph.inputs)
         ]
         self.buffers.update(zip(graph.inputs, self.inputs))
         self.updates: dict[Value, Value] = {}
@@ -85,7 +89,8 @@ class Planner:
     # --- what must be computed
 
     def prepare(self) -> list[Node]:
-        """Live nodes in order. An input that is given out or written elsewhere while it changes is copied first."""
+        """Live nodes in order. An input that is given out or written elsewhere while it changes is copied
+        first."""
         graph = self.graph
         taken: set[Value] = set()
         extra: list[Node] = []
@@ -174,7 +179,9 @@ class Planner:
             node = v.node
             assert node is not None and node.op.numpy is not None
             data = node.op.numpy(**node.attrs)
-            got = Buffer(v.name or f"c{len(self.constants)}", v.type.dtype, v.type.shape, "const", data=data.tobytes())
+            got = Buffer(
+                v.name or f"c{len(self.constants)}", v.type.dtype, v.type.shape, "const", data=data.tobytes()
+            )
             self.const_buffers[v] = got
             self.constants.append(got)
         return got
@@ -211,7 +218,8 @@ class Planner:
         return Load(self.buffer(v), (ravel(index, v.type.shape),), mask)
 
     def again(self, v: Value) -> bool:
-        """Whether computing `v` again is cheaper than storing it: little work on few values that are stored anyway."""
+        """Whether computing `v` again is cheaper than storing it: little work on few values that are
+        stored anyway."""
         cost, new_bytes = 0.0, 0
         loads: set[Value] = set()
         stack = [v]
@@ -308,8 +316,14 @@ class Planner:
     def visit_inline(self, node: Node, v: Value) -> None:
         """Scalar ops, movement, gathers, constants."""
         must = v in self.live
-        self.depth[v] = 1 + max((self.depth.get(o, 0) for o in node.operands if o not in self.home), default=0)
-        if node.op.scalar is None and not must and not (node.op.kernel == "reduce" or node.op.kernel == "contract"):
+        self.depth[v] = 1 + max(
+            (self.depth.get(o, 0) for o in node.operands if o not in self.home), default=0
+        )
+        if (
+            node.op.scalar is None
+            and not must
+            and not (node.op.kernel == "reduce" or node.op.kernel == "contract")
+        ):
             return
         cost = self.inline_cost(v)
         must = must or self.depth[v] > MAX_DEPTH or (cost > CHEAP and self.uses.get(v, 0) > 1)

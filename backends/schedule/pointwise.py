@@ -49,10 +49,16 @@ def emit_pointwise(
 
 
 def flat_nest(
-    bindings: dict[Local, Expr], specs: list[StoreSpec], flat: Expr, n: int, machine: MachineModel, place: Place,
+    bindings: dict[Local, Expr],
+    specs: list[StoreSpec],
+    flat: Expr,
+    n: int,
+    machine: MachineModel,
+    place: Place,
     number: Numbering,
-) -> list[Stmt]:  # fmt: skip
-    """`specs` for every value of `flat` in [0, n): as few loops as index arithmetic allows, vectors along the last."""
+) -> list[Stmt]:
+    """`specs` for every value of `flat` in [0, n): as few loops as index arithmetic allows, vectors along
+    the last."""
     exprs = needed_exprs(bindings, [e for _, i, v in specs for e in (i, v)])
     split = Split.of(flat, n, exprs)
     bindings, specs = resplit(bindings, specs, [split])
@@ -106,7 +112,9 @@ def parallel_chunks(
     return count * chunk
 
 
-def emit_tiny(group: TinyGroup, machine: MachineModel, place: Place, number: Numbering, targets: list[tuple]) -> list[Stmt]:
+def emit_tiny(
+    group: TinyGroup, machine: MachineModel, place: Place, number: Numbering, targets: list[tuple]
+) -> list[Stmt]:
     """Straight-line code: every element a let, then the stores. `targets` are (buffer, value)."""
     low = Lowering(group.elements.bindings, number, place)
     scope = Scope(low)
@@ -118,20 +126,27 @@ def emit_tiny(group: TinyGroup, machine: MachineModel, place: Place, number: Num
     return scope.stmts
 
 
-def emit_scatter(group: ScatterGroup, out: Buffer, machine: MachineModel, place: Place, number: Numbering) -> list[Stmt]:
-    """The copy of the base, then the updates one after another (vectors along what the places don't depend on)."""
+def emit_scatter(
+    group: ScatterGroup, out: Buffer, machine: MachineModel, place: Place, number: Numbering
+) -> list[Stmt]:
+    """The copy of the base, then the updates one after another (vectors along what the places don't depend
+    on)."""
     v = group.members[0]
     n = v.type.numel
     stmts: list[Stmt] = []
     keeps = isinstance(group.base, Load) and place(group.base.buffer) is place(out)
     if not keeps:
-        stmts += flat_nest(group.elements.bindings, [(out, group.f, group.base)], group.f, n, machine, place, number)
+        stmts += flat_nest(
+            group.elements.bindings, [(out, group.f, group.base)], group.f, n, machine, place, number
+        )
     count = group.g.extent if isinstance(group.g, Var) else 1
     if count == 0:
         return stmts
     node = group.node
-    how = node.attrs.get("reduce", "none") if node.op.name == "scatter" else (
-        "add" if node.attrs.get("accumulate") else "none"
+    how = (
+        node.attrs.get("reduce", "none")
+        if node.op.name == "scatter"
+        else ("add" if node.attrs.get("accumulate") else "none")
     )
     bindings = group.elements.bindings
     exprs = needed_exprs(bindings, [group.target, group.value, *group.inside])
@@ -174,4 +189,13 @@ def emit_scatter(group: ScatterGroup, out: Buffer, machine: MachineModel, place:
     return stmts + top.stmts
 
 
-__all__ = ["Kernel", "Store", "emit_pointwise", "emit_scatter", "emit_tiny", "flat_nest", "tail_block", "work"]
+__all__ = [
+    "Kernel",
+    "Store",
+    "emit_pointwise",
+    "emit_scatter",
+    "emit_tiny",
+    "flat_nest",
+    "tail_block",
+    "work",
+]

@@ -1,7 +1,7 @@
 """Loops of row groups: reductions over rows with what comes before and after them fused in.
 
-A group is emitted as passes over the row. Pass p accumulates the reductions that need the results of p others, and
-stores the elements that need no later ones. Two ways to lay out the lanes:
+A group is emitted as passes over the row. Pass p accumulates the reductions that need the results of p
+others, and stores the elements that need no later ones. Two ways to lay out the lanes:
 
 - along the row (`inner`): vector accumulators, combined at the end of the pass;
 - across rows (`column`): a lane for each of a block of neighbouring rows, where those are what is contiguous
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from math import prod
 
 from ...ir.expr import Const, Expr, LaneReduce, Load, Local, Var, index_add, substitute
 from ...ir.loops import Buffer, Stmt, Store
@@ -23,11 +22,19 @@ from .elements import S
 from .groups import Reduction, RowGroup, identity
 from .indexing import ZERO, Numbering
 from .nests import (
-    Split, StoreSpec, lanes_for, less, loads_of, needed_exprs, power_of_two, resplit, strides, vector_blocks,
+    Split,
+    StoreSpec,
+    lanes_for,
+    less,
+    loads_of,
+    needed_exprs,
+    power_of_two,
+    resplit,
+    strides,
+    vector_blocks,
 )  # fmt: skip
 from .pointwise import work
 from .scopes import Lowering, Scope
-
 
 #: rows of at least four times this many elements may be summed up in pieces, at most so many
 CHUNK, MAX_CHUNKS = 4096, 32
@@ -45,9 +52,13 @@ class RowEmitter:
     """Everything about one group on its way to statements."""
 
     def __init__(
-        self, group: RowGroup, specs: list[StoreSpec], machine: MachineModel, place: Callable[[Buffer], Buffer],
+        self,
+        group: RowGroup,
+        specs: list[StoreSpec],
+        machine: MachineModel,
+        place: Callable[[Buffer], Buffer],
         number: Numbering,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.machine = machine
         self.O, self.R = group.O, group.R
         roots = [e for _, i, v in specs for e in (i, v)] + [r.element for r in group.reductions]
@@ -122,7 +133,11 @@ class RowEmitter:
         lanes = self.lanes()
 
         def cost(var: Expr, n: int, others: float) -> float:
-            used = -(-n // lanes) * lanes if self.machine.masked_memory else n // lanes * lanes + n % lanes * lanes
+            used = (
+                -(-n // lanes) * lanes
+                if self.machine.masked_memory
+                else n // lanes * lanes + n % lanes * lanes
+            )
             waste = max(used, 1) / max(n, 1)
             loads = sum(1.0 if s in (0, 1) else lanes * 1.5 for s in strides(self.loads, var))
             return waste * (loads + others)
@@ -171,9 +186,10 @@ class RowEmitter:
     # --- few long rows
 
     def chunks(self) -> int:
-        """In how many pieces to sum up rows too long and too few to share: fixed by the shape, never by the threads."""
+        """In how many pieces to sum up rows too long and too few to share: fixed by the shape, never by
+        the threads."""
         simple = len(self.passes) == 1 and not self.passes[0].stores
-        if not simple or self.R < 4 * CHUNK or self.O > 4 * self.lanes() or len(self.reductions) > 4:
+        if not simple or self.R < 4 * CHUNK or 4 * self.lanes() < self.O or len(self.reductions) > 4:
             return 1
         return min(MAX_CHUNKS, self.R // CHUNK)
 
@@ -259,7 +275,9 @@ class RowEmitter:
                 unroll = min(4 if len(p.reductions) <= 2 else 2, max(1, size // lanes))
                 unroll = 1 << (unroll.bit_length() - 1)
             width = min(lanes, power_of_two(size))
-            accs = [scope.alloc(r.local.name, r.local.dtype, unroll * width, "register") for r in p.reductions]
+            accs = [
+                scope.alloc(r.local.name, r.local.dtype, unroll * width, "register") for r in p.reductions
+            ]
             for acc, r in zip(accs, p.reductions):
                 fill(scope, acc, r, unroll, width)
             self.sweep(scope, p, accs, unroll, width)
@@ -334,7 +352,13 @@ class RowEmitter:
             block = block.parent
 
     def tail(
-        self, block: Scope, var: Var, start: Expr, left: int, width: int, body: Callable[[Scope, Expr, Expr], None]
+        self,
+        block: Scope,
+        var: Var,
+        start: Expr,
+        left: int,
+        width: int,
+        body: Callable[[Scope, Expr, Expr], None],
     ) -> None:
         if left <= 0:
             return
@@ -346,7 +370,9 @@ class RowEmitter:
         elif self.machine.masked_memory or power_of_two(left) == left:
             lane = Var(f"{var.name}v", min(width, power_of_two(left)))
             mask = less(lane, left) if lane.extent > left else None
-            inner = block.loop(lane, lane.extent, "vector", mask=mask, masked=var if mask is not None else None)
+            inner = block.loop(
+                lane, lane.extent, "vector", mask=mask, masked=var if mask is not None else None
+            )
             inner.define(var, index_add(lane, start))
             body(inner, ZERO, lane)
             inner.close()
@@ -457,8 +483,7 @@ class RowEmitter:
     ) -> None:
         accs = [scope.alloc(r.local.name, r.local.dtype, width, "register") for r in p.reductions]
         for acc, r in zip(accs, p.reductions):
-            zero = Const(identity(r.combine, acc.dtype), acc.dtype)
-            plain_vectors(scope, width, self.lanes(), lambda inner, at: inner.stmts.append(Store(acc, (at,), zero)))  # noqa: B023
+            fill(scope, acc, r, width // min(width, self.lanes()), min(width, self.lanes()))
         block = scope
         for var, start, size in self.ranges():
             if isinstance(var, Var):
@@ -482,7 +507,12 @@ class RowEmitter:
             registers[r.local] = acc
 
     def keep_row_values(
-        self, scope: Scope, done: int, width: int, vectors: Callable[..., None], registers: dict[Local, Buffer]
+        self,
+        scope: Scope,
+        done: int,
+        width: int,
+        vectors: Callable[..., None],
+        registers: dict[Local, Buffer],
     ) -> None:
         """Values of whole rows that later passes use are computed once, into registers."""
         later = [p for p in self.passes[done + 1 :]]
@@ -539,11 +569,17 @@ def plain_vectors(scope: Scope, width: int, lanes: int, body: Callable[[Scope, E
 def fill(scope: Scope, acc: Buffer, r: Reduction, unroll: int, width: int) -> None:
     """Sets accumulators to the neutral element."""
     value = Const(identity(r.combine, acc.dtype), acc.dtype)
-    plain_vectors(scope, unroll * width, width, lambda inner, at: inner.stmts.append(Store(acc, (at,), value)))
+    plain_vectors(
+        scope, unroll * width, width, lambda inner, at: inner.stmts.append(Store(acc, (at,), value))
+    )
 
 
 def emit_rows(
-    group: RowGroup, specs: list[StoreSpec], machine: MachineModel, place: Callable[[Buffer], Buffer], number: Numbering
+    group: RowGroup,
+    specs: list[StoreSpec],
+    machine: MachineModel,
+    place: Callable[[Buffer], Buffer],
+    number: Numbering,
 ) -> list[Stmt]:
     """All statements of a row group."""
     return RowEmitter(group, specs, machine, place, number).emit()

@@ -1,9 +1,9 @@
 """Nested blocks of statements under construction, and the lowering of a group's expressions into them.
 
-A group's bindings are written over its flat domain variables. Loops are opened as scopes, each giving domain variables
-their values in terms of loop variables. `Scope.lower` then makes an expression valid in a scope: what does not depend
-on the inner loops becomes a `let` of the outermost block that knows all it needs, what is used twice is named once.
-Used by the emitters of this folder only.
+A group's bindings are written over its flat domain variables. Loops are opened as scopes, each giving domain
+variables their values in terms of loop variables. `Scope.lower` then makes an expression valid in a scope:
+what does not depend on the inner loops becomes a `let` of the outermost block that knows all it needs, what
+is used twice is named once. Used by the emitters of this folder only.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ class Lowering:
         floor: depth of the outermost block that may hold lets (inside the parallel loop, if there is one).
     """
 
-    def __init__(self, bindings: dict[Local, Expr], number: Numbering, place: Callable[[Buffer], Buffer]) -> None:
+    def __init__(
+        self, bindings: dict[Local, Expr], number: Numbering, place: Callable[[Buffer], Buffer]
+    ) -> None:
         self.bindings = bindings
         self.order = {local: i for i, local in enumerate(bindings)}
         self.number = number
@@ -107,8 +109,13 @@ class Scope:
         mask: where set, a condition that masks loads and stores that depend on `masked`.
     """
 
-    def __init__(self, lowering: Lowering, parent: Scope | None = None, mask: Expr | None = None,
-                 masked: Expr | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        lowering: Lowering,
+        parent: Scope | None = None,
+        mask: Expr | None = None,
+        masked: Expr | None = None,
+    ) -> None:
         self.lowering = lowering
         self.parent = parent
         self.depth = 0 if parent is None else parent.depth + 1
@@ -121,8 +128,15 @@ class Scope:
 
     # loops
 
-    def loop(self, var: Var, extent: int, kind: str, step: int = 1, mask: Expr | None = None,
-             masked: Expr | None = None) -> Scope:  # fmt: skip
+    def loop(
+        self,
+        var: Var,
+        extent: int,
+        kind: str,
+        step: int = 1,
+        mask: Expr | None = None,
+        masked: Expr | None = None,
+    ) -> Scope:
         """Opens a loop; its For is appended by `close`, after whatever lowering inside it hoists to here."""
         inner = Scope(self.lowering, self, mask, masked)
         inner.header = For(var, extent, kind, inner.stmts, step)
@@ -266,7 +280,10 @@ class Scope:
                 self.memo.pop(low.number(specs[0][2]), None)
                 values = [last.value]
         if n > 1:
-            values = [v if isinstance(v, (Const, Local)) else self.let(v, b.name) for v, (b, _, _) in zip(values, specs)]
+            values = [
+                v if isinstance(v, (Const, Local)) else self.let(v, b.name)
+                for v, (b, _, _) in zip(values, specs)
+            ]
         where = made[2 * n] if extra else None
         s: Scope | None = self
         while s is not None:

@@ -1,9 +1,9 @@
-"""How to compute one contraction: which operand gives the vectors, the register tile, what is packed. A small cost model
-in cycles compares the ways. Used by contract.py and contract_loops.py.
+"""How to compute one contraction: which operand gives the vectors, the register tile, what is packed. A small
+cost model in cycles compares the ways. Used by contract.py and contract_loops.py.
 
 Tiles follow the outer-product scheme of GotoBLAS (Goto, van de Geijn, "Anatomy of high-performance matrix
-multiplication", ACM TOMS 34, 2008): an MR x NR block of C stays in registers while k runs, a row of B is loaded as
-vectors, elements of A are broadcast.
+multiplication", ACM TOMS 34, 2008): an MR x NR block of C stays in registers while k runs, a row of B is
+loaded as vectors, elements of A are broadcast.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ PER_VECTOR = 3.0
 class Problem:
     """C[m, n] = sum_k A[m, k] B[k, n], repeated `batch` times; strides in elements, None where not constant.
 
-    `repeat_a` and `repeat_b` say how often the same elements of an operand are used again in other repetitions.
+    `repeat_a` and `repeat_b` say how often the same elements of an operand are used again in other
+    repetitions.
     """
 
     M: int
@@ -45,8 +46,20 @@ class Problem:
 
     def swapped(self) -> Problem:
         """The same with the operands' roles exchanged."""
-        return Problem(self.N, self.M, self.K, self.batch, self.bn, self.bk, self.ak, self.am, self.cn, self.cm,
-                       self.itemsize, inner_dims=self.inner_dims)  # fmt: skip
+        return Problem(
+            self.N,
+            self.M,
+            self.K,
+            self.batch,
+            self.bn,
+            self.bk,
+            self.ak,
+            self.am,
+            self.cn,
+            self.cm,
+            self.itemsize,
+            inner_dims=self.inner_dims,
+        )
 
 
 @dataclass(frozen=True)
@@ -80,7 +93,7 @@ def choose(p: Problem, machine: MachineModel) -> Strategy:
     for swap in (False, True):
         q = p.swapped() if swap else p
         found += _outer(q, swap, machine)
-    if p.ak == p.bk == 1 and p.K >= 2 * machine.lanes(p.itemsize):
+    if p.ak == p.bk == 1 and 2 * machine.lanes(p.itemsize) <= p.K:
         q = p if p.cn == 1 or p.cm != 1 else p.swapped()
         found.append(_dot(q, q is not p, machine))
     return min(found, key=lambda s: s.cycles)
@@ -135,17 +148,18 @@ def _pack_b(p: Problem, row_tiles: int, width: int, machine: MachineModel) -> tu
 
 
 def _pack_a(p: Problem, column_tiles: int) -> tuple[bool, float]:
-    """The same for A, whose elements are broadcast. Few rows side by side do in any layout; columns a power of two apart
-    fall into few cache sets, and every column tile would fetch them again."""
+    """The same for A, whose elements are broadcast. Few rows side by side do in any layout; columns a
+    power of two apart fall into few cache sets, and every column tile would fetch them again."""
     if p.am == 1 and p.K >= 128 and column_tiles >= 3 and p.ak * p.itemsize % 1024 == 0:
         return True, COPY * p.M * p.K
     return False, 0.0
 
 
 def _k_block(p: Problem, row_tiles: int, width: int, machine: MachineModel) -> int:
-    """How much of k at a time: a panel of B of about the first cache's size, if it is used often; else all of it."""
+    """How much of k at a time: a panel of B of about the first cache's size, if it is used often; else all
+    of it."""
     best = max(64, machine.l1_bytes * 4 // 3 // (width * p.itemsize))
-    if row_tiles < 6 or p.K <= best * 3 // 2 or p.inner_dims > 1:
+    if row_tiles < 6 or best * 3 // 2 >= p.K or p.inner_dims > 1:
         return p.K
     count = -(-p.K // best)
     return next((p.K // c for c in range(count, 2 * count) if p.K % c == 0), -(-p.K // count))

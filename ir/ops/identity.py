@@ -3,8 +3,10 @@ them."""
 
 from __future__ import annotations
 
+from ..errors import OpError
 from ..op import Sample
-from .records import composite, f32
+from ..types import Type
+from .records import check_same_dtype, composite, f32
 
 
 def _identity(
@@ -23,6 +25,23 @@ def _identity(
     )
 
 
+
+def _rebind(old: Type, new: Type) -> Type:
+    check_same_dtype(old, new)
+    if old.shape != new.shape:
+        raise OpError(f"expected the same shapes, got {old} and {new}")
+    return new
+
+
+composite(
+    "rebind",
+    _rebind,
+    lambda b, old, new: new,
+    lambda b, n, g: (g, None),
+    samples=lambda: [Sample((f32(3, 2), f32(3, 2)), smooth=False), Sample((f32(), f32()), smooth=False)],
+    grad_name=lambda node: node.operands[0].node.op.grad_name if node.operands[0].node else "RebindBackward0",
+    doc="The contents of `new` with the history of `old`: a write that autograd does not see.",
+)
 _identity("clone", doc="x itself, to be held in memory of its own.")
 _identity("alias", view=True, doc="x itself, as a new value.")
 _identity("detach", differentiable=False, view=True, doc="x itself, through which no gradient flows.")
