@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -45,11 +46,10 @@ class Contender:
 
 def measure(workload: str, names: list[str], rounds: int, seconds: float) -> dict[str, Any]:
     """Figures of one workload, by contender."""
-    import os
-
     threads = WORKLOADS[workload].threads
     with tempfile.TemporaryDirectory() as cache:
         env = {**os.environ, "TRACEGRAD_CACHE_DIR": cache, "JAX_PLATFORMS": "cpu"}
+        env.pop("PYTHONDONTWRITEBYTECODE", None)  # installed packages have their bytecode; so shall ours
         running = [Contender(workload, n, threads, env) for n in names]
         blocks = {}
         for c in running:

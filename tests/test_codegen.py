@@ -348,6 +348,77 @@ def test_local_buffers_on_stack_and_heap(size: int) -> None:
     assert ("malloc" in generate(p, TARGETS["host"])) == (size > 16384)
 
 
+REGISTERS = """
+  input x: f32[40,16]
+  output y: f32[8,16]
+  output s: f32[20]
+  returns y, s
+  kernel {
+    alloc register acc: f32[4,16]
+    alloc register swap: f32[2]
+    for m in 4 unroll { for l in 16 vector { acc[m, l] = x[m, l] } }
+    for l in 16 vector { acc[3, l] = f32:0.5 }
+    for i in 2 unroll { swap[i] = x[i, i] }
+    for k in 40 step 2 serial {
+      alloc register t: f32[16]
+      for l in 16 vector { t[l] = x[k, l] }
+      for u in 2 unroll { for m in 2 unroll { for l in 16 vector {
+        acc[m, l] = acc[m, l] + t[l] * x[k + u, l] * acc[2, l]
+      } } }
+      for j in 3 serial {
+        for l in 16 vector { acc[0, l] = acc[0, l] * f32:0.5 + acc[3, l] }
+        acc[1, 5] = acc[0, 3] + f32:1.0
+      }
+      let a: f32 = swap[0]
+      swap[0] = swap[1]
+      swap[1] = a
+      s[k // 2] = reduce.add(l in 16: acc[1, l])
+    }
+    for l in 8 vector { acc[3, l + 4] = acc[1, l + 4] }
+    for m in 4 unroll { for l in 16 vector { y[m, l] = acc[m, l] } }
+    for m in 4 unroll { for l in 16 vector { y[m + 4, l] = acc[m, l] + swap[0] - swap[1] * f32:2.0 } }
+  }
+"""
+
+
+def test_register_buffers_are_values() -> None:
+    """Loop-carried, nested, swapped, read-only, in slots of different sizes: no memory is left, and results
+    hold."""
+    p = program(REGISTERS)
+    for target in TARGETS.values():
+        check(p, target=target, ulp=4096)  # sums cancel, and products may be fused
+    assert "alloca" not in generate(p, TARGETS["host"]).split("define void @run")[0]
+
+
+def test_register_buffers_across_branches_are_memory() -> None:
+    """A branch or a data-dependent loop in a buffer's scope, a varying index: right answers all the same."""
+    p = program("""
+      input x: f32[16]
+      input n: i64[1]
+      output y: f32[16]
+      output z: f32[4]
+      returns y, z
+      kernel {
+        alloc register acc: f32[16]
+        alloc register v: f32[4]
+        for r in 3 serial {
+          for _ in 1 serial { for l in 16 vector { acc[l] = x[l] } }
+          if n[0] > r { for l in 16 vector { acc[l] = acc[l] * f32:2.0 } }
+          for l in 16 vector { y[l] = y[l] + acc[l] }
+        }
+        for i in 4 serial { v[i] = x[i] }
+        for i in 2 unroll { v[i] = v[i + 2] }
+        for i in 4 unroll { z[i] = v[i] }
+        while z[0] < f32:9.0 { v[3] = f32:4.0  z[0] = z[0] + v[3] }
+      }""")
+    x = np.linspace(-1, 1, 16, dtype=np.float32)
+    for n in (0, 2, 5):
+        y, z = np.zeros(16, np.float32), np.zeros(4, np.float32)
+        compile_program(p, use_cache=False).call([x, np.array([n])], [y, z])
+        np.testing.assert_allclose(y, x * sum(2 if n > r else 1 for r in range(3)), rtol=1e-6)
+        np.testing.assert_allclose(z[1:], [x[3], x[2], x[3]])
+
+
 def test_scratch_in_parallel_loops_is_per_task() -> None:
     p = program("""
       input x: f32[300]

@@ -15,6 +15,7 @@ from tracegrad.ir.scalar import PRIMITIVES, numpy_cast
 
 TARGETS = targets()
 WORK = [d for d in dtypes.ALL if not (d.kind == "f" and d.bits == 16)]
+pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
 EXACT = (
     "add",
     "sub",

@@ -458,3 +458,11 @@ def test_contiguous_dimensions_become_one_loop() -> None:
 
 def test_scheduling_is_deterministic() -> None:
     assert print_program(schedule(mlp_adam(20, 3, 18))) == print_program(schedule(mlp_adam(20, 3, 18)))
+
+
+@pytest.mark.parametrize("machine", MACHINES, ids=["avx512", "avx2", "small", "threads"])
+@pytest.mark.parametrize("shape", [(9, 20), (40, 16), (33, 8), (3, 17, 11)])
+def test_transposed_operands_are_read_in_tiles(machine: MachineModel, shape: tuple[int, ...]) -> None:
+    dims = tuple(reversed(range(len(shape))))
+    graph = build("t", {"x": f32(*shape)}, lambda b, x: b.relu(b.permute(x, dims=dims)))
+    check(graph, arrays_for(graph), machine)

@@ -107,8 +107,9 @@ class Specialization:
         return binding
 
     def _bind_arguments(self, binding: _Binding, tensors: list[Tensor]) -> None:
-        """Arguments' addresses. Native code takes what it writes to be its own: an argument that is also written
-        elsewhere is passed as a copy, and a written view as a copy that `call` writes back."""
+        """Arguments' addresses. Native code takes what it writes to be its own: an argument that is also
+        written elsewhere is passed as a copy, and a written view as a copy that `call` writes back.
+        """
         binding.arguments = [t._buffer() for t in tensors]
         written = self.written_states | {tensors[k]._storage for k in self.written_args}
         for i, index in self.args:

@@ -72,6 +72,9 @@ class Trace(Builder):
     def wrote(self, storage: Storage, old: TracedValue) -> None:
         """Called after an in-place write to a storage that held `old`."""
 
+    def flagged(self, value: TracedValue) -> None:
+        """Called when a pending value's `requires_grad` became another than its op gave it."""
+
     def read_grad(self, tensor: Any, grad: Any) -> Any:
         """Called when `tensor.grad` is read; gives what the reader sees."""
         return grad
@@ -202,14 +205,11 @@ class LazyTrace(Trace):
 
     def enter(self, value: TracedValue) -> int:
         """Makes a concrete value an input of the pending program; gives its slot."""
-        buffer = value.buffer
+        buffer = value.buffer or self._elsewhere(value)
         if buffer is None:
-            if value.trace is None or value.trace is self:
-                raise TraceError(
-                    "a tensor's contents are gone: it was made inside a compiled function that did "
-                    "not return it"
-                )
-            buffer = value.trace.materialize(value)
+            raise TraceError(
+                "a tensor's contents are gone: it was made inside a compiled function that did not return it"
+            )
         if buffer.shared_outside():
             buffer = copy_of(buffer.array, value.type.dtype)
         key = (value.type, value.requires_grad)
@@ -220,10 +220,7 @@ class LazyTrace(Trace):
         return slot
 
     def literal(self, value: Any, dtype: DType) -> TracedValue:
-        if dtype.kind == "f":
-            value = float(value)
-        elif dtype.kind != "b":
-            value = int(value)
+        value = dtype.number(value)
         key = dtype
         child = self._step(key)
         if child is None:
@@ -269,7 +266,12 @@ class LazyTrace(Trace):
         if self._step(key) is None:
             self._grow(key)
 
+    def flagged(self, value: TracedValue) -> None:
+        self.mark(("requires_grad", self.slots[value], value.requires_grad))
+
     def wrote(self, storage: Storage, old: TracedValue) -> None:
+        if storage.leaf is not None:
+            self.flagged(storage.value)
         if old.trace is not self:
             self.undo.append((storage, old))
         if storage.shared is not None:
@@ -296,8 +298,25 @@ class LazyTrace(Trace):
 
     def materialize(self, value: TracedValue) -> Buffer:
         self.flush()
-        if value.buffer is None:
+        buffer = value.buffer or self._elsewhere(value)
+        if buffer is None:
             raise TraceError("a tensor's contents are gone: an earlier error kept them from being computed")
+        return buffer
+
+    def _elsewhere(self, value: TracedValue) -> Buffer | None:
+        """The contents of a value that is pending in another trace; None where there is none."""
+        trace = value.trace
+        if trace is None or trace is self:
+            return None
+        if not isinstance(trace, LazyTrace):
+            return trace.materialize(value)
+        # Another thread's program: it is that thread's to end, at any moment. What leads to this one value
+        # is computed here; recorded nodes don't change until their results have contents.
+        while value.buffer is None and value.trace is trace:
+            try:
+                value.buffer = self._peek(value)
+            except Raced:
+                continue
         return value.buffer
 
 

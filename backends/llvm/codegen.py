@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-from ...ir.expr import LaneReduce, Load, Local, Var, walk
+from ...ir.expr import Expr, LaneReduce, Load, Local, Var, walk
 from ...ir.loops import (
     Alloc,
     Buffer,
@@ -30,7 +30,7 @@ from ...ir.loops import (
 )
 from .codegen_expr import ExprWriter, Product
 from .codegen_index import LANE
-from .codegen_text import Module, Place, Region, Val, memory_type
+from .codegen_text import Module, Place, Region, Val, hint_of, memory_type
 from .target import CompileError
 
 STACK_BYTES = 1 << 16  # larger scratch comes from the heap
@@ -182,7 +182,7 @@ class KernelWriter(ExprWriter):
         """A loop that runs at least once; the variable goes from `start` in steps to below `stop`."""
         region = self._open(s)
         self.enter_frame(self.module.stored(s))
-        name = self.fresh(_hint(s.var.name))
+        name = self.fresh(hint_of(s.var.name))
         head = region.block
         self.depth[name] = len(self.regions) - 1
         self.ranges[name] = span
@@ -289,7 +289,7 @@ class KernelWriter(ExprWriter):
             private = next((v for v, bound in self.env.items() if bound is LANE), None)
             count = max(b.size, 1) * lanes
             size = count * b.dtype.itemsize
-            ref = self.fresh(_hint(b.name))
+            ref = self.fresh(hint_of(b.name))
             if b.space == "register" or (size <= STACK_BYTES and self._stack + size <= _STACK_TOTAL):
                 self._stack += size
                 self.entry.append(f"  {ref} = alloca [{count} x {memory_type(b.dtype)}], align {_ALIGN}")
@@ -325,7 +325,7 @@ class KernelWriter(ExprWriter):
         chunk = -(-trips // _MAX_TASKS)
         tasks = -(-trips // chunk)
         self.module.names += 1
-        name = f"{self.name}.{_hint(s.var.name)}{self.module.names}"
+        name = f"{self.name}.{hint_of(s.var.name)}{self.module.names}"
         inner = KernelWriter(self.module, self.name)
         captured, header = self._captured(s, inner)
         inner.noalias, inner.held = self.noalias, self.held
@@ -379,7 +379,7 @@ class KernelWriter(ExprWriter):
             if isinstance(bound, Product):
                 assert isinstance(symbol, Local)
                 bound = self.value(symbol)
-            parameter = inner.fresh(_hint(symbol.name))
+            parameter = inner.fresh(hint_of(symbol.name))
             ty, ref, attributes = "", "", ""
             if isinstance(bound, Place) and bound.ref[0] != "@":
                 assert isinstance(symbol, Buffer)
@@ -445,10 +445,6 @@ def _free(s: For, nodes: Callable[[Stmt], list[Expr]]) -> Iterator[Var | Local |
             if id(item) not in seen:
                 seen.add(id(item))
                 yield item
-
-
-def _hint(name: str) -> str:
-    return "".join(c if c.isalnum() else "_" for c in name) + "."
 
 
 _WRITE: dict[type, Callable[..., None]] = {

@@ -19,6 +19,7 @@ from .codegen_text import (
     Place,
     Val,
     constant,
+    hint_of,
     memory_type,
     reversed_lanes,
     suffix,
@@ -180,7 +181,7 @@ class MemoryWriter(IndexWriter):
             return constant(0, dtype) if fallback is None else fallback
         place = self.place(buffer)
         at = self.address(buffer, index)
-        hint = _hint(buffer.name)
+        hint = hint_of(buffer.name)
         lanes = self.lanes
         if at.offsets is not None:
             return self._gather(place, at.ref, self._pointers(place, at), condition, fallback, hint)
@@ -441,7 +442,3 @@ class MemoryWriter(IndexWriter):
 def zeros_global() -> str:
     """What loads are diverted to when their scalar condition is false."""
     return f"{_ZEROS} = internal constant [{_ZEROS_BYTES} x i8] zeroinitializer, align 64"
-
-
-def _hint(name: str) -> str:
-    return "".join(c if c.isalnum() else "_" for c in name) + "."

@@ -12,6 +12,7 @@ once.
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -388,3 +389,9 @@ _ZEROS = frozenset(("0", "false", "0x0000000000000000"))
 def reversed_lanes(lanes: int) -> str:
     """The shuffle mask that reverses a vector."""
     return "<" + ", ".join(f"i32 {i}" for i in range(lanes - 1, -1, -1)) + ">"
+
+
+@functools.lru_cache(maxsize=4096)
+def hint_of(name: str) -> str:
+    """What of a name can begin an SSA name."""
+    return "".join(c if c.isascii() and c.isalnum() else "_" for c in name) + "."

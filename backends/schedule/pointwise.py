@@ -6,13 +6,14 @@ from collections.abc import Callable
 
 from ...ir import dtypes
 from ...ir.expr import Expr, Load, Local, Prim, Var, stride_of, substitute
-from ...ir.loops import Buffer, Kernel, Stmt, Store
+from ...ir.loops import Buffer, Stmt
 from ...ir.scalar import PRIMITIVES
 from ..machine import MachineModel
+from .crossing import crossing, transposing_tiles
 from .elements import S
 from .groups import PointwiseGroup, ScatterGroup, TinyGroup
 from .indexing import Numbering, is_index, ravel
-from .nests import Split, StoreSpec, lanes_for, needed_exprs, resplit, tail_block, vector_blocks
+from .nests import Split, StoreSpec, lanes_for, loads_of, needed_exprs, resplit, vector_blocks
 from .scopes import Lowering, Scope
 
 Place = Callable[[Buffer], Buffer]
@@ -73,16 +74,20 @@ def flat_nest(
             low.floor = 0
             vector_blocks(top, split.vars[0], done, n, lanes, machine, lambda s: s.stores(specs))
         return top.stmts
+    across = crossing(split, loads_of([e for _, i, v in specs for e in (i, v)] + list(bindings.values())))
     scope = top
     for k, (var, size) in enumerate(zip(split.vars[:-1], split.sizes[:-1])):
-        if isinstance(var, Var):
-            here = parallel and k == 0
+        if isinstance(var, Var) and k != across:
+            here = parallel and scope is top
             loop = Var(var.name, size)
             scope = scope.loop(loop, size, "parallel" if here else "serial")
             scope.define(var, loop)
             if here:
                 low.floor = scope.depth
-    vector_blocks(scope, split.vars[-1], 0, split.sizes[-1], lanes, machine, lambda s: s.stores(specs))
+    if across is None:
+        vector_blocks(scope, split.vars[-1], 0, split.sizes[-1], lanes, machine, lambda s: s.stores(specs))
+    else:
+        transposing_tiles(scope, split, across, machine, parallel and scope is top, lambda s: s.stores(specs))
     while scope is not top:
         scope.close()
         assert scope.parent is not None
@@ -187,15 +192,3 @@ def emit_scatter(
         assert scope.parent is not None
         scope = scope.parent
     return stmts + top.stmts
-
-
-__all__ = [
-    "Kernel",
-    "Store",
-    "emit_pointwise",
-    "emit_scatter",
-    "emit_tiny",
-    "flat_nest",
-    "tail_block",
-    "work",
-]

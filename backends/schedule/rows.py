@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ...ir.expr import Const, Expr, LaneReduce, Load, Local, Var, index_add, substitute
+from ...ir.expr import Const, Expr, LaneReduce, Load, Local, Var, index_add, index_mul, substitute
 from ...ir.loops import Buffer, Stmt, Store
 from ..machine import MachineModel
 from .elements import S
@@ -38,6 +38,8 @@ from .scopes import Lowering, Scope
 
 #: rows of at least four times this many elements may be summed up in pieces, at most so many
 CHUNK, MAX_CHUNKS = 4096, 32
+#: elements that cost this many cycles are kept from pass to pass, in a buffer of at most so many bytes
+HEAVY, KEPT_BYTES = 8.0, 256 << 10
 
 
 @dataclass
@@ -80,6 +82,7 @@ class RowEmitter:
         self.loads = loads_of(exprs)
         self.cycles = work(exprs) * self.O * self.R
         self.columns = self.prefers_columns()
+        self.kept = self.plan_kept()
         self.range: tuple[Expr, int] | None = None  # of the outermost loop over the row, if not all of it
         self.sink: Callable[[Scope], None] | None = None  # called with the scope that knows the rows' values
 
@@ -123,6 +126,47 @@ class RowEmitter:
             else:
                 self.row_stores.append(spec)
         return passes
+
+    def plan_kept(self) -> dict[Local, int]:
+        """Expensive elements that a later pass needs again are kept for the row: the pass that makes each."""
+        kept: dict[Local, int] = {}
+        width = (4 if 4 * self.lanes() <= self.O else 1) * self.lanes() if self.columns else 1
+        if len(self.passes) < 2 or self.R * width * 4 > KEPT_BYTES:
+            return kept
+
+        def needs(p: Pass) -> set[Local]:
+            roots = [r.element for r in p.reductions] + [v for _, _, v in p.stores]
+            return set(self.low.needed(roots, lambda e: e in kept))
+
+        for k, p in enumerate(self.passes[:-1]):
+            for local in sorted(needs(p), key=self.low.order.__getitem__, reverse=True):
+                if work([self.bindings[local]]) < HEAVY or not (self.low.free(local) & self.r_vars):
+                    continue
+                if any(local in needs(q) for q in self.passes[k + 1 :]):
+                    kept[local] = k
+        return kept
+
+    def kept_before(
+        self, k: int, inner: Scope, buffers: dict[Local, Buffer], width: int, place: Expr
+    ) -> None:
+        """Pass k reads what earlier ones kept."""
+        for local, made in self.kept.items():
+            if made < k:
+                at = index_add(index_mul(inner.lower(self.r.value()), width), place)
+                inner.anchor(local, Load(buffers[local], (at,)))
+
+    def kept_after(self, k: int, inner: Scope, buffers: dict[Local, Buffer], width: int, place: Expr) -> None:
+        """Pass k writes what later ones read; lanes past the row's end too, there is room."""
+        for local, made in self.kept.items():
+            if made == k:
+                at = index_add(index_mul(inner.lower(self.r.value()), width), place)
+                inner.stmts.append(Store(buffers[local], (at,), inner.lower(local)))
+
+    def keep_buffers(self, scope: Scope, width: int) -> dict[Local, Buffer]:
+        """Room for one block of rows, whole vectors."""
+        lanes = self.lanes()
+        size = self.R * width if width > 1 else -(-self.R // lanes) * lanes + lanes
+        return {x: scope.alloc(x.name, x.dtype, size, "local") for x in self.kept}
 
     # --- choice of layout
 
@@ -269,7 +313,8 @@ class RowEmitter:
     def rows(self, scope: Scope) -> None:
         lanes = self.lanes()
         size = self.ranges()[-1][2]
-        for p in self.passes:
+        buffers = self.keep_buffers(scope, 1)
+        for k, p in enumerate(self.passes):
             unroll = 1
             if size >= 2 * lanes:
                 unroll = min(4 if len(p.reductions) <= 2 else 2, max(1, size // lanes))
@@ -280,7 +325,7 @@ class RowEmitter:
             ]
             for acc, r in zip(accs, p.reductions):
                 fill(scope, acc, r, unroll, width)
-            self.sweep(scope, p, accs, unroll, width)
+            self.sweep(scope, k, accs, unroll, width, buffers)
             for acc, r in zip(accs, p.reductions):
                 self.finish(scope, acc, r, unroll, width)
         if self.row_stores:
@@ -288,8 +333,11 @@ class RowEmitter:
         if self.sink is not None:
             self.sink(scope)
 
-    def sweep(self, scope: Scope, p: Pass, accs: list[Buffer], unroll: int, width: int) -> None:
-        """The loops of one pass."""
+    def sweep(
+        self, scope: Scope, k: int, accs: list[Buffer], unroll: int, width: int, buffers: dict[Local, Buffer]
+    ) -> None:
+        """The loops of pass k."""
+        p = self.passes[k]
         block = scope
         *outer_ranges, (var, start, n) = self.ranges()
         for x, at, size in outer_ranges:
@@ -299,6 +347,7 @@ class RowEmitter:
                 block.define(x, index_add(v, at))
 
         def body(inner: Scope, at: Expr, lane: Expr) -> None:
+            self.kept_before(k, inner, buffers, 1, ZERO)
             elements = inner.roots([r.element for r in p.reductions])
             for acc, r, e in zip(accs, p.reductions, elements):
                 where = index_add(at, lane)
@@ -307,6 +356,7 @@ class RowEmitter:
                 inner.stmts.append(Store(acc, (where,), S.prim(r.combine, Load(acc, (where,)), e)))
             if p.stores:
                 inner.stores(p.stores)
+            self.kept_after(k, inner, buffers, 1, ZERO)
 
         done = 0
         step = unroll * width
@@ -467,8 +517,9 @@ class RowEmitter:
             if copies is not at:
                 copies.close()
 
-        for k, p in enumerate(self.passes):
-            self.column_pass(scope, p, width, vectors, registers)
+        buffers = self.keep_buffers(scope, width)
+        for k in range(len(self.passes)):
+            self.column_pass(scope, k, width, vectors, registers, buffers)
             self.keep_row_values(scope, k, width, vectors, registers)
         if self.row_stores:
             vectors(scope, lambda inner, _: inner.stores(self.row_stores))
@@ -479,8 +530,15 @@ class RowEmitter:
             del low.depth_of[x]
 
     def column_pass(
-        self, scope: Scope, p: Pass, width: int, vectors: Callable[..., None], registers: dict[Local, Buffer]
+        self,
+        scope: Scope,
+        k: int,
+        width: int,
+        vectors: Callable[..., None],
+        registers: dict[Local, Buffer],
+        buffers: dict[Local, Buffer],
     ) -> None:
+        p = self.passes[k]
         accs = [scope.alloc(r.local.name, r.local.dtype, width, "register") for r in p.reductions]
         for acc, r in zip(accs, p.reductions):
             fill(scope, acc, r, width // min(width, self.lanes()), min(width, self.lanes()))
@@ -492,11 +550,13 @@ class RowEmitter:
                 block.define(var, index_add(v, start))
 
         def body(inner: Scope, at: Expr) -> None:
+            self.kept_before(k, inner, buffers, width, at)
             elements = inner.roots([r.element for r in p.reductions])
             for acc, r, e in zip(accs, p.reductions, elements):
                 inner.stmts.append(Store(acc, (at,), S.prim(r.combine, Load(acc, (at,)), e)))
             if p.stores:
                 inner.stores(p.stores)
+            self.kept_after(k, inner, buffers, width, at)
 
         vectors(block, body)
         while block is not scope:
