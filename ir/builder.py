@@ -67,13 +67,7 @@ class Builder:
     def const(self, value: float | int | bool, like: Value | DType = float32) -> Value:
         """A scalar constant of `like`'s dtype; broadcasts against anything."""
         dtype = like if isinstance(like, DType) else like.type.dtype
-        if dtype.kind == "f":
-            value = float(value)
-        elif dtype.kind == "b":
-            value = bool(value)
-        else:
-            value = int(value)
-        return self.constant(value=value, dtype=dtype)
+        return self.constant(value=dtype.number(value), dtype=dtype)
 
     def cast_to(self, x: Value, dtype: DType) -> Value:
         """`cast`, or `x` itself where it has the dtype already."""

@@ -11,6 +11,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from .errors import DTypeError
+
 
 class DType:
     """One element type. There is exactly one instance of each, so `is` and `==` agree.
@@ -42,6 +44,21 @@ class DType:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_by_name, (self.name,))
+
+    def number(self, x: Any) -> Any:
+        """A Python number as an element: a float, a bool, or an int wrapped to the type's range.
+
+        Raises DTypeError for infinities and NaN where integers are wanted.
+        """
+        if self.kind == "f":
+            return float(x)
+        if self.kind == "b":
+            return bool(x)
+        try:
+            n = int(x) & ((1 << self.bits) - 1)
+        except (OverflowError, ValueError):
+            raise DTypeError(f"{x!r} can't be an element of a tensor of {self}") from None
+        return n - (1 << self.bits) if self.kind == "i" and n >> (self.bits - 1) else n
 
     @property
     def is_signed(self) -> bool:

@@ -1,8 +1,8 @@
 """The loop IR: scheduled loop nests over buffers, shared by the LLVM and CUDA targets.
 
-A `LoopProgram` is the lowered form of one graph: buffers and a sequence of kernels. Schedulers build it, the code
-generators and the loop interpreter read it. Statements execute in order; each evaluates its expressions when it is
-reached, a DAG node used twice in one statement once.
+A `LoopProgram` is the lowered form of one graph: buffers and a sequence of kernels. Schedulers build it, the
+code generators and the loop interpreter read it. Statements execute in order; each evaluates its expressions
+when it is reached, a DAG node used twice in one statement once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from .types import Type
 #: register: scratch whose indices are constants once unrolled and vector loops are expanded (accumulators).
 SPACES = ("input", "output", "arena", "const", "local", "shared", "register")
 #: serial: in order; parallel: iterations independent, spread over threads (only outermost in a kernel);
-#: vector: one SIMD operation per statement, iterations independent; unroll: replicated; block/thread: GPU axes.
+#: vector: one SIMD operation per statement, iterations independent; unroll: replicated; block/thread: GPU
+#: axes.
 LOOP_KINDS = ("serial", "parallel", "vector", "unroll", "block", "thread")
 
 
@@ -117,8 +118,8 @@ class If(Stmt):
 
 @dataclass(eq=False, slots=True)
 class While(Stmt):
-    """Runs `body`, then repeats it while `cond` (evaluated after it, over buffers) holds, from a first test of
-    `cond` before the first run."""
+    """Runs `body`, then repeats it while `cond` (evaluated after it, over buffers) holds, from a first
+    test of `cond` before the first run."""
 
     cond: Expr
     body: list[Stmt]
@@ -153,8 +154,8 @@ class LoopProgram:
 
     Attributes:
         inputs: buffers in the order of the graph's inputs.
-        outputs: buffers in the order of the graph's outputs; an output that is an input, or another output, is the
-            same Buffer object (the executable copies).
+        outputs: buffers in the order of the graph's outputs; an output that is an input, or another output,
+            is the same Buffer object (the executable copies).
         updated: inputs that the program overwrites with their new value, in place.
         arena_bytes: size of the workspace all `arena` buffers are placed in.
     """

@@ -173,7 +173,7 @@ def _run(
             if new is not None:
                 g = new._value()
         if t._retains and v.leaf is None:
-            t.grad = Tensor(_owned(trace, g))
+            _accumulate(trace, t, g, create_graph)
         return g
 
     old, trace.grad_enabled = trace.grad_enabled, create_graph

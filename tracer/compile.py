@@ -236,7 +236,7 @@ def _contents(value: TracedValue) -> Buffer:
     if value.buffer is None:
         if value.trace is None:
             raise TraceError("state of a compiled function has lost its contents to an earlier error")
-        return value.trace.materialize(value)
+        return STATE.lazy.materialize(value)
     return value.buffer
 
 

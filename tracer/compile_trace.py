@@ -112,12 +112,8 @@ class CompileTrace(Trace):
         return self._append(op, operands, attrs, types, grads, loc)
 
     def literal(self, value: Any, dtype: DType) -> TracedValue:
-        if dtype.kind == "f":
-            value = float(value)
-        elif dtype.kind != "b":
-            value = int(value)
         return self._append(
-            REGISTRY["constant"], (), {"value": value, "dtype": dtype}, (Type(dtype, ()),), (False,),
+            REGISTRY["constant"], (), {"value": dtype.number(value), "dtype": dtype}, (Type(dtype, ()),), (False,),
             self.loc or user_location(),
         )  # fmt: skip
 
@@ -145,7 +141,7 @@ class CompileTrace(Trace):
                 raise TraceError(
                     "a tensor made inside one compiled function was used in another without being returned"
                 )
-            value.trace.materialize(value)
+            STATE.lazy.materialize(value)
         storage = value.storage() if value.storage is not None else None
         if storage is not None and (storage.value is value or self.written.get(storage) is value):
             self.places[value] = Place("state", value, storage=storage)

@@ -25,6 +25,7 @@ from ..ir.graph import Graph, Location, Node, Value
 from ..ir.op import REGISTRY, Op
 from ..ir.types import Type
 from ..runtime.buffers import Buffer, copy_of
+from ..runtime.executable import interpret
 from .values import Storage, TracedValue
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -310,13 +311,9 @@ class LazyTrace(Trace):
             return None
         if not isinstance(trace, LazyTrace):
             return trace.materialize(value)
-        # Another thread's program: it is that thread's to end, at any moment. What leads to this one value
-        # is computed here; recorded nodes don't change until their results have contents.
+        # It is the other thread's to end, at any moment: this value is computed here, on its own.
         while value.buffer is None and value.trace is trace:
-            try:
-                value.buffer = self._peek(value)
-            except Raced:
-                continue
+            value.buffer = computed_alone(value)
         return value.buffer
 
 
@@ -369,6 +366,44 @@ def freeze(
     graph.outputs = [env[v] for v in outputs]
     graph.updates = {env[old]: env[new] for old, new in updates}
     return graph
+
+
+def computed_alone(value: TracedValue) -> Buffer | None:
+    """The contents of a value that is pending in another thread's trace, computed from the recorded nodes
+    that lead to it without touching that trace; None if the trace ended meanwhile."""
+    trace = value.trace
+    operands: dict[Node, tuple[Any, ...]] = {}
+    inputs: dict[Any, Buffer] = {}
+    order: list[Node] = []
+    stack: list[tuple[Any, bool]] = [(value, False)]
+    while stack:
+        v, visited = stack.pop()
+        if visited:
+            order.append(v.node)
+        elif v not in inputs and v.node not in operands:
+            buffer, node = v.buffer, v.node
+            if buffer is not None:
+                inputs[v] = buffer
+            elif node is None:
+                return None
+            else:
+                operands[node] = node.operands
+                stack.append((v, True))
+                stack.extend((o, False) for o in node.operands)
+    # Nodes are taken apart after their results left the trace: if all are still in it, all were whole.
+    if any(r.trace is not trace for node in order for r in node.results):  # type: ignore[attr-defined]
+        return None
+    graph = Graph("elsewhere")
+    env: dict[Any, Value] = {v: graph.add_input(v.type) for v in inputs}
+    for node in order:
+        copy = Node(node.op, tuple(env[o] for o in operands[node]), node.attrs, node.loc, node.phase)
+        copy.results = tuple(Value(r.type, copy, i) for i, r in enumerate(node.results))
+        for r, c in zip(node.results, copy.results):
+            env.setdefault(r, c)
+        graph.nodes.append(copy)
+    graph.outputs = [env[value]]
+    (out,), _ = interpret(graph, [b.array for b in inputs.values()])
+    return copy_of(out, value.type.dtype)
 
 
 class ThreadState(threading.local):

@@ -1,12 +1,15 @@
 """The scheduler: an optimised graph becomes a `LoopProgram`. `schedule(graph, machine)` is all there is to
 call.
 
-In order: plan.py decides what is computed where (groups, in groups.py, of elements pulled through index maps,
-elements.py); placement.py gives every stored value its buffer and the groups their order; pointwise.py and
-rows.py write their loops with the help of nests.py and scopes.py; backends/memory.py lays out the arena.
+In order: plan.py decides what is computed where (groups.py, row_group.py, other_groups.py, contract.py; their
+elements are pulled through index maps by elements.py); placement.py gives every stored value its buffer and
+the groups their order; pointwise.py and rows.py write their loops with the help of nests.py and scopes.py;
+backends/memory.py lays out the arena.
 """
 
 from __future__ import annotations
+
+from math import prod
 
 from ...ir.expr import Load
 from ...ir.graph import Graph, Value
@@ -15,11 +18,14 @@ from ..machine import MachineModel
 from ..memory import plan as plan_memory
 from .contract import ContractGroup
 from .contract_loops import emit_contract
-from .groups import Group, PointwiseGroup, RowGroup, ScatterGroup, TinyGroup, domain_var
+from .elements import letter_sizes
+from .groups import Group, PointwiseGroup, domain_var
 from .nests import StoreSpec
+from .other_groups import ScatterGroup, TinyGroup
 from .placement import Placement
 from .plan import Planner
 from .pointwise import emit_pointwise, emit_scatter, emit_tiny, flat_nest
+from .row_group import RowGroup
 from .rows import emit_rows
 
 __all__ = ["schedule"]
@@ -94,10 +100,6 @@ def _flops(v: Value, plan: Planner) -> int:
     node = v.node
     assert node is not None
     if node.op.kernel == "contract":
-        from math import prod
-
-        from .elements import letter_sizes
-
         return 2 * prod(letter_sizes(node).values())
     if node.op.kernel == "reduce":
         return node.operands[0].type.numel

@@ -1,5 +1,5 @@
-"""Tiles for elementwise nests that read across memory (transposes): two dimensions in blocks, so that the lines one
-block touches stay in the cache until they are used up. Used by pointwise.py.
+"""Tiles for elementwise nests that read across memory (transposes): two dimensions in blocks, so that the
+lines one block touches stay in the cache until they are used up. Used by pointwise.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from .tiles import splits
 
 
 def crossing(split: Split, loads: list[Load]) -> int | None:
-    """The dimension, other than the last, along which a load of far-apart elements would run through memory."""
+    """The dimension, other than the last, along which a load of far-apart elements would run through
+    memory."""
     *others, last = split.vars
     votes = [0] * len(others)
     for x in loads:
@@ -36,10 +37,11 @@ def transposing_tiles(
     parallel: bool,
     body: Callable[[Scope], None],
 ) -> None:
-    """Square-ish tiles of two dimensions, so that each cache line of a transposed operand is used up while it is
-    there. Eight lines at a time: lines a power of two apart share few places in the cache."""
+    """Square-ish tiles of two dimensions, so that each cache line of a transposed operand is used up while
+    it is there. Eight lines at a time: lines a power of two apart share few places in the cache."""
     low = scope.lowering
     var, last = split.vars[across], split.vars[-1]
+    assert isinstance(var, Var) and isinstance(last, Var)
     lanes = min(8, machine.lanes(4))
     start = 0
     for count, size in splits(split.sizes[across], 16):

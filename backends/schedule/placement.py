@@ -12,9 +12,11 @@ from ...ir.expr import Expr, Load
 from ...ir.graph import Node, Value
 from ...ir.loops import Buffer
 from .contract import ContractGroup
-from .groups import Group, PointwiseGroup, RowGroup, TinyGroup
+from .groups import Group, PointwiseGroup
 from .nests import loads_of, needed_exprs
+from .other_groups import TinyGroup
 from .plan import Planner
+from .row_group import RowGroup
 
 
 class Placement:

@@ -24,8 +24,10 @@ from ...ir.op import REGISTRY
 from ..machine import MachineModel
 from .contract import ContractGroup
 from .elements import NotFusable, base_of, letter_sizes, scalar_cost, split_spec
-from .groups import Group, PointwiseGroup, ReduceSpec, RowGroup, ScatterGroup, TinyGroup
+from .groups import Group, PointwiseGroup, ReduceSpec
 from .indexing import Numbering, ravel
+from .other_groups import ScatterGroup, TinyGroup
+from .row_group import RowGroup
 
 #: values of at most this many elements become locals of straight-line code
 TINY = 16

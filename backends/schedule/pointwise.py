@@ -11,9 +11,10 @@ from ...ir.scalar import PRIMITIVES
 from ..machine import MachineModel
 from .crossing import crossing, transposing_tiles
 from .elements import S
-from .groups import PointwiseGroup, ScatterGroup, TinyGroup
+from .groups import PointwiseGroup
 from .indexing import Numbering, is_index, ravel
 from .nests import Split, StoreSpec, lanes_for, loads_of, needed_exprs, resplit, vector_blocks
+from .other_groups import ScatterGroup, TinyGroup
 from .scopes import Lowering, Scope
 
 Place = Callable[[Buffer], Buffer]

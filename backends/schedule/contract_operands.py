@@ -1,0 +1,183 @@
+"""Operands of contractions: where an element of A or B is, in place or in panels, and the loops that pack
+panels. Base of the classes that write the loops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+
+from ...ir.expr import Const, Expr, Load, Var, from_terms, index_add, index_mul, terms
+from ...ir.loops import Buffer, Store
+from ..machine import MachineModel
+from .contract import ContractGroup, Dim
+from .elements import S
+from .indexing import ZERO, Numbering
+from .nests import StoreSpec, less, needed_exprs, power_of_two
+from .pointwise import work
+from .scopes import Lowering, Scope
+from .tiles import splits
+
+#: epilogues costlier than this per element run as a loop over the rows of a spilled tile, to keep the code
+#: small
+LONG_EPILOGUE = 8.0
+
+
+class ContractOperands:
+    """One contraction on its way to statements: reading its operands."""
+
+    def __init__(
+        self,
+        group: ContractGroup,
+        specs: list[StoreSpec],
+        machine: MachineModel,
+        place: Callable[[Buffer], Buffer],
+        number: Numbering,
+    ) -> None:
+        self.g = group
+        self.specs = specs
+        self.machine = machine
+        self.place = place
+        self.s = group.strategy
+        self.m, self.n = group.rows[-1], group.cols[-1]
+        self.K = prod(d.size for d in group.inner)
+        self.outer: list[Dim] = [*group.batch, *group.rows[:-1], *group.cols[:-1]]
+        self.low = Lowering(group.elements.bindings, number, place)
+        exprs = needed_exprs(group.elements.bindings, [v for _, _, v in specs])
+        self.long = work(exprs) > LONG_EPILOGUE
+        self.lanes = self.s.lanes
+        self.packed: dict[str, Buffer] = {}
+        self._partial: Buffer | None = None
+        self.tile_vars: set[Var] = set()  # loop variables that step from tile to tile
+        self.pack_dims: dict[str, list[Dim]] = {}
+
+    def open(self, scope: Scope, var: Var, extent: int, step: int, parallel: bool) -> Scope:
+        v = Var(var.name, extent)
+        inner = scope.loop(v, extent, "parallel" if parallel else "serial", step)
+        inner.define(var, v)
+        if parallel:
+            self.low.floor = inner.depth
+        return inner
+
+    def load(
+        self, which: str, m: Expr, n: Expr, k: dict[Expr, Expr], scope: Scope, mask: Expr | None = None
+    ) -> Expr:
+        """An element of A (row m) or B (column n) at the contracted position `k`, widened."""
+        g = self.g
+        dim, at = (self.m, m) if which == "a" else (self.n, n)
+        dims = self.pack_dims.get(which)
+        if dims is not None:
+            return Load(self.packed[which], (self.panel_index(which, at, k, scope, dims),), None)
+        index: Expr = g.offsets[0 if which == "a" else 1]
+        for d in (*self.outer, *g.inner):
+            stride = d.a if which == "a" else d.b
+            if stride and isinstance(d.var, Var):
+                value = k.get(d.var) or scope.find(self.low.number(d.var))
+                assert value is not None
+                index = index_add(index, index_mul(value, stride))
+        index = index_add(index, index_mul(at, dim.a if which == "a" else dim.b))
+        buffer = self.place(g.buffers[0 if which == "a" else 1])
+        e: Expr = Load(buffer, (index,), mask)
+        return S.cast(e, g.acc)
+
+    def flat_k(self, k: dict[Expr, Expr]) -> Expr:
+        out: Expr = ZERO
+        for d in self.g.inner:
+            out = index_add(index_mul(out, d.size), k.get(d.var, ZERO))
+        return out
+
+    def panel_index(self, which: str, at: Expr, k: dict[Expr, Expr], scope: Scope, dims: list[Dim]) -> Expr:
+        """Position in a packed operand: [outer..., tile, k, within the tile]; `at` = tile start + position
+        within."""
+        width = self.width(which)
+        size = (self.m if which == "a" else self.n).size
+        tiles = -(-size // width)
+        out: Expr = ZERO
+        for d in dims:
+            value = scope.find(self.low.number(d.var)) if isinstance(d.var, Var) else ZERO
+            assert value is not None
+            out = index_add(index_mul(out, d.size), value)
+        start, inside = self.split_tile(at, width)
+        # start is a multiple of width: start * K == tile * K * width
+        out = index_add(index_mul(out, tiles * width * self.K), index_mul(start, self.K))
+        return index_add(out, index_add(index_mul(self.flat_k(k), width), inside))
+
+    def split_tile(self, at: Expr, width: int) -> tuple[Expr, Expr]:
+        """`at` as (start of its tile, rest): the parts that step by whole tiles are the start."""
+        items, const = terms(at)
+        start = [(t, c) for t, c in items if c % width == 0 or t in self.tile_vars]
+        rest = [(t, c) for t, c in items if not (c % width == 0 or t in self.tile_vars)]
+        return from_terms(start, const // width * width), from_terms(rest, const % width)
+
+    def width(self, which: str) -> int:
+        return self.s.mr if which == "a" else self.s.nr * self.lanes
+
+    def pack(self, top: Scope, which: str) -> None:
+        """Copies an operand into panels: tile after tile, k after k, a tile's rows (columns) side by side."""
+        g = self.g
+        dim = self.m if which == "a" else self.n
+        width = self.width(which)
+        tiles = -(-dim.size // width)
+        dims = [d for d in self.outer if (d.a if which == "a" else d.b)]
+        count = prod(d.size for d in dims) * tiles * self.K * width
+        buffer = Buffer(f"packed_{g.buffers[0 if which == 'a' else 1].name}", g.acc, (count,), "arena")
+        scope = top
+        outer_at: Expr = ZERO
+        for d in dims:
+            if isinstance(d.var, Var):
+                scope = self.open(scope, d.var, d.size, 1, False)
+            value = scope.find(self.low.number(d.var)) if isinstance(d.var, Var) else ZERO
+            assert value is not None
+            outer_at = index_add(index_mul(outer_at, d.size), value)
+        done = 0
+        for count_t, size in splits(dim.size, width):
+            t_scope = scope
+            at: Expr = Const(done)
+            if count_t > 1:
+                v = Var(f"{dim.letters[:1]}t", count_t * size)
+                t_scope = scope.loop(v, count_t * size, "serial", size)
+                at = index_add(at, v)
+            k_scope, k = self.k_loops(t_scope, self.g.inner)
+            base = index_add(index_mul(outer_at, tiles * width * self.K), index_mul(at, self.K))
+            base = index_add(base, index_mul(self.flat_k(k), width))
+            self.pack_row(k_scope, which, buffer, at, base, size, k)
+            while k_scope is not t_scope:
+                k_scope.close()
+                assert k_scope.parent is not None
+                k_scope = k_scope.parent
+            if t_scope is not scope:
+                t_scope.close()
+            done += count_t * size
+        while scope is not top:
+            scope.close()
+            assert scope.parent is not None
+            scope = scope.parent
+        self.packed[which] = buffer
+        self.pack_dims[which] = dims
+
+    def pack_row(
+        self, scope: Scope, which: str, buffer: Buffer, at: Expr, base: Expr, size: int, k: dict[Expr, Expr]
+    ) -> None:
+        """One row of a panel; lanes past the edge are zero in B, so that tiles need no mask to load them."""
+        lanes = self.lanes if which == "b" else min(self.lanes, power_of_two(size))
+        full = size // lanes * lanes
+        for start in range(0, size, lanes):
+            wide = lanes if start < full else (lanes if which == "b" else power_of_two(size - full))
+            lane = Var("v", wide)
+            inner = scope.loop(lane, wide, "vector")
+            mask = less(lane, size - start) if start >= full and size - start < wide else None
+            where = index_add(at, index_add(lane, Const(start)))
+            value = self.load(which, where, where, k, inner, mask)
+            store_mask = mask if which == "a" else None
+            target = (index_add(base, index_add(lane, Const(start))),)
+            inner.stmts.append(Store(buffer, target, value, store_mask))
+            inner.close()
+
+    def k_loops(self, scope: Scope, dims: list[Dim]) -> tuple[Scope, dict[Expr, Expr]]:
+        k: dict[Expr, Expr] = {}
+        for d in dims:
+            if isinstance(d.var, Var):
+                v = Var(d.var.name, d.size)
+                scope = scope.loop(v, d.size, "serial")
+                k[d.var] = v
+        return scope, k

@@ -1,0 +1,310 @@
+"""The register-tiled kernels of contractions and the epilogue on the tile. Used by contract_loops.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+
+from ...ir.expr import Const, Expr, LaneReduce, Load, Var, index_add, index_mul
+from ...ir.loops import Buffer, Store
+from .contract import Dim
+from .contract_operands import ContractOperands
+from .elements import S
+from .indexing import ZERO
+from .nests import less, power_of_two
+from .scopes import Scope
+
+
+@dataclass
+class Block:
+    """A block of k: its start, its size, whether it is the first and the last (a condition where a loop
+    decides)."""
+
+    start: Expr
+    size: int
+    first: bool | Expr
+    last: bool | Expr
+
+
+class ContractTile(ContractOperands):
+    """Adds the loops of one tile."""
+
+    def outer_tile(
+        self, scope: Scope, mb: Expr, mr: int, nb: Expr, nr: int, columns: int, part: Block
+    ) -> None:
+        """An mr x (nr vectors) tile by outer products."""
+        lanes, acc_type = self.lanes, self.g.acc
+        self.tile_vars = {
+            x for e in (mb, nb) for x in ([e] if isinstance(e, Var) else e.args) if isinstance(x, Var)
+        }
+        acc = scope.alloc("acc", acc_type, mr * nr * lanes, "register")
+        row = scope.alloc("b", acc_type, nr * lanes, "register")
+        zero = Const(0, acc_type)
+        partial = self.partial_at(scope, mb, nb, nr)
+
+        def begin(s: Scope, at: Expr) -> None:
+            value: Expr = zero
+            if part.first is not True:
+                mask = S.prim("not_", part.first) if isinstance(part.first, Expr) else None
+                value = Load(
+                    self.partial(), (index_add(partial, at),), mask, zero if mask is not None else None
+                )
+            s.stmts.append(Store(acc, (at,), value))
+
+        self.vectors(scope, mr * nr, begin)
+        *outer, last = self.g.inner
+        block, k = self.k_loops(scope, outer)
+
+        def step(s: Scope, where: dict[Expr, Expr]) -> None:
+            def load_row(inner: Scope, at: Expr) -> None:
+                mask = None
+                if columns < nr * lanes and "b" not in self.packed:
+                    mask = less(at, columns)
+                inner.stmts.append(
+                    Store(row, (at,), self.load("b", ZERO, index_add(nb, at), where, inner, mask))
+                )
+
+            self.vectors(s, nr, load_row)
+            i = Var("i", mr)
+            rows = s.loop(i, mr, "unroll")
+            a = rows.let(self.load("a", index_add(mb, i), ZERO, where, rows), "a")
+
+            def multiply(inner: Scope, at: Expr) -> None:
+                place = (index_add(index_mul(i, nr * lanes), at),)
+                product = S.prim("mul", a, Load(row, (at,)))
+                inner.stmts.append(Store(acc, place, S.prim("add", Load(acc, place), product)))
+
+            self.vectors(rows, nr, multiply)
+            rows.close()
+
+        self.k_steps(block, last, mr * nr, k, step, part)
+        while block is not scope:
+            block.close()
+            assert block.parent is not None
+            block = block.parent
+        if part.last is not True:
+            kept = scope if part.last is False else scope.branch(S.prim("not_", part.last))
+            target = self.partial()
+            self.vectors(kept, mr * nr, lambda s, at: s.stmts.append(
+                Store(target, (index_add(partial, at),), Load(acc, (at,)))))  # fmt: skip
+            if kept is not scope:
+                kept.close()
+        if part.last is not False:
+            done = scope if part.last is True else scope.branch(part.last)
+            self.epilogue(done, acc, mb, mr, nb, nr * lanes, columns)
+            if done is not scope:
+                done.close()
+
+    def partial(self) -> Buffer:
+        """Sums over the blocks of k so far, tile after tile as the registers hold them."""
+        if self._partial is None:
+            width = self.s.nr * self.lanes
+            rows = -(-self.m.size // self.s.mr) * self.s.mr
+            size = prod(d.size for d in self.outer) * rows * -(-self.n.size // width) * width
+            self._partial = Buffer("partial", self.g.acc, (size,), "arena")
+        return self._partial
+
+    def partial_at(self, scope: Scope, mb: Expr, nb: Expr, nr: int) -> Expr:
+        """Where the tile at (mb, nb) starts there: [outer..., column tile, row tile, tile]."""
+        if self.s.kc >= self.K:
+            return ZERO
+        rows = -(-self.m.size // self.s.mr) * self.s.mr
+        width = self.s.nr * self.lanes
+        out: Expr = ZERO
+        for d in self.outer:
+            value = scope.find(self.low.number(d.var)) if isinstance(d.var, Var) else ZERO
+            assert value is not None
+            out = index_add(index_mul(out, d.size), value)
+        out = index_mul(out, -(-self.n.size // width) * width * rows)
+        return index_add(index_add(out, index_mul(nb, rows)), index_mul(mb, nr * self.lanes))
+
+    def k_steps(
+        self,
+        scope: Scope,
+        dim: Dim,
+        accumulators: int,
+        k: dict[Expr, Expr],
+        step: Callable[[Scope, dict[Expr, Expr]], None],
+        part: Block,
+    ) -> None:
+        """The innermost loop over k. Unrolled a little: more would have LLVM mix the steps and run out of
+        registers."""
+        n = dim.size if self.s.kc >= self.K else part.size
+        if not isinstance(dim.var, Var):
+            step(scope, k)
+            return
+        most = 1 if accumulators > 24 else min(4, max(2, 32 // accumulators))
+        unroll = n if n <= most else next((u for u in (4, 3, 2) if u <= most and n % u == 0), most)
+        whole = n // unroll * unroll
+        outer, base = scope, ZERO
+        if whole > unroll:
+            v = Var(dim.var.name, whole)
+            outer, base = scope.loop(v, whole, "serial", unroll), v
+        u = Var("u", unroll)
+        inner = outer.loop(u, unroll, "unroll")
+        step(inner, {**k, dim.var: index_add(index_add(base, u), part.start)})
+        inner.close()
+        if outer is not scope:
+            outer.close()
+        if whole < n:
+            v = Var(dim.var.name, n - whole)
+            inner = scope.loop(v, n - whole, "serial")
+            step(inner, {**k, dim.var: index_add(index_add(v, Const(whole)), part.start)})
+            inner.close()
+
+    def vectors(self, scope: Scope, count: int, body: Callable[[Scope, Expr], None]) -> None:
+        """`count` vectors of a register buffer."""
+        outer, base = scope, ZERO
+        if count > 1:
+            j = Var("j", count)
+            outer, base = scope.loop(j, count, "unroll"), index_mul(j, self.lanes)
+        lane = Var("v", self.lanes)
+        inner = outer.loop(lane, self.lanes, "vector") if self.lanes > 1 else outer.inline()
+        body(inner, index_add(base, lane) if self.lanes > 1 else base)
+        inner.close()
+        if outer is not scope:
+            outer.close()
+
+    def dot_tile(self, scope: Scope, mb: Expr, mr: int, nb: Expr, nr: int, columns: int) -> None:
+        """An mr x nr tile of dot products, lanes along k."""
+        lanes, acc_type = self.lanes, self.g.acc
+        acc = scope.alloc("acc", acc_type, mr * nr * lanes, "register")
+        row = scope.alloc("b", acc_type, nr * lanes, "register")
+        zero = Const(0, acc_type)
+        self.vectors(scope, mr * nr, lambda s, at: s.stmts.append(Store(acc, (at,), zero)))
+        *outer, last = self.g.inner
+        block, k = self.k_loops(scope, outer)
+
+        def step(s: Scope, base: Expr, left: int) -> None:
+            j = Var("j", nr)
+            columns_ = s.loop(j, nr, "unroll")
+            lane = Var("v", lanes)
+            inner = columns_.loop(lane, lanes, "vector")
+            mask = less(lane, left) if left < lanes else None
+            where = {**k, last.var: index_add(base, lane)}
+            value = self.load("b", ZERO, index_add(nb, j), where, inner, mask)
+            inner.stmts.append(Store(row, (j * lanes + lane,), value))
+            inner.close()
+            columns_.close()
+            i = Var("i", mr)
+            rows = s.loop(i, mr, "unroll")
+            a_row = rows.alloc("a", acc_type, lanes, "register")
+            lane2 = Var("v", lanes)
+            inner = rows.loop(lane2, lanes, "vector")
+            mask = less(lane2, left) if left < lanes else None
+            value = self.load(
+                "a", index_add(mb, i), ZERO, {**k, last.var: index_add(base, lane2)}, inner, mask
+            )
+            inner.stmts.append(Store(a_row, (lane2,), value))
+            inner.close()
+            j2 = Var("j", nr)
+            columns_ = rows.loop(j2, nr, "unroll")
+            lane3 = Var("v", lanes)
+            inner = columns_.loop(lane3, lanes, "vector")
+            at = (index_add(index_add(i * (nr * lanes), j2 * lanes), lane3),)
+            product = S.prim("mul", Load(a_row, (lane3,)), Load(row, (j2 * lanes + lane3,)))
+            inner.stmts.append(Store(acc, at, S.prim("add", Load(acc, at), product)))
+            inner.close()
+            columns_.close()
+            rows.close()
+
+        whole = last.size // lanes * lanes
+        if whole > lanes:
+            v = Var("k", whole)
+            inner = block.loop(v, whole, "serial", lanes)
+            step(inner, v, lanes)
+            inner.close()
+        elif whole:
+            step(block, ZERO, lanes)
+        if whole < last.size:
+            step(block, Const(whole), last.size - whole)
+        while block is not scope:
+            block.close()
+            assert block.parent is not None
+            block = block.parent
+        wide = power_of_two(nr)
+        tile = scope.alloc("tile", acc_type, mr * wide, "local")
+        i, j = Var("i", mr), Var("j", nr)
+        rows = scope.loop(i, mr, "unroll")
+        columns_ = rows.loop(j, nr, "unroll")
+        lane = Var("v", lanes)
+        total = LaneReduce("add", lane, Load(acc, (index_add(index_add(i * (nr * lanes), j * lanes), lane),)))
+        columns_.stmts.append(Store(tile, (i * wide + j,), total))
+        columns_.close()
+        rows.close()
+        self.finish(scope, tile, mb, mr, nb, wide, columns, wide, serial=False)
+
+    # --- epilogue
+
+    def epilogue(
+        self, scope: Scope, acc: Buffer, mb: Expr, mr: int, nb: Expr, width: int, columns: int
+    ) -> None:
+        if self.long and mr > 1:
+            tile = scope.alloc("tile", acc.dtype, mr * width, "local")
+            self.vectors(
+                scope,
+                mr * width // self.lanes,
+                lambda s, at: s.stmts.append(Store(tile, (at,), Load(acc, (at,)))),
+            )
+            acc = tile
+        self.finish(scope, acc, mb, mr, nb, width, columns, self.lanes, serial=self.long)
+
+    def finish(
+        self,
+        scope: Scope,
+        acc: Buffer,
+        mb: Expr,
+        mr: int,
+        nb: Expr,
+        width: int,
+        columns: int,
+        lanes: int,
+        serial: bool,
+    ) -> None:
+        """Stores of the tile held in `acc`, row by row in vectors."""
+        rows = scope
+        i: Expr = ZERO
+        if mr > 1:
+            v = Var("i", mr)
+            rows, i = scope.loop(v, mr, "serial" if serial else "unroll"), v
+        if isinstance(self.m.var, Var):
+            rows.define(self.m.var, index_add(mb, i))
+        whole = columns // lanes
+
+        def block(s: Scope, j: Expr, left: int) -> None:
+            wide = lanes if left >= lanes or (self.machine.masked_memory and left > 1) else 0
+            if not wide:
+                for x in range(left):
+                    one = s.inline()
+                    self.store_at(one, acc, nb, index_add(j, Const(x)), i, width)
+                    one.close()
+                return
+            lane = Var("v", wide)
+            if wide > 1:
+                mask = less(lane, left) if left < wide else None
+                inner = s.loop(
+                    lane, wide, "vector", mask=mask, masked=self.n.var if mask is not None else None
+                )
+            else:
+                inner = s.inline()
+            self.store_at(inner, acc, nb, index_add(j, lane) if wide > 1 else j, i, width)
+            inner.close()
+
+        if whole > 1:
+            v = Var("j", whole)
+            inner = rows.loop(v, whole, "unroll")
+            block(inner, v * lanes, lanes)
+            inner.close()
+        elif whole:
+            block(rows, ZERO, lanes)
+        if columns % lanes:
+            block(rows, Const(whole * lanes), columns % lanes)
+        if rows is not scope:
+            rows.close()
+
+    def store_at(self, scope: Scope, acc: Buffer, nb: Expr, j: Expr, i: Expr, width: int) -> None:
+        if isinstance(self.n.var, Var):
+            scope.define(self.n.var, index_add(nb, j))
+        scope.anchor(self.g.local, Load(acc, (index_add(index_mul(i, width), j),)))
+        scope.stores(self.specs)
