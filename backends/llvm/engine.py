@@ -246,8 +246,6 @@ def _optimized(text: str, target: Target, opt: Opt) -> tuple[Any, Any]:
     passes.add_always_inliner_pass()
     if opt == "fast":
         passes.add_sroa_pass()
-        passes.add_instruction_combine_pass()
-        passes.add_simplify_cfg_pass()
     passes.run(module, builder)
     if opt == "full":
         scalar = builder.getFunctionPassManager()

@@ -67,7 +67,8 @@ class ContractEmitter(ContractTile):
                 self.outer_tile(inner, mb, mr, nb, -(-columns // self.lanes), columns, block)
             inner.close()
 
-        if self.parallel and self.n.size // width < 4 <= self.m.size // s.mr:
+        rows_first = s.dot  # its row tile is the larger part of what it reads, and stays in the cache
+        if rows_first or (self.parallel and self.n.size // width < 4 <= self.m.size // s.mr):
             self.tiles(scope, self.m, s.mr, lambda o, mb, mr: self.tiles(o, self.n, width, lambda i, nb, n:
                 self.k_blocks(i, lambda k, b: one(k, mb, mr, nb, n, b))))  # fmt: skip
         else:
