@@ -116,10 +116,19 @@ def host_machine() -> MachineModel:
         vector_registers=target.num_vector_registers,
         masked_memory=target.vector_bytes >= 32,
         threads=get_num_threads(),
-        l1_bytes=(48 if wide else 32) << 10,
-        l2_bytes=1 << 20,
+        l1_bytes=_cache_bytes(0, (48 if wide else 32) << 10),
+        l2_bytes=_cache_bytes(2, 1 << 20),
         flops_per_cycle=target.vector_bytes,
     )
+
+
+def _cache_bytes(index: int, default: int) -> int:
+    """Size of a data cache of the first core as Linux tells it (index 0: first level, 2: second)."""
+    try:
+        with open(f"/sys/devices/system/cpu/cpu0/cache/index{index}/size") as f:
+            return int(f.read().strip().removesuffix("K")) << 10
+    except (OSError, ValueError):
+        return default
 
 
 class Context:

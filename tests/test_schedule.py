@@ -279,9 +279,9 @@ def test_contraction(spec: str, data: st.DataObject, machine: MachineModel, epil
 
 def test_blocks_of_k_and_packed_panels() -> None:
     """Sizes at which k is split up, and both operands are packed; tiles are cut off at every edge."""
-    machine = replace(SMALL, l1_bytes=512, vector_registers=6)
+    machine = replace(SMALL, l1_bytes=512, l2_bytes=2048, l2_bytes=1024, vector_registers=6)
     graph = build(
-        "c", {"x": f32(130, 26), "y": f32(130, 10)}, lambda b, x, y: b.contract(x, y, spec="km,kn->mn")
+        "c", {"x": f32(130, 26), "y": f32(130, 25)}, lambda b, x, y: b.contract(x, y, spec="km,kn->mn")
     )
     program = check(graph, arrays_for(graph), machine)
     assert "partial" in print_program(program) and "packed" in print_program(program)
@@ -454,6 +454,27 @@ def test_contiguous_dimensions_become_one_loop() -> None:
     program = schedule(graph, AVX512)
     loops = [s for s in statements(program.kernels[0].body) if isinstance(s, For)]
     assert [(s.extent, s.step, s.kind) for s in loops] == [(160, 16, "serial"), (16, 1, "vector")]
+
+
+def long_chain(kind: str, n: int) -> Graph:
+    def body(b: Any, x: Value, w: Value) -> Value:
+        for i in range(n):
+            if kind == "elementwise":
+                x = b.tanh(b.add(b.mul(x, w), b.const(0.1 * i)))
+            elif kind == "movement":
+                x = b.flip(x, dims=(i % 2,)) if i % 3 else b.permute(x, dims=(1, 0))
+            else:
+                x = b.mul(b.add(x, b.sum(x, axes=(0,))), b.const(0.04))
+        return x
+
+    return build(kind, {"x": f32(20, 20), "w": f32(20, 20)}, body)
+
+
+@pytest.mark.parametrize("kind, n", [("elementwise", 300), ("movement", 400), ("sums", 40)])
+def test_long_chains_neither_recurse_nor_explode(kind: str, n: int) -> None:
+    graph = long_chain(kind, n)
+    program = check(graph, arrays_for(graph))
+    assert len(print_program(program).splitlines()) < 40 * n
 
 
 def test_scheduling_is_deterministic() -> None:

@@ -21,6 +21,8 @@ from ..runtime.executable import Context, Executable, Lowered
 from .compile_trace import Consumed, Output, Place, Traced, trace_function
 from .functions.shaping import cat
 from .lazy import scalar_buffer
+from .functions.shaping import cat
+from .lazy import part_from_native
 from .recording import STATE, user_location
 from .tensor import EPOCH, Tensor
 from .tree import flatten, map_tensors
@@ -51,6 +53,10 @@ class Specialization:
         updated = {v.index for v in traced.graph.updates}
         self.written_args = {p.index for i, p in enumerate(traced.places) if p.kind == "arg" and i in updated}
         self.written_states = {p.storage for i, p in enumerate(traced.places) if p.storage and i in updated}
+        for p in traced.places:
+            if p.storage in self.written_states:
+                p.storage.claim()  # type: ignore[union-attr]
+                p.value = p.storage.value  # type: ignore[union-attr]
         # `.grad`s that every call sets to the same thing: one comparison says that they are so already.
         fixed = [isinstance(t, Tensor) and (g is None or isinstance(g, Consumed)) for t, g in traced.grads]
         self.fixed_grads = [pair for pair, is_fixed in zip(traced.grads, fixed) if is_fixed]
@@ -116,6 +122,8 @@ class Specialization:
             t, buffer = tensors[index], binding.arguments[index]
             if index not in self.written_args and t._storage in written:
                 buffer = binding.arguments[index] = copy_of(buffer.array, buffer.type.dtype)
+            elif index in self.written_args:
+                t._storage.claim()
             binding.context.table[i] = buffer.ptr
 
     def call(self, tensors: list[Tensor]) -> Any:
@@ -194,6 +202,8 @@ class Specialization:
                 buffer = copy_of((value.buffer or _contents(value)).array, v.type.dtype)
                 value, old = TracedValue(v.type, None, 0, None, buffer, value.requires_grad), value
                 value.leaf, value.node = old.leaf, old.node
+            else:
+                part_from_native(value)
             out.append(value)
         return out
 
@@ -333,28 +343,26 @@ class CompiledFunction:
         """
         if n < 1:
             raise TraceError(f"repeat(n) runs the function n >= 1 times, got n={n}")
-        spec, tensors = self._find(args, kwargs)
-        first = None
-        if not spec.stable():  # e.g. .grad is None only before the first call
-            first = spec.call(tensors)
-            n -= 1
+        parts = []
+        while n:
             spec, tensors = self._find(args, kwargs)
-        buffers = spec.call_repeated(tensors, n) if n else []
+            k = n if spec.stable() else 1  # e.g. .grad is None only before the first call
+            parts.append(self._run_repeated(spec, tensors, k))
+            n -= k
+        leaves: list[list[Tensor]] = [[] for _ in parts]
+        for part, found in zip(parts, leaves):
+            flatten(part, found)
+        # Tensors of the state that the function returns are the same in all parts; they are not stacked.
+        joined = iter([row[0] if all(t is row[0] for t in row) else cat(row) for row in zip(*leaves)])
+        return map_tensors(parts[-1], lambda t: next(joined))
+
+    def _run_repeated(self, spec: Specialization, tensors: list[Tensor], n: int) -> Any:
+        buffers = spec.call_repeated(tensors, n)
         made = [Tensor(TracedValue(b.type, None, 0, None, b)) for b in buffers]
         for owner, grad in spec.traced.grads:
             t = tensors[owner] if isinstance(owner, int) else owner
             t._grad = made[grad.index][n - 1].clone() if isinstance(grad, Output) else grad  # type: ignore
-        stacked = _fill(spec.traced.result, made)
-        if first is None:
-            return stacked
-        heads: list[Tensor] = []
-        flatten(first, heads)
-        tails: list[Tensor] = []
-        flatten(stacked, tails)
-        if not n:
-            return map_tensors(first, lambda t: t.unsqueeze(0))  # type: ignore[attr-defined]
-        joined = iter([cat([h.detach().unsqueeze(0), t]) for h, t in zip(heads, tails)])  # type: ignore[attr-defined]
-        return map_tensors(stacked, lambda t: next(joined))
+        return _fill(spec.traced.result, made)
 
     def lower(self, *args: Any, backend: str = "llvm", **kwargs: Any) -> Lowered:
         """The stages of this function for these arguments, without running it."""

@@ -149,6 +149,14 @@ def run_pending(trace: LazyTrace, at: TrieNode) -> None:
     _settle(trace)
 
 
+def part_from_native(value: TracedValue) -> None:
+    """Called for a value that a graph keeps for backward: if a compiled function may overwrite its memory,
+    it gets contents of its own."""
+    storage = value.storage() if value.storage is not None else None
+    if storage is not None and storage.native and storage.value is value:
+        storage.part()
+
+
 def _settle(trace: LazyTrace) -> None:
     """After a run: values are no longer pending; what backward won't walk is cut loose; shared memory is
     refreshed.
@@ -164,6 +172,9 @@ def _settle(trace: LazyTrace) -> None:
                 if not v.requires_grad or v.leaf is not None:  # type: ignore[attr-defined]
                     v.node = None  # else it keeps the node for grad_fn's name
             let_go(node)
+        else:
+            for v in node.operands:
+                part_from_native(v)  # type: ignore[arg-type]
     for ref in trace.handles:
         storage = ref()
         if storage is not None and storage.shared is not None:

@@ -381,7 +381,7 @@ def computed_alone(value: TracedValue) -> Buffer | None:
         if visited:
             order.append(v.node)
         elif v not in inputs and v.node not in operands:
-            buffer, node = v.buffer, v.node
+            buffer, node = getattr(v, "buffer", None), v.node  # a plain Value once it was let go
             if buffer is not None:
                 inputs[v] = buffer
             elif node is None:

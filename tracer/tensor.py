@@ -72,7 +72,8 @@ class Tensor(Operators):
         cached = self._cached
         trace = STATE.trace
         if cached is not None and self._version_seen == storage.version:
-            if cached.trace is trace or (cached.buffer is not None and trace is STATE.lazy):
+            # Compiled functions write native storages without a new version.
+            if cached.trace is trace or (cached.buffer and trace is STATE.lazy and not storage.native):
                 return cached
         value: Any = storage.value
         # The view was made once: that it is read under no_grad() now does not cut it off.

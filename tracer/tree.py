@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
+from ..ir.errors import TraceError
 from .tensor import Tensor
 
 
@@ -20,11 +23,33 @@ def flatten(tree: Any, leaves: list[Tensor]) -> Any:
         return (type(tree), tuple([flatten(x, leaves) for x in tree]))
     if isinstance(tree, dict):
         return (dict, tuple([(k, flatten(v, leaves)) for k, v in tree.items()]))
+    if isinstance(tree, float):  # 0.0 and -0.0 are equal, and NaN is not itself
+        return (type(tree), tree.hex())
     try:
         hash(tree)
     except TypeError:
-        return (id, id(tree))
+        if isinstance(tree, (np.ndarray, set, bytearray)):
+            raise TraceError(
+                f"an argument of type {type(tree).__name__} would be baked into the compiled function, and later "
+                f"changes of it go unseen; pass a tensor (tracegrad.as_tensor(x)), a tuple or a frozenset"
+            ) from None
+        return Same(tree)
     return (type(tree), tree)
+
+
+class Same:
+    """An object without a hash as a key: equal to itself alone, and kept alive so that its id stays its own."""
+
+    __slots__ = ("object",)
+
+    def __init__(self, object: Any) -> None:
+        self.object = object
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and other.object is self.object
+
+    def __hash__(self) -> int:
+        return id(self.object)
 
 
 def map_tensors(tree: Any, fn: Callable[[Tensor], Any]) -> Any:

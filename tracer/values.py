@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..ir.graph import Node, Value
 from ..ir.types import Type
-from ..runtime.buffers import Buffer
+from ..runtime.buffers import Buffer, copy_of
 
 if TYPE_CHECKING:
     from .recording import Trace
@@ -66,20 +66,38 @@ class Storage:
         leaf: weak reference to the leaf tensor that requires grad and lives here, or None.
         shared: memory that is visible outside (a NumPy array made from or for it), or None; writes end up
             there.
+        native: compiled functions overwrite the memory of `value` in place.
     """
 
-    __slots__ = ("__weakref__", "leaf", "ref", "shared", "value", "version")
+    __slots__ = ("__weakref__", "leaf", "native", "ref", "shared", "value", "version")
 
     def __init__(self, value: TracedValue) -> None:
         self.value = value
         self.version = 0
         self.leaf: weakref.ref[Any] | None = None
         self.shared: Buffer | None = None
+        self.native = False
         self.ref: weakref.ref[Any] = weakref.ref(self)
         value.storage = self.ref
         trace = value.trace
         if trace is not None:
             trace.handles.append(self.ref)
+
+    def claim(self) -> None:
+        """Called before native code overwrites the contents: what recorded graphs saved must not change."""
+        if not self.native:
+            self.native = True
+            self.part()
+
+    def part(self) -> None:
+        """Leaves the current value, with a copy of the contents, to the graphs that saved it."""
+        old = self.value
+        if old.buffer is None:
+            return
+        new = TracedValue(old.type, old.node, old.index, None, old.buffer, old.requires_grad)
+        new.leaf, new.storage = old.leaf, self.ref
+        self.value = new
+        old.buffer = copy_of(old.buffer.array, old.type.dtype)
 
     def put(self, value: TracedValue) -> None:
         """Replaces the contents by a freshly recorded value; a leaf stays the leaf it was."""

@@ -226,7 +226,12 @@ class Planner:
         loads: set[Value] = set()
         stack = [v]
         while stack:
-            x = base_of(stack.pop())
+            x = stack.pop()
+            while x not in self.stored and x.node is not None and x.node.op.kernel == "movement":
+                if len(x.node.operands) != 1:
+                    break
+                x = x.node.operands[0]
+                cost += 0.25
             node = x.node
             if node is None or x in self.stored:
                 loads.add(x)
@@ -317,18 +322,13 @@ class Planner:
 
     def visit_inline(self, node: Node, v: Value) -> None:
         """Scalar ops, movement, gathers, constants."""
-        must = v in self.live
-        self.depth[v] = 1 + max(
-            (self.depth.get(o, 0) for o in node.operands if o not in self.home), default=0
-        )
-        if (
-            node.op.scalar is None
-            and not must
-            and not (node.op.kernel == "reduce" or node.op.kernel == "contract")
-        ):
+        depths = [self.depth.get(o, 0) for o in node.operands if o not in self.home]
+        self.depth[v] = 1 + max(depths, default=0)
+        must = v in self.live or self.depth[v] > MAX_DEPTH
+        if node.op.scalar is None and not must and node.op.kernel not in ("reduce", "contract"):
             return
         cost = self.inline_cost(v)
-        must = must or self.depth[v] > MAX_DEPTH or (cost > CHEAP and self.uses.get(v, 0) > 1)
+        must = must or (cost > CHEAP and self.uses.get(v, 0) > 1)
         homes = self.reach[v]
         if not homes and not must and not (v.type.numel <= TINY and cost > CHEAP):
             return

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 from .groups import Group, ReduceSpec, domain_var, identity
 
 
+#: reductions one after another that one group holds: each pass computes the row's elements again
+MAX_STAGES = 6
+
+
 @dataclass
 class Reduction:
     """One accumulator of a row group.
@@ -90,8 +94,11 @@ class RowGroup(Group):
                 self.anchors[v] = self.reduction(x, node.op.combine, v)
             else:
                 self.anchors[v] = self.arg_reduction(x, node, v)
+            if len(self.reductions) > MAX_STAGES and self.stage_of(self.reductions[-1].element) >= MAX_STAGES:
+                raise NotFusable("too many passes")
         except NotFusable:
             self.elements.rollback(mark)  # type: ignore[arg-type]
+            self.anchors.pop(v, None)
             del self.reductions[n:]
             return False
         if self.element_flat is None:

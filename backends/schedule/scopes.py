@@ -29,7 +29,9 @@ class Lowering:
         self, bindings: dict[Local, Expr], number: Numbering, place: Callable[[Buffer], Buffer]
     ) -> None:
         self.bindings = bindings
-        self.order = {local: i for i, local in enumerate(bindings)}
+        self.locals = list(bindings)
+        self.order = {local: i for i, local in enumerate(self.locals)}
+        self.freed = 0
         self.number = number
         self.place = place
         self.floor = 0
@@ -41,15 +43,24 @@ class Lowering:
 
     def free(self, e: Expr) -> frozenset[Expr]:
         """The domain variables and anchors that `e` depends on."""
+        if isinstance(e, Local):
+            # Definitions first, so that long chains of bindings do not recurse.
+            last = self.order.get(e, -1)
+            while self.freed <= last:
+                self.freed += 1
+                self._free(self.locals[self.freed - 1])
+        return self._free(e)
+
+    def _free(self, e: Expr) -> frozenset[Expr]:
         n = self.number(e)
         got = self.free_memo.get(n)
         if got is None:
             if isinstance(e, Local) and e in self.bindings:
-                got = self.free(self.bindings[e])
+                got = self._free(self.bindings[e])
             elif isinstance(e, (Var, Local)):
                 got = frozenset((e,))
             else:
-                parts = [self.free(a) for a in e.args]
+                parts = [self._free(a) for a in e.args]
                 got = frozenset().union(*parts) if len(parts) != 1 else parts[0]
             self.free_memo[n] = got
         return got

@@ -15,7 +15,9 @@ from ..machine import MachineModel
 #: cycles per element to copy an operand into panels, along memory and across it
 COPY, TRANSPOSE = 0.2, 1.4
 #: cycles per load of a tile's step, hidden or not
-PER_LOAD = 0.04
+PER_LOAD = 0.1
+#: cycles more per vector of B that comes from the second cache, as all do where a panel exceeds the first
+FROM_L2 = 0.15
 #: cycles of a vector store to scattered places, per lane
 SCATTER = 1.5
 #: cycles for a tile's prologue and epilogue, per accumulator
@@ -123,6 +125,8 @@ def _outer(p: Problem, swap: bool, machine: MachineModel) -> list[Strategy]:
                 row_tiles += count_m
                 for count_n, n in splits(vectors, nr):
                     step = max(m * n / per_cycle, (m + n) / 2, 4.0) + PER_LOAD * (m + n)
+                    if p.K * n * lanes * p.itemsize > machine.l1_bytes:
+                        step += FROM_L2 * n
                     once = PER_VECTOR * m * n + 12 + (SCATTER * lanes * m * n if strided_store else 0)
                     cycles += count_m * count_n * (step * p.K + once)
             column_tiles = -(-vectors // nr)
@@ -158,7 +162,7 @@ def _pack_a(p: Problem, column_tiles: int) -> tuple[bool, float]:
 def _k_block(p: Problem, row_tiles: int, width: int, machine: MachineModel) -> int:
     """How much of k at a time: a panel of B of about the first cache's size, if it is used often; else all
     of it."""
-    best = max(64, machine.l1_bytes * 4 // 3 // (width * p.itemsize))
+    best = max(64, machine.l2_bytes // 4 // (width * p.itemsize))
     if row_tiles < 6 or best * 3 // 2 >= p.K or p.inner_dims > 1:
         return p.K
     count = -(-p.K // best)
