@@ -3,7 +3,7 @@ else.
 """
 
 from . import ir as ir
-from .ir import ops as _ops  # noqa: F401 - registers the op records
+from .ir import ops as _ops
 from .ir.dtypes import (
     DType as dtype,
 )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..ir.expr import Load
+from ..ir.expr import Const, Load, Local, Var
 from ..ir.loops import Buffer, LoopProgram, Store, expressions, statements
 
 #: arena offsets are multiples of this
@@ -45,11 +45,12 @@ def lifetimes(program: LoopProgram) -> list[Lifetime]:
             stack = list(expressions(s))
             while stack:
                 e = stack.pop()
-                if id(e) in seen:
+                kind = type(e)
+                if kind is Const or kind is Var or kind is Local or id(e) in seen:
                     continue
                 seen.add(id(e))
-                if isinstance(e, Load):
-                    touch(e.buffer, k)
+                if kind is Load:
+                    touch(e.buffer, k)  # type: ignore[attr-defined]
                 stack.extend(e.args)
     return list(found.values())
 

@@ -1,5 +1,5 @@
-"""Writes docs/walk.md: one training step at every stage, with real dumps. Run `python docs/walk.py` after a change
-of the compiler; tests/test_docs.py says when the page no longer shows what the code does."""
+"""Writes docs/walk.md: one training step at every stage, with real dumps. Run `python docs/walk.py` after a
+change of the compiler; tests/test_docs.py says when the page no longer shows what the code does."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def page() -> str:
     """The whole page."""
     s = sections()
     passes = "\n".join(
-        f"| {r.name} | {', '.join(f'{k} x{n}' if n > 1 else k for k, n in sorted(r.rules_fired.items())) or '-'} |"
+        f"| {r.name} | {', '.join(f'{k} x{n}' for k, n in sorted(r.rules_fired.items())) or '-'} |"
         for r in _records()
     )
     return TEXT.format(**s, passes=passes)
@@ -92,17 +92,18 @@ and its stages are what `step.lower(x, y).as_text(stage)` gives.
 
 ## graph: as traced
 
-One line per op, with the user's line. The parameters were not arguments: they are state, named after the modules that
-hold them, and the `update` lines at the end say what they become. The learning rate is an input too, so a scheduler can
-change it without recompilation. Below `// backward` is what `loss.backward()` added: ordinary ops.
+One line per op, with the user's line. The parameters were not arguments: they are state, named after the
+modules that hold them, and the `update` lines at the end say what they become. The learning rate is an input
+too, so a scheduler can change it without recompilation. Below `// backward` is what `loss.backward()` added:
+ordinary ops.
 
 ```
 {graph}```
 
 ## optimized: after the passes
 
-The passes run in one visible order (`ir/passes.py`). Composite ops are expanded (`linear` becomes `contract` and `add`),
-transposes disappear into the letters of contractions, the gradient's seed of one vanishes.
+The passes run in one visible order (`ir/passes.py`). Composite ops are expanded (`linear` becomes `contract`
+and `add`), transposes disappear into the letters of contractions, the gradient's seed of one vanishes.
 
 | pass | rules that fired |
 |---|---|
@@ -113,18 +114,19 @@ transposes disappear into the letters of contractions, the gradient's seed of on
 
 ## loops: scheduled
 
-The scheduler turned the graph into a few loop nests; here are the buffers and the first kernel: the first layer, with bias
-and ReLU fused into the contraction's epilogue. `vector` loops are SIMD operations, `unroll` loops are replicated, `register`
-buffers live in registers. Intermediates have fixed places (`@`) in one arena.
+The scheduler turned the graph into a few loop nests; here are the buffers and the first kernel: the first
+layer, with bias and ReLU fused into the contraction's epilogue. `vector` loops are SIMD operations, `unroll`
+loops are replicated, `register` buffers live in registers. Intermediates have fixed places (`@`) in one
+arena.
 
 ```
 {loops}```
 
 ## llvm and asm
 
-`as_text("llvm")` is the LLVM IR that the code generator wrote from these loops, with explicit vectors of the machine's
-width; `as_text("asm")` the machine code that ran. Both depend on the machine and are not quoted here.
-`python -m tracegrad show SCRIPT --stage asm` prints them for any script.
+`as_text("llvm")` is the LLVM IR that the code generator wrote from these loops, with explicit vectors of the
+machine's width; `as_text("asm")` the machine code that ran. Both depend on the machine and are not quoted
+here. `python -m tracegrad show SCRIPT --stage asm` prints them for any script.
 """
 
 

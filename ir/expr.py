@@ -124,12 +124,13 @@ class Load(Expr):
 class Prim(Expr):
     """A scalar primitive (ir/scalar.py) of sub-expressions."""
 
-    __slots__ = ("_args", "name")
+    __slots__ = ("_args", "_terms", "name")
 
     def __init__(self, name: str, args: tuple[Expr, ...], dtype: DType) -> None:
         self.name = name
         self._args = args
         self.dtype = dtype
+        self._terms: tuple[list[tuple[Expr, int]], int] | None = None  # see `terms`
 
     @property
     def args(self) -> tuple[Expr, ...]:
@@ -213,18 +214,27 @@ def as_index(x: Expr | int) -> Expr:
 
 
 def terms(e: Expr) -> tuple[list[tuple[Expr, int]], int]:
-    """`e` as a sum: [(atom, coefficient)] and a constant; atoms are not sums or constant multiples."""
-    if isinstance(e, Const):
+    """`e` as a sum: [(atom, coefficient)] and a constant; atoms are not sums or constant multiples. The list is
+    shared: don't change it."""
+    if type(e) is Const:
         return [], int(e.value)
-    if isinstance(e, Prim) and e.name == "add":
-        out, const = terms(e.args[0])
-        more, c = terms(e.args[1])
-        return _merge(out + more), const + c
-    if isinstance(e, Prim) and e.name == "mul" and isinstance(e.args[1], Const):
-        k = int(e.args[1].value)
-        inner, c = terms(e.args[0])
-        return [(a, n * k) for a, n in inner], c * k
-    return [(e, 1)], 0
+    if type(e) is not Prim:
+        return [(e, 1)], 0
+    got = e._terms
+    if got is None:
+        a = e._args
+        if e.name == "add":
+            out, const = terms(a[0])
+            more, c = terms(a[1])
+            got = _merge(out + more), const + c
+        elif e.name == "mul" and type(a[1]) is Const:
+            k = int(a[1].value)
+            inner, c = terms(a[0])
+            got = [(t, n * k) for t, n in inner], c * k
+        else:
+            got = [(e, 1)], 0
+        e._terms = got
+    return got
 
 
 def same(a: Expr, b: Expr) -> bool:
@@ -250,30 +260,45 @@ def same(a: Expr, b: Expr) -> bool:
 
 
 def _merge(items: list[tuple[Expr, int]]) -> list[tuple[Expr, int]]:
+    """Equal atoms together; those whose coefficients cancel are gone."""
     out: list[tuple[Expr, int]] = []
     for atom, n in items:
         for i, (a, m) in enumerate(out):
-            if same(a, atom):
+            if a is atom or (type(a) is type(atom) and type(a) is not Var and same(a, atom)):
                 out[i] = (a, m + n)
                 break
         else:
             out.append((atom, n))
-    return [(a, n) for a, n in out if n]
+    return [t for t in out if t[1]]
+
+
+def _size(term: tuple[Expr, int]) -> int:
+    return -abs(term[1])
 
 
 def from_terms(items: list[tuple[Expr, int]], const: int) -> Expr:
     """The canonical sum: larger coefficients first, the constant last."""
-    items = sorted(items, key=lambda t: -abs(t[1]))
+    if not items:
+        return Const(const)
+    if len(items) > 1:
+        items = sorted(items, key=_size)
     out: Expr | None = None
     for atom, n in items:
         term = atom if n == 1 else Prim("mul", (atom, Const(n)), dtypes.int64)
         out = term if out is None else Prim("add", (out, term), dtypes.int64)
-    if out is None:
-        return Const(const)
-    return out if const == 0 else Prim("add", (out, Const(const)), dtypes.int64)
+    assert out is not None
+    if const:
+        out = Prim("add", (out, Const(const)), dtypes.int64)
+    if type(out) is Prim and out is not items[0][0]:
+        out._terms = (items, const)
+    return out
 
 
 def index_add(a: Expr, b: Expr) -> Expr:
+    if type(b) is Const and b.value == 0:
+        return a
+    if type(a) is Const and a.value == 0:
+        return b
     x, c = terms(a)
     y, d = terms(b)
     items = _merge(x + y) if x and y else x or y
@@ -308,6 +333,8 @@ def _recombine(items: list[tuple[Expr, int]]) -> list[tuple[Expr, int]]:
 def index_mul(a: Expr, k: int) -> Expr:
     if k == 0:
         return Const(0)
+    if k == 1:
+        return a
     x, c = terms(a)
     return from_terms([(t, n * k) for t, n in x], c * k)
 

@@ -93,6 +93,7 @@ def vjp(
             f"gradient rule of {op.name} gave {len(entries)} entries for {len(node.operands)} operands"
         )
     out: list[Value | None] = []
+    entry: Any
     for operand, need, entry in zip(node.operands, needs, entries):
         if need and callable(entry):
             entry = entry()

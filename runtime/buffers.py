@@ -103,7 +103,8 @@ class Buffer:
             return False
         if sys.getrefcount(self._array) > 2:
             return True
-        return self._block is None or sys.getrefcount(self._block.raw) > 3  # the block's, our array's, the call's
+        # Three references are the block's, our array's and the call's.
+        return self._block is None or sys.getrefcount(self._block.raw) > 3
 
     def __del__(self) -> None:
         block = self._block

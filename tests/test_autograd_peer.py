@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tracegrad as tg
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-
-import tracegrad as tg
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.peer

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from test_ops import as_dtype, draw
-
 import tracegrad.ir.ops  # noqa: F401 - registers the ops
+from test_ops import as_dtype, draw
 from tracegrad.ir import dtypes
 from tracegrad.ir.builder import Builder
 from tracegrad.ir.dtypes import DType

@@ -2,6 +2,8 @@
 errors.
 """
 
+from typing import Any
+
 import numpy as np
 import pytest
 import tracegrad as tg
@@ -22,7 +24,7 @@ def test_pure_function_and_signatures() -> None:
 
 def test_nested_results_and_arguments() -> None:
     @tg.compile
-    def f(batch: dict[str, tg.Tensor], pair: tuple[tg.Tensor, float]) -> dict[str, object]:
+    def f(batch: dict[str, tg.Tensor], pair: tuple[tg.Tensor, float]) -> dict[str, Any]:
         x = batch["x"]
         return {"sum": x + pair[0], "both": (x * pair[1], "label"), "none": None}
 

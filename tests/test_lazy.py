@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-
 import tracegrad as tg
 from tracegrad.tracer import lazy
 from tracegrad.tracer.recording import STATE, LazyTrace
@@ -62,7 +61,9 @@ def test_reading_the_loss_now_and_then_does_not_change_results(trace: LazyTrace)
     assert len(losses) == 5 and losses == sorted(losses, reverse=True)
 
 
-def test_first_sight_is_interpreted_second_compiled(trace: LazyTrace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_first_sight_is_interpreted_second_compiled(
+    trace: LazyTrace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("TRACEGRAD_LAZY", raising=False)
     x = tg.tensor([1.0, 2.0])
     for run in range(3):

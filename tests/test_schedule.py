@@ -279,7 +279,7 @@ def test_contraction(spec: str, data: st.DataObject, machine: MachineModel, epil
 
 def test_blocks_of_k_and_packed_panels() -> None:
     """Sizes at which k is split up, and both operands are packed; tiles are cut off at every edge."""
-    machine = replace(SMALL, l1_bytes=512, l2_bytes=2048, l2_bytes=1024, vector_registers=6)
+    machine = replace(SMALL, l1_bytes=512, l2_bytes=1024, vector_registers=6)
     graph = build(
         "c", {"x": f32(130, 26), "y": f32(130, 25)}, lambda b, x, y: b.contract(x, y, spec="km,kn->mn")
     )

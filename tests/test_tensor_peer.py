@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 import tracegrad as tg
 from tracegrad.ir.errors import TracegradError
 
@@ -82,7 +81,7 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(same(p, q) for p, q in zip(a, b))
     if isinstance(a, float) and isinstance(b, float):
-        return math.isclose(a, b, rel_tol=1e-6) or a != a and b != b
+        return math.isclose(a, b, rel_tol=1e-6) or (a != a and b != b)
     return type(a) is type(b) and a == b
 
 

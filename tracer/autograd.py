@@ -110,7 +110,7 @@ def _explore(roots: Sequence[TracedValue]) -> tuple[list[TracedValue], list[Any]
             continue
         node = v.node
         if v.freed:
-            made = f"{node.op.name} (made at {node.loc})" if node is not None else f"a tensor of type {v.type}"
+            made = f"{node.op.name} (made at {node.loc})" if node is not None else f"a {v.type} tensor"
             raise GradError(
                 f"backward through {made} a second time: what it saved was freed "
                 f"by the first; pass retain_graph=True to the first backward, or compute the forward again"

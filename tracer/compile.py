@@ -20,9 +20,7 @@ from ..runtime.buffers import Buffer, copy_of, empty
 from ..runtime.executable import Context, Executable, Lowered
 from .compile_trace import Consumed, Output, Place, Traced, trace_function
 from .functions.shaping import cat
-from .lazy import scalar_buffer
-from .functions.shaping import cat
-from .lazy import part_from_native
+from .lazy import part_from_native, scalar_buffer
 from .recording import STATE, user_location
 from .tensor import EPOCH, Tensor
 from .tree import flatten, map_tensors

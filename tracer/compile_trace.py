@@ -83,7 +83,8 @@ class Consumed:
     def __str__(self) -> str:
         return (
             f"this gradient was used up inside the compiled function {self.name!r}, which updates its "
-            f"parameter and resets the gradient when it starts; pass keep_grads=True to tracegrad.compile to keep it"
+            f"parameter and resets the gradient when it starts; pass keep_grads=True to tracegrad.compile "
+            f"to keep it"
         )
 
 
@@ -112,10 +113,9 @@ class CompileTrace(Trace):
         return self._append(op, operands, attrs, types, grads, loc)
 
     def literal(self, value: Any, dtype: DType) -> TracedValue:
-        return self._append(
-            REGISTRY["constant"], (), {"value": dtype.number(value), "dtype": dtype}, (Type(dtype, ()),), (False,),
-            self.loc or user_location(),
-        )  # fmt: skip
+        attrs = {"value": dtype.number(value), "dtype": dtype}
+        loc = self.loc or user_location()
+        return self._append(REGISTRY["constant"], (), attrs, (Type(dtype, ()),), (False,), loc)
 
     def argument(self, value: TracedValue, index: int) -> TracedValue:
         """A fresh value that stands for tensor argument `index`."""
@@ -152,9 +152,10 @@ class CompileTrace(Trace):
         loc = user_location()
         made = f", made by {value.node.op.name} at {value.node.loc}" if value.node is not None else ""
         raise TraceError(
-            f"{loc}: the value of a traced tensor ({value.type}{made}) is needed while {self.name!r} is being "
-            f"compiled (a branch on it, .item(), print, numpy()), but it is only known when the compiled "
-            f"function runs; return the tensor and read it outside, or write a branch as tracegrad.where"
+            f"{loc}: the value of a traced tensor ({value.type}{made}) is needed while {self.name!r} is "
+            f"being compiled (a branch on it, .item(), print, numpy()), but it is only known when the "
+            f"compiled function runs; return the tensor and read it outside, or write a branch as "
+            f"tracegrad.where"
         )
 
     # --- state

@@ -23,7 +23,6 @@ from .recording import LazyTrace, TrieNode, freeze
 from .values import TracedValue, let_go
 
 
-
 class LazyProgram:
     """One program of the trie: which values it computes from which, and its code once compiled.
 

@@ -203,10 +203,18 @@ def _operator(fn: Callable[..., Any], *, reflected: bool = False) -> Callable[..
 
 _F = FUNCTIONS
 _OPERATORS = {
-    "add": _F["add"], "sub": _F["sub"], "mul": _F["mul"], "truediv": _F["div"], "floordiv": _F["floor_divide"],
-    "mod": _F["remainder"], "pow": _F["pow"], "matmul": _F["matmul"], "and": _F["bitwise_and"],
-    "or": _F["bitwise_or"], "xor": _F["bitwise_xor"],
-}  # fmt: skip
+    "add": _F["add"],
+    "sub": _F["sub"],
+    "mul": _F["mul"],
+    "truediv": _F["div"],
+    "floordiv": _F["floor_divide"],
+    "mod": _F["remainder"],
+    "pow": _F["pow"],
+    "matmul": _F["matmul"],
+    "and": _F["bitwise_and"],
+    "or": _F["bitwise_or"],
+    "xor": _F["bitwise_xor"],
+}
 for _name, _fn in _OPERATORS.items():
     setattr(Tensor, f"__{_name}__", _operator(_fn))
     setattr(Tensor, f"__r{_name}__", _operator(_fn, reflected=True))

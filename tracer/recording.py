@@ -52,6 +52,7 @@ class Trace(Builder):
         nodes: recorded nodes in order.
         handles: storages that were given values of this trace.
         grad_enabled: whether results of ops on values that require grad require it too.
+        overlong: the program is long enough; it ends where the next user operation begins.
         walked_back: a backward that made no new graph has been recorded; see `ready` in tensor.py.
     """
 
@@ -60,6 +61,7 @@ class Trace(Builder):
         self.handles: list[weakref.ref[Storage]] = []
         self.grad_enabled = True
         self.walked_back = False
+        self.overlong = False
         self.loc: Location | None = None
         self.phase = "forward"
 
@@ -184,7 +186,7 @@ class LazyTrace(Trace):
         self.inputs: list[tuple[int, TracedValue, Buffer]] = []
         self.literals: list[tuple[int, Any, TrieNode]] = []
         self.undo: list[tuple[Storage, TracedValue]] = []
-        self.walked_back = False
+        self.walked_back = self.overlong = False
 
     def _step(self, key: Any) -> TrieNode | None:
         child = self.at_node.children.get(key)
@@ -261,6 +263,8 @@ class LazyTrace(Trace):
         else:
             slots[out] = len(self.values)
             self.values.append(out)
+        if len(self.nodes) >= self.LIMIT and self.phase == "forward":
+            self.overlong = self.walked_back = True
         return out
 
     def mark(self, key: Any) -> None:
@@ -307,8 +311,8 @@ class LazyTrace(Trace):
     def _elsewhere(self, value: TracedValue) -> Buffer | None:
         """The contents of a value that is pending in another trace; None where there is none."""
         trace = value.trace
-        if trace is None or trace is self:
-            return None
+        if trace is None or trace is self:  # (the other thread may have ended its program just now)
+            return value.buffer
         if not isinstance(trace, LazyTrace):
             return trace.materialize(value)
         # It is the other thread's to end, at any moment: this value is computed here, on its own.

@@ -335,12 +335,12 @@ class Tensor(Operators):
         return not value.requires_grad or value.leaf is not None
 
     @property
-    def grad_fn(self) -> GradFn | None:
+    def grad_fn(self) -> Any:
         value = self._value()
         return GradFn(value) if value.requires_grad and value.leaf is None else None
 
     @property
-    def grad(self) -> Tensor | None:
+    def grad(self) -> Any:
         g = self._grad
         if g is None or isinstance(g, Tensor):
             return STATE.trace.read_grad(self, g)
@@ -481,9 +481,9 @@ def concrete(buffer: Buffer) -> Tensor:
 
 
 def ready(trace: Trace, *tensors: Any) -> None:
-    """Called with a user op's operands before it is recorded: a forward computation after a backward starts a
-    new program."""
-    if (
+    """Called with a user op's operands before it is recorded, where `walked_back`: a forward computation
+    after a backward starts a new program, and so does anything after an overlong one."""
+    if trace.overlong or (
         trace.walked_back
         and trace.grad_enabled
         and any(isinstance(t, Tensor) and t.requires_grad for t in tensors)

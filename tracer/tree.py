@@ -30,15 +30,18 @@ def flatten(tree: Any, leaves: list[Tensor]) -> Any:
     except TypeError:
         if isinstance(tree, (np.ndarray, set, bytearray)):
             raise TraceError(
-                f"an argument of type {type(tree).__name__} would be baked into the compiled function, and later "
-                f"changes of it go unseen; pass a tensor (tracegrad.as_tensor(x)), a tuple or a frozenset"
+                f"an argument of type {type(tree).__name__} would be baked into the compiled function, "
+                f"and later changes of it go unseen; pass a tensor (tracegrad.as_tensor(x)), a tuple or "
+                f"a frozenset"
             ) from None
         return Same(tree)
     return (type(tree), tree)
 
 
 class Same:
-    """An object without a hash as a key: equal to itself alone, and kept alive so that its id stays its own."""
+    """An object without a hash as a key: equal to itself alone, and kept alive so that its id stays its
+    own.
+    """
 
     __slots__ = ("object",)
 

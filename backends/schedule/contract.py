@@ -6,6 +6,7 @@ plan.py.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -130,7 +131,7 @@ class ContractGroup(Group):
             m.size, n.size, prod(d.size for d in self.inner), outer, m.a, k.a, k.b, n.b, m.c, n.c,
             self.acc.itemsize, all(d.b == 0 for d in (*self.batch, *self.rows[:-1])), len(self.inner),
         )  # fmt: skip
-        self.strategy: Strategy = choose(problem, self.plan.machine)
+        self.strategy: Strategy = _choose(problem, self.plan.machine)
         if self.strategy.swap:
             self.rows, self.cols = self.cols, self.rows
             for d in (*self.batch, *self.rows, *self.cols, *self.inner):
@@ -173,6 +174,9 @@ class ContractGroup(Group):
         if number(ravel(index, v.type.shape)) != number(self.flat):
             raise NotFusable("contraction's result at another place")
         return self.element()
+
+
+_choose = lru_cache(maxsize=4096)(choose)
 
 
 def _row_major(sizes: list[int]) -> list[int]:

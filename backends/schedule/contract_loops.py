@@ -67,8 +67,8 @@ class ContractEmitter(ContractTile):
                 self.outer_tile(inner, mb, mr, nb, -(-columns // self.lanes), columns, block)
             inner.close()
 
-        # Rows first where the row tile is the larger part of what is read and stays in the cache, or where all
-        # of B stays in the second cache, so that A is read from memory only once.
+        # Rows first where the row tile is the larger part of what is read and stays in the cache, or where
+        # all of B stays in the second cache, so that A is read from memory only once.
         b_bytes = self.K * self.n.size * self.g.acc.itemsize
         rows_first = s.dot or (s.pack_b and s.kc >= self.K and b_bytes <= self.machine.l2_bytes * 7 // 8)
         if rows_first or (self.parallel and self.n.size // width < 4 <= self.m.size // s.mr):

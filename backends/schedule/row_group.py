@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from .plan import Planner
 from .groups import Group, ReduceSpec, domain_var, identity
 
-
 #: reductions one after another that one group holds: each pass computes the row's elements again
 MAX_STAGES = 6
 

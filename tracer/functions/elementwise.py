@@ -27,12 +27,12 @@ _UNARY_BOOL = "isnan isinf isfinite logical_not"
 _BINARY = "maximum minimum floor_divide remainder fmod bitwise_and bitwise_or bitwise_xor"
 _BINARY_FLOAT = "atan2 logaddexp hypot"
 _COMPARE = "eq ne lt le gt ge"
-_ALIASES = {
-    "negative": "neg", "absolute": "abs", "arcsin": "asin", "arccos": "acos", "arctan": "atan", "arcsinh": "asinh",
-    "arccosh": "acosh", "arctanh": "atanh", "fix": "trunc", "multiply": "mul", "subtract": "sub", "divide": "div",
-    "true_divide": "div", "greater": "gt", "greater_equal": "ge", "less": "lt", "less_equal": "le", "not_equal": "ne",
-    "clip": "clamp", "arctan2": "atan2",
-}  # fmt: skip
+_ALIASES: dict[str, str] = {
+    pair.partition("=")[0]: pair.partition("=")[2]
+    for pair in """negative=neg absolute=abs arcsin=asin arccos=acos arctan=atan arcsinh=asinh arccosh=acosh
+    arctanh=atanh fix=trunc multiply=mul subtract=sub divide=div true_divide=div greater=gt greater_equal=ge
+    less=lt less_equal=le not_equal=ne clip=clamp arctan2=atan2""".split()
+}
 
 
 def _bind(name: str, fn: Callable[..., Any], doc: str) -> None:

@@ -105,7 +105,8 @@ def _basic(x: Tensor, index: tuple[Any, ...]) -> tuple[Tensor, list[Tensor | Non
 
 
 def _indices(trace: Any, index: Tensor, size: int, dim: int) -> Any:
-    """An index tensor as an i64 value. Indices whose values are known are checked here; others wrap natively."""
+    """An index tensor as an i64 value. Indices whose values are known are checked here; others wrap and are
+    clamped natively."""
     v = as_value(trace, index, dtypes.int64)
     known = index._value().buffer
     if known is not None and known.type.numel:

@@ -277,8 +277,9 @@ def contiguous(input: Tensor, memory_format: Any = None) -> Tensor:
 
 
 for _fn in (
-    view, reshape, flatten, unflatten, permute, transpose, t, movedim, unsqueeze, squeeze, expand, expand_as, narrow,
-    select, cat, stack, split, chunk, unbind, flip, repeat, tile, broadcast_to, contiguous,
+    view, reshape, flatten, unflatten, permute, transpose, t, movedim, unsqueeze, squeeze, expand,
+    expand_as, narrow, select, cat, stack, split, chunk, unbind, flip, repeat, tile, broadcast_to,
+    contiguous,
 ):  # fmt: skip
     FUNCTIONS[_fn.__name__] = _fn
 FUNCTIONS["concat"] = cat
