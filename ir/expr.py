@@ -214,7 +214,8 @@ def as_index(x: Expr | int) -> Expr:
 
 
 def terms(e: Expr) -> tuple[list[tuple[Expr, int]], int]:
-    """`e` as a sum: [(atom, coefficient)] and a constant; atoms are not sums or constant multiples. The list is
+    """`e` as a sum: [(atom, coefficient)] and a constant; atoms are not sums or constant multiples. The list
+    is
     shared: don't change it."""
     if type(e) is Const:
         return [], int(e.value)
@@ -223,17 +224,18 @@ def terms(e: Expr) -> tuple[list[tuple[Expr, int]], int]:
     got = e._terms
     if got is None:
         a = e._args
+        found: list[tuple[Expr, int]]
         if e.name == "add":
             out, const = terms(a[0])
             more, c = terms(a[1])
-            got = _merge(out + more), const + c
+            found, total = _merge(out + more), const + c
         elif e.name == "mul" and type(a[1]) is Const:
             k = int(a[1].value)
             inner, c = terms(a[0])
-            got = [(t, n * k) for t, n in inner], c * k
+            found, total = [(t, n * k) for t, n in inner], c * k
         else:
-            got = [(e, 1)], 0
-        e._terms = got
+            found, total = list[tuple[Expr, int]]([(e, 1)]), 0
+        got = e._terms = found, total
     return got
 
 

@@ -67,6 +67,11 @@ LATE_FOR_TIME: dict[tuple[str, str, str], str] = {
         "ir.passes",
     ): "what compiles is loaded at the first compilation",
     ("runtime.executable", "Lowered.loops", "backends.schedule"): "the same",
+    (
+        "backends.llvm.codegen_math",
+        "_function_text",
+        "backends.llvm.math",
+    ): "built with llvmlite.ir, slow to load; most small programs need none of it",
     ("runtime.executable", "Lowered.native", "backends.llvm.compile"): "the same",
     ("runtime.executable", "host_machine", "*"): "the same",
     ("runtime.executable", "Executable.context", "backends.llvm.pool"): "the same",

@@ -98,6 +98,10 @@ def tensor(
     dtype = dtype or _dtype_for(data, array)
     if array.dtype.kind not in "fiub" and dtypes.from_numpy(array.dtype) is None:
         raise DTypeError(f"tensor(): can't make a tensor of {array.dtype} elements: {data!r:.80}")
+    if dtype.kind in "iu" and array.dtype.kind in "iu" and not isinstance(data, (Tensor, np.ndarray)):
+        limits = np.iinfo(dtype.numpy)
+        if array.size and (array.min() < limits.min or array.max() > limits.max):
+            raise OpError(f"tensor(): {data!r:.80} does not fit {dtype} ({limits.min} to {limits.max})")
     if requires_grad and dtype.kind != "f":
         raise GradError(
             f"only floating-point tensors can require gradients, not {dtype.name}; "

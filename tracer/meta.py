@@ -25,6 +25,18 @@ class Size(tuple):
             n *= d
         return n
 
+    def __add__(self, other: Any) -> Size:  # type: ignore[override]
+        return Size(tuple.__add__(self, tuple(other)))
+
+    def __mul__(self, n: Any) -> Size:  # type: ignore[override]
+        return Size(tuple.__mul__(self, n))
+
+    __rmul__ = __mul__  # type: ignore[assignment]
+
+    def __getitem__(self, i: Any) -> Any:
+        got = tuple.__getitem__(self, i)
+        return Size(got) if isinstance(i, slice) else got
+
     def __repr__(self) -> str:
         return f"tracegrad.Size({list(self)})"
 

@@ -14,7 +14,7 @@ from ..ir.op import REGISTRY
 from ..ir.types import broadcast_shapes
 from ..runtime.buffers import copy_of
 from . import creation, mt19937
-from .functions import elementwise, indexing, linear, reductions, shaping
+from .functions import elementwise, indexing, linear, queries, reductions, shaping
 from .operands import as_value
 from .random import generator_of
 from .recording import STATE
@@ -26,9 +26,10 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     **shaping.FUNCTIONS,
     **linear.FUNCTIONS,
     **indexing.FUNCTIONS,
+    **queries.FUNCTIONS,
 }
-_NOT_METHODS = {"cat", "concat", "stack", "where", "linear"}
-_NO_INPLACE = {"where", "clone", "isnan", "isinf", "isfinite"}
+_NOT_METHODS = {"cat", "concat", "stack", "where", "linear", "is_tensor", "promote_types", "can_cast", "rsub", "numel", "is_floating_point"}
+_NO_INPLACE = {"where", "rsub", "clone", "isnan", "isinf", "isfinite"}
 _INPLACE = [n for n in elementwise.FUNCTIONS if n not in _NO_INPLACE]
 _INPLACE += ["masked_fill", "scatter", "scatter_add", "index_put"]
 
@@ -130,6 +131,11 @@ def _type(self: Tensor, dtype: Any = None) -> Any:
     """The dtype's PyTorch class name, or the tensor converted."""
     if dtype is None:
         return f"tracegrad.{_CLASS_NAMES[self.dtype]}Tensor"
+    if isinstance(dtype, str):
+        named = {f"tracegrad.{name}Tensor": d for d, name in _CLASS_NAMES.items()}
+        if dtype not in named:
+            raise DTypeError(f"type(): no tensor type {dtype!r}; there are {', '.join(named)}")
+        dtype = named[dtype]
     return _to(self, dtype)
 
 
@@ -139,6 +145,12 @@ def _caster(dtype: DType) -> Callable[[Tensor], Tensor]:
 
     method.__doc__ = f"The tensor as {dtype.torch_name}."
     return method
+
+
+def _iterate(self: Tensor) -> Any:
+    if not self.dim():
+        raise TypeError("iteration over a 0-d tensor")
+    return iter(self.unbind(0))  # type: ignore[attr-defined]
 
 
 def _numpy_transposed(self: Tensor) -> Tensor:
@@ -170,6 +182,9 @@ _METHODS: dict[str, Any] = {
     "short": _caster(dtypes.int16), "char": _caster(dtypes.int8), "byte": _caster(dtypes.uint8),
     "bool": _caster(dtypes.bool_), "cpu": lambda self: self, "uniform_": _uniform, "normal_": _normal,
     "T": property(_numpy_transposed), "mT": property(lambda self: self.transpose(-2, -1)),
+    "mH": property(lambda self: self.transpose(-2, -1)),
+    "H": property(lambda self: self.transpose(-2, -1)),
+    "is_same_size": lambda self, other: self.shape == other.shape,
     "view_as": lambda self, other: self.view(*other.shape),
     "reshape_as": lambda self, other: self.reshape(*other.shape),
     "type_as": lambda self, other: _to(self, other.dtype),
@@ -179,7 +194,7 @@ _METHODS: dict[str, Any] = {
     "new_tensor": lambda self, data, **k: _new("tensor", self, (data,), k),
     "new_full": lambda self, size, value, **k: _new("full", self, (size, value), k),
     "__getitem__": indexing.getitem, "__setitem__": indexing.setitem,
-    "__iter__": lambda self: iter(self.unbind(0)),
+    "__iter__": _iterate,
 }  # fmt: skip
 
 
@@ -214,6 +229,8 @@ _OPERATORS = {
     "and": _F["bitwise_and"],
     "or": _F["bitwise_or"],
     "xor": _F["bitwise_xor"],
+    "lshift": _F["bitwise_left_shift"],
+    "rshift": _F["bitwise_right_shift"],
 }
 for _name, _fn in _OPERATORS.items():
     setattr(Tensor, f"__{_name}__", _operator(_fn))

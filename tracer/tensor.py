@@ -19,15 +19,19 @@ from ..ir import dtypes
 from ..ir.dtypes import DType
 from ..ir.errors import DTypeError, GradError, TraceError
 from ..ir.op import REGISTRY, Op
+from ..ir.types import normalize_axis
 from ..runtime.buffers import Buffer, from_array
 from .meta import CPU, GradFn, HookHandle, Operators, Size, View, device
 from .recording import STATE, Trace
+from .strides import Layout, is_row_major, layout_of
 from .values import Storage, TracedValue
 
 
 class Tensor(Operators):
     """A multi-dimensional array that records what is done to it. Made by `tracegrad.tensor` and the other
     creation functions, not by calling the class."""
+
+    __array_priority__ = 1000  # NumPy scalars leave operators to us
 
     __slots__ = (
         "__dict__",
@@ -166,11 +170,24 @@ class Tensor(Operators):
         return self._value().type.numel
 
     nelement = numel
+    ndimension = dim
+
+    def is_signed(self) -> bool:
+        """Whether elements can be negative."""
+        return self.dtype.is_signed
+
+    def data_ptr(self) -> int:
+        """The address of the contents."""
+        return self._buffer().ptr
+
+    def get_device(self) -> int:
+        """The number of the CUDA device; -1 on the CPU."""
+        return -1
 
     def size(self, dim: int | None = None) -> Any:
         """The shape, or its extent along `dim`."""
         shape = self._value().type.shape
-        return Size(shape) if dim is None else shape[dim]
+        return Size(shape) if dim is None else Size(shape)[normalize_axis(dim, len(shape))]
 
     def element_size(self) -> int:
         """Bytes of one element."""
@@ -185,16 +202,20 @@ class Tensor(Operators):
         return self._value().type.nbytes
 
     def stride(self, dim: int | None = None) -> Any:
-        """Row-major strides in elements (contents are always materialised contiguously)."""
-        strides, n = [], 1
-        for d in reversed(self._value().type.shape):
-            strides.append(n)
-            n *= max(d, 1)
-        strides.reverse()
-        return tuple(strides) if dim is None else strides[dim]
+        """Strides of this view in the memory of its base, in elements."""
+        strides = self._layout()[1]
+        return strides if dim is None else strides[dim]
+
+    def storage_offset(self) -> int:
+        """Where this view starts in the memory of its base, in elements."""
+        return self._layout()[2]
 
     def is_contiguous(self, memory_format: Any = None) -> bool:
-        return True
+        """Whether the elements lie in row-major order, without gaps."""
+        return self._view is None or is_row_major(*self._layout()[:2])
+
+    def _layout(self) -> Layout:
+        return layout_of(self._storage.value.type.shape, self._view)
 
     def is_floating_point(self) -> bool:
         return self.dtype.kind == "f"
@@ -219,6 +240,9 @@ class Tensor(Operators):
         if not shape:
             raise TypeError("len() of a 0-d tensor")
         return shape[0]
+
+    def __contains__(self, element: Any) -> bool:
+        return bool((self == element).any())
 
     def __hash__(self) -> int:
         return id(self)
@@ -279,7 +303,7 @@ class Tensor(Operators):
         return tensor_repr(self)
 
     def __format__(self, spec: str) -> str:
-        if self.dim() == 0 and spec:
+        if self.dim() == 0 and type(self) is Tensor:
             return format(self.item(), spec)
         return format(str(self), spec)
 

@@ -24,7 +24,9 @@ cosh tanh asinh acosh atanh sigmoid erf erfc"""
 _UNARY_SAME = "neg abs sign square relu floor ceil trunc frac"
 #: Give bool.
 _UNARY_BOOL = "isnan isinf isfinite logical_not"
-_BINARY = "maximum minimum floor_divide remainder fmod bitwise_and bitwise_or bitwise_xor"
+_BINARY = """maximum minimum floor_divide remainder fmod bitwise_and bitwise_or bitwise_xor bitwise_left_shift
+bitwise_right_shift"""
+_DIVIDES = ("floor_divide", "remainder", "fmod")
 _BINARY_FLOAT = "atan2 logaddexp hypot"
 _COMPARE = "eq ne lt le gt ge"
 _ALIASES: dict[str, str] = {
@@ -53,11 +55,19 @@ def _unary(name: str, *, floating: bool = False) -> None:
     _bind(name, fn, f"Elementwise {name}." + (" Integers become floats." if floating else ""))
 
 
+def _check_divisor(name: str, other: Any) -> None:
+    """Integers divided by the number 0 are an error; by a zero that is only known later, 0."""
+    if not isinstance(other, Tensor) and other == 0:
+        raise OpError(f"{name}(): integers divided by zero; convert an operand with .float()")
+
+
 def _binary(name: str, *, floating: bool = False) -> None:
     op = REGISTRY[name]
 
     def fn(input: Any, other: Any) -> Tensor:
         trace, (x, y) = values(input, other, floating=floating)
+        if name in _DIVIDES and y.type.dtype.kind in "iu":
+            _check_divisor(name, other)
         return Tensor(trace.emit(op, (x, y), {}))
 
     _bind(name, fn, f"Elementwise {name} of two tensors or a tensor and a number; broadcasts and promotes.")
@@ -73,13 +83,21 @@ for _name in _BINARY_FLOAT.split():
     _binary(_name, floating=True)
 
 
+def _is_bool(x: Any) -> bool:
+    return x.dtype is dtypes.bool_ if isinstance(x, Tensor) else isinstance(x, bool)
+
+
 def _arith(name: str) -> Callable[..., Any]:
     op = REGISTRY[name]
     mul = REGISTRY["mul"]
 
     def fn(input: Any, other: Any, *, alpha: Any = 1) -> Tensor:
         trace, (x, y) = values(input, other)
+        if name == "sub" and (_is_bool(input) or _is_bool(other)):
+            raise DTypeError("bools can't be subtracted; invert a mask with ~, or take the difference with ^")
         if alpha != 1:
+            if isinstance(alpha, float) and y.type.dtype.kind != "f":
+                raise DTypeError(f"{name}(): alpha={alpha} must be an integer for operands of {y.type.dtype}")
             y = trace.emit(mul, (y, trace.literal(alpha, y.type.dtype)), {})
         return Tensor(trace.emit(op, (x, y), {}))
 
@@ -88,6 +106,11 @@ def _arith(name: str) -> Callable[..., Any]:
 
 _bind("add", _arith("add"), "`input + alpha * other`, elementwise.")
 _bind("sub", _arith("sub"), "`input - alpha * other`, elementwise.")
+
+
+def rsub(input: Any, other: Any, *, alpha: Any = 1) -> Tensor:
+    """`other - alpha * input`, elementwise."""
+    return FUNCTIONS["sub"](other, input, alpha=alpha)
 
 
 def mul(input: Any, other: Any) -> Tensor:
@@ -109,7 +132,9 @@ def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
         trace, (x, y) = values(input, other, floating=True)
         return Tensor(trace.emit(REGISTRY["div"], (x, y), {}))
     dtype = result_type(input, other)
-    if dtype.kind == "f":
+    if dtype.kind != "f":
+        _check_divisor("div", other)
+    else:
         return FUNCTIONS["trunc"](div(input, other))
     trace = STATE.trace
     # Integer division towards zero: the floor quotient, plus one where it is inexact and negative.
@@ -237,7 +262,7 @@ def clone(input: Tensor, *, memory_format: Any = None) -> Tensor:
 
 
 for _fn in (
-    mul, div, pow, clamp, clamp_min, clamp_max, where, bitwise_not, round, addcmul, addcdiv, lerp, clone,
+    rsub, mul, div, pow, clamp, clamp_min, clamp_max, where, bitwise_not, round, addcmul, addcdiv, lerp, clone,
 ):  # fmt: skip
     FUNCTIONS[_fn.__name__] = _fn
 for _new, _old in _ALIASES.items():

@@ -25,7 +25,10 @@ def _is_advanced(i: Any) -> bool:
 
 
 def _index_tensor(i: Any) -> Tensor:
-    t = i if isinstance(i, Tensor) else as_tensor(np.asarray(i))
+    if not isinstance(i, Tensor):
+        i = np.asarray(i)
+        i = i if i.size else i.astype(np.int64)  # an empty list has no dtype of its own
+    t = i if isinstance(i, Tensor) else as_tensor(i)
     if t.dtype.kind == "f":
         raise DTypeError(f"indices must be integers or bools, got a tensor of type {t._value().type}")
     return t
@@ -70,7 +73,9 @@ def _basic(x: Tensor, index: tuple[Any, ...]) -> tuple[Tensor, list[Tensor | Non
             advanced.append(None)
             dim += 1
             source += 1
-        elif isinstance(i, (bool, np.bool_)):
+        elif isinstance(i, (bool, np.bool_)) or (
+            isinstance(i, Tensor) and i.dim() == 0 and i.dtype is dtypes.bool_
+        ):
             out = unsqueeze(out, dim)
             advanced.append(tensor([0] if i else [], dtype=dtypes.int64))
             dim += 1
@@ -189,7 +194,7 @@ def nonzero(input: Tensor, *, as_tuple: bool = False) -> Any:
     found = np.nonzero(np.atleast_1d(tensor_operand(input, "nonzero(): input").detach()._array()))
     if as_tuple:
         return tuple(tensor(f.astype(np.int64)) for f in found)
-    return tensor(np.stack(found, axis=1).astype(np.int64).reshape(-1, input.dim()))
+    return tensor(np.stack(found, axis=1).astype(np.int64)[:, : input.dim()])
 
 
 def masked_select(input: Tensor, mask: Tensor) -> Tensor:
@@ -267,7 +272,13 @@ def scatter_add(input: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
 def index_put(input: Tensor, indices: tuple[Tensor, ...], values: Tensor, accumulate: bool = False) -> Tensor:
     """`input` with `values` written (or added) at the indices of its leading dimensions."""
     trace = STATE.trace
-    ints = tuple(_indices(trace, i, n, d) for d, (i, n) in enumerate(zip(indices, input.shape)))
+    positions: list[Tensor] = []
+    for i in indices:
+        t = _index_tensor(i)
+        positions.extend(nonzero(t, as_tuple=True) if t.dtype in (dtypes.bool_, dtypes.uint8) else [t])
+    if len(positions) > input.dim():
+        raise IndexOutOfRange(f"too many indices ({len(positions)}) for a tensor of type {input._value().type}")
+    ints = tuple(_indices(trace, i, n, d) for d, (i, n) in enumerate(zip(positions, input.shape)))
     dims = tuple(range(len(ints)))
     v = _broadcast(as_value(trace, values, input.dtype), _region(input._value(), ints, dims))
     attrs = {"dims": dims, "accumulate": bool(accumulate)}

@@ -79,6 +79,9 @@ def _extreme(name: str, op_name: str, arg_name: str) -> Callable[..., Any]:
                 trace.emit(REGISTRY[op_name], (x,), {"axes": axes_of(input, None), "keepdim": False})
             )
         axis = normalize_axis(dim, input.dim())
+        if not input.dim():
+            zero = trace.emit(REGISTRY["expand"], (trace.literal(0, dtypes.int64),), {"shape": ()})
+            return Extremum(input.clone(), Tensor(zero))
         attrs = {"dim": axis, "keepdim": True}
         i = trace.emit(REGISTRY[arg_name], (x,), attrs)
         v = Tensor(trace.emit(REGISTRY["gather"], (x, i), {"dim": axis}))
@@ -118,9 +121,8 @@ def _bool_reduction(name: str) -> None:
     def fn(input: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
         trace = _start(input, name)
         x = as_value(trace, input, dtypes.bool_)
-        return Tensor(
-            trace.emit(REGISTRY[name], (x,), {"axes": axes_of(input, dim), "keepdim": bool(keepdim)})
-        )
+        out = trace.emit(REGISTRY[name], (x,), {"axes": axes_of(input, dim), "keepdim": bool(keepdim)})
+        return Tensor(trace.cast_to(out, dtypes.uint8) if input.dtype is dtypes.uint8 else out)
 
     fn.__name__ = fn.__qualname__ = name
     fn.__doc__ = f"Whether {name} element over `dim` (all by default) is not zero."
@@ -135,7 +137,8 @@ def _arg(name: str) -> None:
     def fn(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
         trace = _start(input, name)
         x = input._value()
-        if dim is None:
+        if dim is None or not input.dim():
+            normalize_axis(dim or 0, input.dim())
             x = trace.emit(REGISTRY["reshape"], (x,), {"shape": (x.type.numel,)})
             out = Tensor(trace.emit(REGISTRY[name], (x,), {"dim": 0, "keepdim": False}))
             return out.reshape((1,) * input.dim()) if keepdim else out
@@ -198,7 +201,8 @@ def logsumexp(input: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
     """log of the sum of exponentials over `dim`, without overflow."""
     trace = _start(input, "logsumexp")
     attrs = {"axes": axes_of(input, dim), "keepdim": bool(keepdim)}
-    return Tensor(trace.emit(REGISTRY["logsumexp"], (input._value(),), attrs))
+    x = as_value(trace, input, input.dtype if input.dtype.kind == "f" else get_default_dtype())
+    return Tensor(trace.emit(REGISTRY["logsumexp"], (x,), attrs))
 
 
 def norm(input: Tensor, p: Any = "fro", dim: Any = None, keepdim: bool = False) -> Tensor:

@@ -10,6 +10,7 @@ from ...ir.op import REGISTRY
 from ...ir.types import normalize_axis
 from ..operands import as_value, result_type, tensor_operand
 from ..recording import STATE
+from ..strides import regrouped
 from ..tensor import Tensor, make_view, ready
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {}
@@ -43,14 +44,32 @@ def view(input: Tensor, *shape: Any) -> Tensor:
     """The same elements in another shape; one dimension may be -1. Shares memory. `view(dtype)` reinterprets
     bits.
     """
-    return make_view(input, REGISTRY["view"], {"shape": resolve_shape(input, _dims(shape), "view")})
+    size = resolve_shape(input, _dims(shape), "view")
+    if not _shares(input, size):
+        raise OpError(
+            f"view(): the elements of this tensor of type {input._value().type} (strides {input.stride()}) do "
+            f"not lie as a view of shape {list(size)} needs them; use reshape(), which copies where it must"
+        )
+    return make_view(input, REGISTRY["view"], {"shape": size})
+
+
+def _shares(t: Tensor, size: tuple[int, ...]) -> bool:
+    """Whether `t` can be seen in another shape without a copy."""
+    if t._view is None:
+        return True
+    shape, strides, _ = t._layout()
+    return regrouped(shape, strides, size) is not None
 
 
 def reshape(input: Tensor, *shape: Any) -> Tensor:
-    """The same elements in another shape; one dimension may be -1. Shares memory."""
+    """The same elements in another shape; one dimension may be -1. Shares memory where strides allow it,
+    else copies, as in PyTorch.
+    """
     if len(shape) == 1 and isinstance(shape[0], (tuple, list)):
         shape = tuple(shape[0])
-    return make_view(input, REGISTRY["view"], {"shape": resolve_shape(input, _dims(shape), "reshape")})
+    size = resolve_shape(input, _dims(shape), "reshape")
+    source = input if _shares(input, size) else clone_of(input)
+    return make_view(source, REGISTRY["view"], {"shape": size})
 
 
 def flatten(input: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
@@ -227,13 +246,24 @@ def split(tensor: Tensor, split_size_or_sections: Any, dim: int = 0) -> tuple[Te
 def chunk(input: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
     """At most `chunks` views of equal size (the last may be smaller) along `dim`."""
     n = tuple(input.shape)[normalize_axis(dim, input.dim())]
+    if chunks < 1:
+        raise OpError(f"chunk(): there must be at least one chunk, not {chunks}")
     return split(input, max(-(-n // chunks), 1), dim)
 
 
 def unbind(input: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
     """The slices along `dim`."""
     d = normalize_axis(dim, input.dim())
+    if not input.dim():
+        raise IndexOutOfRange("unbind() of a 0-d tensor")
     return tuple(select(input, d, i) for i in range(tuple(input.shape)[d]))
+
+
+def diagonal(input: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
+    """A view of the diagonal of two dimensions, as the last dimension."""
+    r = input.dim()
+    attrs = {"offset": offset, "dim1": normalize_axis(dim1, r), "dim2": normalize_axis(dim2, r)}
+    return make_view(input, REGISTRY["diagonal"], attrs)
 
 
 def flip(input: Tensor, *dims: Any) -> Tensor:
@@ -272,15 +302,16 @@ def broadcast_to(input: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def contiguous(input: Tensor, memory_format: Any = None) -> Tensor:
-    """The tensor itself: contents are always contiguous."""
-    return input
+    """The tensor itself if its elements lie in row-major order, else a copy."""
+    return input if input.is_contiguous() else clone_of(input)
 
 
 for _fn in (
     view, reshape, flatten, unflatten, permute, transpose, t, movedim, unsqueeze, squeeze, expand,
-    expand_as, narrow, select, cat, stack, split, chunk, unbind, flip, repeat, tile, broadcast_to,
+    expand_as, narrow, select, cat, stack, split, chunk, unbind, diagonal, flip, repeat, tile, broadcast_to,
     contiguous,
 ):  # fmt: skip
     FUNCTIONS[_fn.__name__] = _fn
 FUNCTIONS["concat"] = cat
+FUNCTIONS["moveaxis"] = movedim
 FUNCTIONS["swapaxes"] = FUNCTIONS["swapdims"] = transpose
