@@ -17,8 +17,9 @@ def main() -> None:
     workload, contender, threads, start = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TRACEGRAD_NUM_THREADS"):
         os.environ[variable] = str(threads)
-    if threads == 1:
-        os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    # XLA heeds no setting of its own, so all are held to the same processors.
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     from .workloads import WORKLOADS

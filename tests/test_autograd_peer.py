@@ -19,16 +19,65 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.peer
 
-UNARY = ["{a}.sin()", "{a}.tanh()", "{a} * 0.5 + 1.0", "{a}.sigmoid()", "{a} ** 2 * 0.1", "{a}.relu()", "-{a}", "{a}.abs()"]
-BINARY = ["{a} + {b}", "{a} * {b}", "{a} - {b}", "T.maximum({a}, {b})", "T.where({a} > {b}, {a}, {b})", "{a} * {b}.sum()"]
-MIXED = ["{a} @ {b}.t() @ {a}", "{a} + {b}.mean(0)", "{a} * {b}.softmax(1)", "T.cat([{a}[:1], {b}[1:]])", "{a}.flip(0)",
-         "{a}[T.tensor([2, 0, 0])]", "{a}.t().reshape(3, 4)", "{a} / ({b}.abs() + 1.0)", "{a} + {b}.amax(1, keepdim=True)"]
+UNARY = [
+    "{a}.sin()",
+    "{a}.tanh()",
+    "{a} * 0.5 + 1.0",
+    "{a}.sigmoid()",
+    "{a} ** 2 * 0.1",
+    "{a}.relu()",
+    "-{a}",
+    "{a}.abs()",
+]
+BINARY = [
+    "{a} + {b}",
+    "{a} * {b}",
+    "{a} - {b}",
+    "T.maximum({a}, {b})",
+    "T.where({a} > {b}, {a}, {b})",
+    "{a} * {b}.sum()",
+]
+MIXED = [
+    "{a} @ {b}.t() @ {a}",
+    "{a} + {b}.mean(0)",
+    "{a} * {b}.softmax(1)",
+    "T.cat([{a}[:1], {b}[1:]])",
+    "{a}.flip(0)",
+    "{a}[T.tensor([2, 0, 0])]",
+    "{a}.t().reshape(3, 4)",
+    "{a} / ({b}.abs() + 1.0)",
+    "{a} + {b}.amax(1, keepdim=True)",
+]
 OTHER = ["{a}.detach()", "{a}.detach() * {b}", "{a}.clone()"]
-VIEWS = ["{a}[1]", "{a}[:, 1:3]", "{a}.t()", "{a}.view(-1)", "{a}[::2]", "{a}.view(2, 6)", "{a}[None, :, 0]", "{a}.unsqueeze(0)[0, 1:]"]
-WRITES = ["{v}.mul_(0.5)", "{v}.add_(1.0)", "{v}.copy_({v}.sin())", "{v}.tanh_()", "{v}[0] = {a}.sum()", "{v}[..., 0] = 2.0", "{v}.add_({a}.mean())"]
-EVENTS = ["with T.no_grad(): {a}.mul_(0.5)", "with T.no_grad(): {b} = {a} * 2.0", "seen.append(float({a}.sum()))", "{a}.retain_grad()",
-          "{a}.register_hook(lambda g: g * 2.0)", "with T.no_grad(): seen.append(float({v}.sum()))",
-          "{a}.sum().backward(retain_graph=True)", "y = {a} * 3.0; y.detach().mul_(1.5); {b} = {b} + y"]
+VIEWS = [
+    "{a}[1]",
+    "{a}[:, 1:3]",
+    "{a}.t()",
+    "{a}.view(-1)",
+    "{a}[::2]",
+    "{a}.view(2, 6)",
+    "{a}[None, :, 0]",
+    "{a}.unsqueeze(0)[0, 1:]",
+]
+WRITES = [
+    "{v}.mul_(0.5)",
+    "{v}.add_(1.0)",
+    "{v}.copy_({v}.sin())",
+    "{v}.tanh_()",
+    "{v}[0] = {a}.sum()",
+    "{v}[..., 0] = 2.0",
+    "{v}.add_({a}.mean())",
+]
+EVENTS = [
+    "with T.no_grad(): {a}.mul_(0.5)",
+    "with T.no_grad(): {b} = {a} * 2.0",
+    "seen.append(float({a}.sum()))",
+    "{a}.retain_grad()",
+    "{a}.register_hook(lambda g: g * 2.0)",
+    "with T.no_grad(): seen.append(float({v}.sum()))",
+    "{a}.sum().backward(retain_graph=True)",
+    "y = {a} * 3.0; y.detach().mul_(1.5); {b} = {b} + y",
+]
 
 
 @st.composite
@@ -108,7 +157,9 @@ def test_backward(lines: list[str]) -> None:
 @FUZZ
 @given(programs())
 def test_accumulation_over_two_backwards(lines: list[str]) -> None:
-    compare(lines, ["loss.backward(retain_graph=True)", "seen.append(float(loss))", "(loss * loss).backward()"])
+    compare(
+        lines, ["loss.backward(retain_graph=True)", "seen.append(float(loss))", "(loss * loss).backward()"]
+    )
 
 
 @FUZZ

@@ -7,6 +7,7 @@ A function is Python source over captured tensors (`p` and `q` require grad, `m`
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -18,18 +19,24 @@ from hypothesis import strategies as st
 from tracegrad.ir.errors import TracegradError
 
 VALUES = [
-    "{a} * {b}", "{a} + {b}", "{a}.tanh()", "{a} @ {b}.t() @ {a}", "{a}.softmax(1)", "{a} + row", "{a} * n", "{a} - flat.view(3, 4)",
-    "{a}.sum(0) + {b}", "{a}.detach()", "{a}[1] * {b}", "tg.where({a} > 0.1, {a}, {b})", "{a}.clone()", "{a} * 0.5 + m",
+    "{a} * {b}", "{a} + {b}", "{a}.tanh()", "{a} @ {b}.t() @ {a}", "{a}.softmax(1)", "{a} + row", "{a} * n",
+    "{a} - flat.view(3, 4)",
+    "{a}.sum(0) + {b}", "{a}.detach()", "{a}[1] * {b}", "tg.where({a} > 0.1, {a}, {b})", "{a}.clone()",
+    "{a} * 0.5 + m",
 ]  # fmt: skip
 WRITES = [
-    "m.add_({a}.detach())", "m[0] = {a}.detach()[1]", "row.mul_(0.5)", "flat[2:5] = 1.0", "n.add_(1)", "n.mul_({a}.detach().mean())",
-    "m.copy_({a}.detach())", "x.mul_(0.5)", "x[0] = {a}.detach()[1]", "y.add_({a}.detach())", "y[:, 1].zero_()", "m.t()[1] = 2.0",
+    "m.add_({a}.detach())", "m[0] = {a}.detach()[1]", "row.mul_(0.5)", "flat[2:5] = 1.0", "n.add_(1)",
+    "n.mul_({a}.detach().mean())",
+    "m.copy_({a}.detach())", "x.mul_(0.5)", "x[0] = {a}.detach()[1]", "y.add_({a}.detach())",
+    "y[:, 1].zero_()",
+    "m.t()[1] = 2.0",
     "row.copy_({a}.detach()[0])", "m.zero_()",
 ]  # fmt: skip
 GRADS = [
     "p.grad = None", "q.grad = None", "({a} * {b}).sum().backward()", "(p * {a}).tanh().sum().backward()",
     "(p * q).sum().backward()", "if p.grad is not None: p.grad.zero_()",
-    "with tg.no_grad(): p.sub_(0.1 * p.grad if p.grad is not None else 0.0)", "with tg.no_grad(): q.mul_(0.9)",
+    "with tg.no_grad(): p.sub_(0.1 * p.grad if p.grad is not None else 0.0)",
+    "with tg.no_grad(): q.mul_(0.9)",
     "with tg.no_grad(): p[0] = {a}[0]", "q.grad = {a}.detach() * 1.0", "p.data.mul_(0.5)",
 ]  # fmt: skip
 
@@ -47,7 +54,9 @@ def bodies(draw: Any) -> list[str]:
             lines.append(draw(st.sampled_from(WRITES)).format(**names))
         else:
             lines.append(draw(st.sampled_from(GRADS)).format(**names))
-    results = draw(st.lists(st.sampled_from([*tensors, "row", "flat", "n", "m * 2", "x[0]", "p.sum()"]), max_size=3))
+    results = draw(
+        st.lists(st.sampled_from([*tensors, "row", "flat", "n", "m * 2", "x[0]", "p.sum()"]), max_size=3)
+    )
     lines.append(f"return ({''.join(r + ', ' for r in results)})")
     return lines
 
@@ -77,10 +86,8 @@ class World:
         for k, t in self.state.items():
             out[k] = array(t)
             out[k + ".requires_grad"] = t.requires_grad
-            try:
+            with contextlib.suppress(TracegradError):  # used up inside the compiled function
                 out[k + ".grad"] = None if t.grad is None else array(t.grad)
-            except TracegradError:  # used up inside the compiled function
-                pass
         return out
 
 
@@ -150,8 +157,15 @@ class Boom(Exception):
 
 
 @FUZZ
-@given(bodies(), st.integers(0, 8), st.booleans(), st.sampled_from(["raise Boom", "x.sum().item()", "x @ x", "tg.nonsense"]))
-def test_an_exception_inside_leaves_everything_as_it_was(lines: list[str], at: int, before: bool, trouble: str) -> None:
+@given(
+    bodies(),
+    st.integers(0, 8),
+    st.booleans(),
+    st.sampled_from(["raise Boom", "x.sum().item()", "x @ x", "tg.nonsense"]),
+)
+def test_an_exception_inside_leaves_everything_as_it_was(
+    lines: list[str], at: int, before: bool, trouble: str
+) -> None:
     plain_calls(lines, 1)
     at = min(at, len(lines) - 1)
     world = World([*lines[:at], "with tg.no_grad():", "    " + trouble, *lines[at:]])

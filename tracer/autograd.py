@@ -161,7 +161,8 @@ def _run(
     leaves, nodes = _explore(values)
     watched = watched_values()
     if watched:  # a leaf that was written since is still the leaf
-        watched.update((v, t) for v, t in ((v, v.leaf()) for v in leaves) if t is not None and t._hooks)
+        owners = ((v, v.leaf()) for v in leaves if v.leaf is not None)
+        watched.update((v, t) for v, t in owners if t is not None and t._hooks)
     targets = [*(leaves if wrt is None else (v for t in wrt for v in _values_of(t, leaves))), *watched]
 
     def on_grad(v: Any, g: Any) -> Any:

@@ -28,7 +28,9 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     **indexing.FUNCTIONS,
     **queries.FUNCTIONS,
 }
-_NOT_METHODS = {"cat", "concat", "stack", "where", "linear", "is_tensor", "promote_types", "can_cast", "rsub", "numel", "is_floating_point"}
+_NOT_METHODS = set(
+    "cat concat stack where linear is_tensor promote_types can_cast rsub numel is_floating_point".split()
+)
 _NO_INPLACE = {"where", "rsub", "clone", "isnan", "isinf", "isfinite"}
 _INPLACE = [n for n in elementwise.FUNCTIONS if n not in _NO_INPLACE]
 _INPLACE += ["masked_fill", "scatter", "scatter_add", "index_put"]

@@ -36,8 +36,8 @@ def is_row_major(shape: Ints, strides: Ints) -> bool:
 def regrouped(shape: Ints, strides: Ints, new: Ints) -> Ints | None:
     """Strides of the same elements in another shape, or None where only a copy has it.
 
-    Dimensions that lie together (each stride is the next one's times its extent) form chunks; every chunk must
-    be a product of new dimensions.
+    Dimensions that lie together (each stride is the next one's times its extent) form chunks; every chunk
+    must be a product of new dimensions.
     """
     if 0 in shape:
         return row_major(new)

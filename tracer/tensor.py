@@ -8,6 +8,7 @@ base with each op's `unview`.
 
 from __future__ import annotations
 
+import copy
 import threading
 import weakref
 from collections.abc import Callable
@@ -16,18 +17,16 @@ from typing import Any
 import numpy as np
 
 from ..ir import dtypes
-from ..ir.dtypes import DType
 from ..ir.errors import DTypeError, GradError, TraceError
 from ..ir.op import REGISTRY, Op
-from ..ir.types import normalize_axis
 from ..runtime.buffers import Buffer, from_array
-from .meta import CPU, GradFn, HookHandle, Operators, Size, View, device
+from .description import Description
+from .meta import GradFn, HookHandle, Size, View, device
 from .recording import STATE, Trace
-from .strides import Layout, is_row_major, layout_of
 from .values import Storage, TracedValue
 
 
-class Tensor(Operators):
+class Tensor(Description):
     """A multi-dimensional array that records what is done to it. Made by `tracegrad.tensor` and the other
     creation functions, not by calling the class."""
 
@@ -143,110 +142,6 @@ class Tensor(Operators):
     def _array(self) -> np.ndarray:
         return self._buffer().array
 
-    # --- what it is
-
-    @property
-    def shape(self) -> Size:
-        return Size(self._value().type.shape)
-
-    @property
-    def dtype(self) -> DType:
-        return self._storage.value.type.dtype
-
-    @property
-    def device(self) -> device:
-        return CPU
-
-    @property
-    def ndim(self) -> int:
-        return len(self._value().type.shape)
-
-    def dim(self) -> int:
-        """Number of dimensions."""
-        return len(self._value().type.shape)
-
-    def numel(self) -> int:
-        """Number of elements."""
-        return self._value().type.numel
-
-    nelement = numel
-    ndimension = dim
-
-    def is_signed(self) -> bool:
-        """Whether elements can be negative."""
-        return self.dtype.is_signed
-
-    def data_ptr(self) -> int:
-        """The address of the contents."""
-        return self._buffer().ptr
-
-    def get_device(self) -> int:
-        """The number of the CUDA device; -1 on the CPU."""
-        return -1
-
-    def size(self, dim: int | None = None) -> Any:
-        """The shape, or its extent along `dim`."""
-        shape = self._value().type.shape
-        return Size(shape) if dim is None else Size(shape)[normalize_axis(dim, len(shape))]
-
-    def element_size(self) -> int:
-        """Bytes of one element."""
-        return self.dtype.itemsize
-
-    @property
-    def itemsize(self) -> int:
-        return self.dtype.itemsize
-
-    @property
-    def nbytes(self) -> int:
-        return self._value().type.nbytes
-
-    def stride(self, dim: int | None = None) -> Any:
-        """Strides of this view in the memory of its base, in elements."""
-        strides = self._layout()[1]
-        return strides if dim is None else strides[dim]
-
-    def storage_offset(self) -> int:
-        """Where this view starts in the memory of its base, in elements."""
-        return self._layout()[2]
-
-    def is_contiguous(self, memory_format: Any = None) -> bool:
-        """Whether the elements lie in row-major order, without gaps."""
-        return self._view is None or is_row_major(*self._layout()[:2])
-
-    def _layout(self) -> Layout:
-        return layout_of(self._storage.value.type.shape, self._view)
-
-    def is_floating_point(self) -> bool:
-        return self.dtype.kind == "f"
-
-    def is_complex(self) -> bool:
-        return False
-
-    @property
-    def is_cuda(self) -> bool:
-        return False
-
-    @property
-    def _version(self) -> int:
-        """Number of in-place writes to the storage."""
-        return self._storage.version
-
-    def _is_view(self) -> bool:
-        return self._view is not None
-
-    def __len__(self) -> int:
-        shape = self._value().type.shape
-        if not shape:
-            raise TypeError("len() of a 0-d tensor")
-        return shape[0]
-
-    def __contains__(self, element: Any) -> bool:
-        return bool((self == element).any())
-
-    def __hash__(self) -> int:
-        return id(self)
-
     # --- out of the graph
 
     def item(self) -> Any:
@@ -306,6 +201,22 @@ class Tensor(Operators):
         if self.dim() == 0 and type(self) is Tensor:
             return format(self.item(), spec)
         return format(str(self), spec)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        """A copy with memory of its own, its gradient included; only leaves have one."""
+        if not self.is_leaf:
+            raise GradError(
+                "only leaf tensors can be deep-copied: the copy of a computed tensor would have no history; "
+                "use clone() or detach()"
+            )
+        if id(self) in memo:
+            return memo[id(self)]
+        rebuild, args = self.__reduce_ex__(4)[:2]
+        out = memo[id(self)] = rebuild(*args)
+        if isinstance(self._grad, Tensor):
+            out._grad = self._grad.__deepcopy__(memo)
+        out.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return out
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return (_rebuild, (type(self), self._array().copy(), self.dtype.name, self.requires_grad))

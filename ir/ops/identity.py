@@ -25,7 +25,6 @@ def _identity(
     )
 
 
-
 def _rebind(old: Type, new: Type) -> Type:
     check_same_dtype(old, new)
     if old.shape != new.shape:

@@ -72,6 +72,8 @@ def split_index(flat: Any, shape: Shape) -> tuple[Any, ...]:
 def _reshape_pull(index: Any, in_types: Any, out_type: Type, read: Any, *, shape: Shape) -> list[Piece]:
     """Equal runs of dimensions map to each other directly; only regrouped ones need a division."""
     source, out = in_types[0].shape, out_type.shape
+    if 0 in source:  # never read; runs of dimensions need not match
+        return [Piece(0, tuple(as_index(0) for _ in source))]
     result: list[Any] = []
     i = j = 0
     while i < len(source) or j < len(out):

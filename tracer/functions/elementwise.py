@@ -262,7 +262,8 @@ def clone(input: Tensor, *, memory_format: Any = None) -> Tensor:
 
 
 for _fn in (
-    rsub, mul, div, pow, clamp, clamp_min, clamp_max, where, bitwise_not, round, addcmul, addcdiv, lerp, clone,
+    rsub, mul, div, pow, clamp, clamp_min, clamp_max, where, bitwise_not, round, addcmul, addcdiv, lerp,
+    clone,
 ):  # fmt: skip
     FUNCTIONS[_fn.__name__] = _fn
 for _new, _old in _ALIASES.items():

@@ -277,7 +277,9 @@ def index_put(input: Tensor, indices: tuple[Tensor, ...], values: Tensor, accumu
         t = _index_tensor(i)
         positions.extend(nonzero(t, as_tuple=True) if t.dtype in (dtypes.bool_, dtypes.uint8) else [t])
     if len(positions) > input.dim():
-        raise IndexOutOfRange(f"too many indices ({len(positions)}) for a tensor of type {input._value().type}")
+        raise IndexOutOfRange(
+            f"too many indices ({len(positions)}) for a tensor of type {input._value().type}"
+        )
     ints = tuple(_indices(trace, i, n, d) for d, (i, n) in enumerate(zip(positions, input.shape)))
     dims = tuple(range(len(ints)))
     v = _broadcast(as_value(trace, values, input.dtype), _region(input._value(), ints, dims))

@@ -26,9 +26,10 @@ def isclose(
     input: Tensor, other: Tensor, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False
 ) -> Tensor:
     """Elementwise `|input - other| <= atol + rtol * |other|`; equal infinities are close."""
-    near = (input == other) | (
-        E["isfinite"](input) & ((E["sub"](input, other)).abs() <= E["abs"](other) * rtol + atol)
-    )
+    near = input == other
+    if dtypes.bool_ in (input.dtype, other.dtype):
+        return near
+    near = near | (E["isfinite"](input) & (E["sub"](input, other).abs() <= E["abs"](other) * rtol + atol))
     return near | (E["isnan"](input) & E["isnan"](other)) if equal_nan else near
 
 

@@ -47,8 +47,8 @@ def view(input: Tensor, *shape: Any) -> Tensor:
     size = resolve_shape(input, _dims(shape), "view")
     if not _shares(input, size):
         raise OpError(
-            f"view(): the elements of this tensor of type {input._value().type} (strides {input.stride()}) do "
-            f"not lie as a view of shape {list(size)} needs them; use reshape(), which copies where it must"
+            f"view(): the elements of this tensor of type {input._value().type} (strides {input.stride()}) "
+            f"do not lie as a view of shape {list(size)} needs them; use reshape(), which copies if it must"
         )
     return make_view(input, REGISTRY["view"], {"shape": size})
 
