@@ -232,7 +232,7 @@ class StateMixin:
                 registry.update(old)
             for storage, value in values:
                 if storage.value is not value:
-                    storage.value = value
+                    storage.hold(value)
                     storage.version += 1
 
         return restore

@@ -24,7 +24,7 @@ from .lazy import part_from_native, scalar_buffer
 from .recording import STATE, user_location
 from .tensor import EPOCH, Tensor
 from .tree import flatten, map_tensors
-from .values import TracedValue
+from .values import REPLACED, TracedValue
 
 _MAX_SPECIALIZATIONS = 64
 
@@ -35,11 +35,13 @@ class Specialization:
     Attributes:
         traced: the graph and where its inputs and results come from and go.
         epoch: count of Python-side changes when tracing began.
+        grad_enabled: the grad mode it was traced in.
         lowered: its stages.
     """
 
-    def __init__(self, traced: Traced, epoch: int) -> None:
+    def __init__(self, traced: Traced, epoch: int, grad_enabled: bool) -> None:
         self.traced = traced
+        self.grad_enabled = grad_enabled
         self.lowered = Lowered(traced.graph)
         self.epoch = epoch
         self.args = [(i, p.index) for i, p in enumerate(traced.places) if p.kind == "arg"]
@@ -57,12 +59,12 @@ class Specialization:
                 p.value = p.storage.value  # type: ignore[union-attr]
         # `.grad`s that every call sets to the same thing: one comparison says that they are so already.
         fixed = [isinstance(t, Tensor) and (g is None or isinstance(g, Consumed)) for t, g in traced.grads]
-        self.fixed_grads = [pair for pair, is_fixed in zip(traced.grads, fixed) if is_fixed]
-        self.fixed_values = [g for _, g in self.fixed_grads]
+        self.fixed_owners = [t for (t, _), is_fixed in zip(traced.grads, fixed) if is_fixed]
+        self.fixed_values = [g for (_, g), is_fixed in zip(traced.grads, fixed) if is_fixed]
         self.other_grads = [pair for pair, is_fixed in zip(traced.grads, fixed) if not is_fixed]
         self.single = traced.result == Output(0) and isinstance(traced.result, Output)
         self.carries_grad = True in traced.grad_outputs
-        self._bound: dict[int, _Binding] = {}
+        self._idle: list[_Binding] = []
         self._executable: Executable | None = None
         self._op: Op | None = None
 
@@ -94,16 +96,14 @@ class Specialization:
 
     def bind(self, tensors: list[Tensor]) -> _Binding:
         """A call context whose table holds the addresses of all inputs."""
-        executable = self.executable
-        ctx = executable.context()
-        binding = self._bound.get(ctx.address)
-        if binding is None:
-            binding = self._bound[ctx.address] = _Binding(self, ctx)
-        now = [storage.value for storage in self.states]
-        if now != binding.seen:
-            for i, value in zip(self.state_slots, now):
-                ctx.table[i] = _contents(value).ptr
-            binding.seen = now
+        try:
+            binding = self._idle.pop()
+        except IndexError:
+            binding = _Binding(self, self.executable.context())
+        if binding.replaced != REPLACED[0]:
+            binding.replaced = REPLACED[0]
+            for i, storage in zip(self.state_slots, self.states):
+                binding.table[i] = _contents(storage.value).ptr
         if self.args:
             self._bind_arguments(binding, tensors)
         for cell, read in binding.cells:
@@ -128,20 +128,17 @@ class Specialization:
         """One run: outputs as the function's result."""
         saved = self._save_for_backward(tensors) if self.carries_grad else None
         binding = self.bind(tensors)
-        ctx = binding.context
-        executable = self._executable
-        assert executable is not None
-        table, at = ctx.table, executable.n_inputs
+        table, at, run = binding.table, binding.first_output, binding.run
         outputs = []
-        for allocate in executable.allocators:
+        for allocate in binding.allocators:
             b = allocate()
             table[at] = b.ptr
             outputs.append(b)
             at += 1
-        executable.run(ctx.address)
+        run(binding.address)
         if self.written_args:
             self._write_back(binding, tensors)
-        executable.release(ctx)
+        self._idle.append(binding)
         return self._deliver(outputs, tensors, saved)
 
     def _write_back(self, binding: _Binding, tensors: list[Tensor]) -> None:
@@ -172,7 +169,7 @@ class Specialization:
                 chunk *= 4
             done += k
         self._write_back(binding, tensors)
-        executable.release(ctx)
+        self._idle.append(binding)
         return outputs
 
     def _deliver(self, outputs: list[Buffer], tensors: list[Tensor], saved: Any) -> Any:
@@ -180,12 +177,13 @@ class Specialization:
             made = self._attach(outputs, saved)
         else:
             made = [Tensor(TracedValue(b.type, None, 0, None, b)) for b in outputs]
-        if [t._grad for t, _ in self.fixed_grads] != self.fixed_values:
-            for t, grad in self.fixed_grads:
+        if [t._grad for t in self.fixed_owners] != self.fixed_values:
+            for t, grad in zip(self.fixed_owners, self.fixed_values):
                 t._grad = grad
-        for owner, grad in self.other_grads:
-            t = tensors[owner] if owner.__class__ is int else owner
-            t._grad = made[grad.index] if isinstance(grad, Output) else grad
+        if self.other_grads:
+            for owner, grad in self.other_grads:
+                t = tensors[owner] if owner.__class__ is int else owner
+                t._grad = made[grad.index] if isinstance(grad, Output) else grad
         if self.single:
             return made[0]
         return _fill(self.traced.result, made)
@@ -222,11 +220,28 @@ class Specialization:
 class _Binding:
     """A context with what its table was last filled from."""
 
-    __slots__ = ("arguments", "cells", "context", "keep", "seen")
+    __slots__ = (
+        "address",
+        "allocators",
+        "arguments",
+        "cells",
+        "context",
+        "first_output",
+        "keep",
+        "replaced",
+        "run",
+        "table",
+    )
 
     def __init__(self, spec: Specialization, ctx: Context) -> None:
+        executable = spec.executable
         self.context = ctx
-        self.seen: list[Any] = []
+        self.table = ctx.table
+        self.address = ctx.address
+        self.run = executable.run
+        self.allocators = executable.allocators
+        self.first_output = executable.n_inputs
+        self.replaced = -1
         self.arguments: list[Buffer] = []
         self.cells = []
         for i, p in spec.scalars:
@@ -296,7 +311,7 @@ class CompiledFunction:
         self.name = name or getattr(fn, "__name__", type(fn).__name__)
         self.keep_grads = keep_grads
         self.specializations: dict[Any, list[Specialization]] = {}
-        self._busy = False
+        self._latest: Specialization | None = None
 
     def _find(self, args: Any, kwargs: Any) -> tuple[Specialization, list[Tensor]]:
         lazy = STATE.lazy
@@ -323,14 +338,22 @@ class CompiledFunction:
             )
         epoch = EPOCH[0]
         traced = trace_function(self.fn, args, kwargs, self.name, self.keep_grads, lazy.grad_enabled)
-        spec = Specialization(traced, epoch)
+        spec = Specialization(traced, epoch, lazy.grad_enabled)
         found.append(spec)
         return spec, tensors
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if STATE.trace is not STATE.lazy:  # inside another compiled function: part of its trace
+        state = STATE
+        lazy = state.lazy
+        if state.trace is not lazy:  # inside another compiled function: part of its trace
             return self.fn(*args, **kwargs)
+        spec = self._latest
+        if spec is not None and not args and not kwargs:
+            if not lazy.nodes and spec.grad_enabled is lazy.grad_enabled and spec.valid():
+                return spec.call([])
         spec, tensors = self._find(args, kwargs)
+        if not args and not kwargs:
+            self._latest = spec
         return spec.call(tensors)
 
     def repeat(self, n: int, *args: Any, **kwargs: Any) -> Any:

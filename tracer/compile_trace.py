@@ -208,7 +208,7 @@ class CompileTrace(Trace):
     def undo(self) -> None:
         """Puts storages and `.grad`s back as they were before the trace."""
         for storage, old in self.written.items():
-            storage.value = old
+            storage.hold(old)
             storage.version += 1
         for tensor, old, _ in self.grads.values():
             tensor._grad = old

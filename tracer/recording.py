@@ -295,7 +295,7 @@ class LazyTrace(Trace):
                 self._run(self, self.at_node)
             except BaseException:
                 for storage, old in reversed(self.undo):  # a failed run leaves every tensor as it was
-                    storage.value = old
+                    storage.hold(old)
                     storage.version += 1
                 raise
             finally:

@@ -21,7 +21,9 @@ from ..ir.errors import DTypeError, GradError, TraceError
 from ..ir.op import REGISTRY, Op
 from ..runtime.buffers import Buffer, from_array
 from .description import Description
-from .meta import GradFn, HookHandle, Size, View, device
+from .meta import GradFn, HookHandle, View
+from .meta import Size as Size
+from .meta import device as device
 from .recording import STATE, Trace
 from .values import Storage, TracedValue
 
@@ -258,7 +260,7 @@ class Tensor(Description):
         made.requires_grad = requires_grad
         made.leaf = storage.leaf
         made.storage = storage.ref
-        storage.value = made
+        storage.hold(made)
         if made.trace is not None:
             made.trace.handles.append(storage.ref)
         note_change()

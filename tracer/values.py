@@ -57,6 +57,10 @@ def let_go(node: Node) -> None:
     node.operands = tuple([Value(v.type) for v in node.operands]) if callable(node.op.grad_name) else ()
 
 
+#: Counts replacements of storages' values.
+REPLACED = [0]
+
+
 class Storage:
     """The cell of one tensor and all its views.
 
@@ -83,6 +87,12 @@ class Storage:
         if trace is not None:
             trace.handles.append(self.ref)
 
+    def hold(self, value: TracedValue) -> None:
+        """Replaces the current value. Nothing else may: compiled functions look at storages only when this was
+        called anywhere since they last did."""
+        self.value = value
+        REPLACED[0] += 1
+
     def claim(self) -> None:
         """Called before native code overwrites the contents: what recorded graphs saved must not change."""
         if not self.native:
@@ -96,7 +106,7 @@ class Storage:
             return
         new = TracedValue(old.type, old.node, old.index, None, old.buffer, old.requires_grad)
         new.leaf, new.storage = old.leaf, self.ref
-        self.value = new
+        self.hold(new)
         old.buffer = copy_of(old.buffer.array, old.type.dtype)
 
     def put(self, value: TracedValue) -> None:
@@ -105,7 +115,7 @@ class Storage:
             value.requires_grad = True
             value.leaf = self.leaf
         old = self.value
-        self.value = value
+        self.hold(value)
         self.version += 1
         value.storage = self.ref
         trace = value.trace
