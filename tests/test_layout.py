@@ -47,17 +47,9 @@ LATE_FOR_A_CYCLE: dict[tuple[str, str, str], str] = {
     ("ir.graph", "Graph.__str__", "ir.text"): "printing is built on graphs",
     ("ir.loops", "LoopProgram.__str__", "ir.loop_text"): "printing is built on loop programs",
     ("ir.expr", "Expr.__str__", "ir.loop_text"): "printing is built on expressions",
-    (
-        "tracer.tensor",
-        "Tensor.__repr__",
-        "tracer.printing",
-    ): "printing needs the default dtype, a level above",
+    ("tracer.tensor", "Tensor.__repr__", "tracer.printing"): "printing needs the default dtype",
     ("tracer.tensor", "Tensor.backward", "tracer.autograd"): "autograd is built on tensors",
-    (
-        "tracer.recording",
-        "ThreadState.__init__",
-        "tracer.lazy",
-    ): "a thread's first trace needs a way to run it",
+    ("tracer.recording", "ThreadState.__init__", "tracer.lazy"): "a thread's trace needs a way to run",
 }
 LATE_FOR_TIME: dict[tuple[str, str, str], str] = {
     ("ir.scalar", "*", "ir.special"): "a long table, for erf in the interpreter alone",

@@ -11,7 +11,7 @@ from ..ir.grad import backward as walk_back
 from ..ir.op import REGISTRY
 from .recording import STATE, Trace
 from .tensor import Tensor, watched_values
-from .values import TracedValue, let_go
+from .values import TracedValue, history, let_go
 
 
 class _GradMode:
@@ -196,7 +196,7 @@ def _run(
 
 def _values_of(t: Tensor, leaves: Sequence[TracedValue]) -> list[TracedValue]:
     """What a graph knows `t` by: its value, or of a leaf every value it had when the graph read it."""
-    value = t._value()
+    value = history(t._value())
     if value.leaf is None:
         return [value]
     return [v for v in leaves if v.leaf is value.leaf] or [value]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..ir.errors import TraceError
 from ..ir.op import Op
-from .values import TracedValue
+from .values import TracedValue, history
 
 if TYPE_CHECKING:
     from .tensor import Tensor
@@ -93,9 +93,10 @@ class GradFn:
         nothing once backward has freed them."""
         if self._value.leaf is not None or self._value.node is None or self._value.freed:
             return ()
+        operands: list[Any] = [history(v) for v in self._value.node.operands]  # type: ignore[arg-type]
         return tuple(
-            (GradFn(v), v.index if v.node is not None else 0) if v.requires_grad else (None, 0)  # type: ignore
-            for v in self._value.node.operands
+            (GradFn(v), v.index if v.node is not None else 0) if v.requires_grad else (None, 0)
+            for v in operands
         )
 
     @property

@@ -25,7 +25,7 @@ from .meta import GradFn, HookHandle, View
 from .meta import Size as Size
 from .meta import device as device
 from .recording import STATE, Trace
-from .values import Storage, TracedValue
+from .values import Storage, TracedValue, history
 
 
 class Tensor(Description):
@@ -274,7 +274,7 @@ class Tensor(Description):
     @property
     def grad_fn(self) -> Any:
         value = self._value()
-        return GradFn(value) if value.requires_grad and value.leaf is None else None
+        return GradFn(history(value)) if value.requires_grad and value.leaf is None else None
 
     @property
     def grad(self) -> Any:
@@ -372,7 +372,7 @@ def watched_values() -> dict[TracedValue, Tensor]:
     with _WATCH_LOCK:
         alive = [t for t in (r() for r in WATCHED) if t is not None and (t._retains or t._hooks)]
     held = ((t._storage.value if t._view is None else t._cached, t) for t in alive)
-    return {v: t for v, t in held if v is not None and v.requires_grad}
+    return {history(v): t for v, t in held if v is not None and v.requires_grad}
 
 
 def _with_history(trace: Trace, storage: Storage, value: Any) -> Any:

@@ -52,6 +52,13 @@ class TracedValue(Value):
         self.freed = False
 
 
+def history(value: TracedValue) -> TracedValue:
+    """The value whose gradient is `value`'s: itself, or what it was before writes that autograd did not see."""
+    while value.node is not None and value.node.op.name == "rebind" and value.node.operands:
+        value = value.node.operands[0]  # type: ignore[assignment]
+    return value
+
+
 def let_go(node: Node) -> None:
     """Drops what a node's operands hold. Where its `grad_fn` name depends on their types, those stay."""
     node.operands = tuple([Value(v.type) for v in node.operands]) if callable(node.op.grad_name) else ()

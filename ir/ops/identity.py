@@ -38,7 +38,6 @@ composite(
     lambda b, old, new: new,
     lambda b, n, g: (g, None),
     samples=lambda: [Sample((f32(3, 2), f32(3, 2)), smooth=False), Sample((f32(), f32()), smooth=False)],
-    grad_name=lambda node: node.operands[0].node.op.grad_name if node.operands[0].node else "RebindBackward0",
     doc="The contents of `new` with the history of `old`: a write that autograd does not see.",
 )
 _identity("clone", doc="x itself, to be held in memory of its own.")
