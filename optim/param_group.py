@@ -86,7 +86,8 @@ class ParamGroup(dict):
             if index is None:
                 value = trace.hyperparameter(self, key)
             else:
-                value = trace.hyperparameter(_Entry(self, key, index), f"{key}{index}")  # type: ignore[arg-type]
+                entry: Any = _Entry(self, key, index)
+                value = trace.hyperparameter(entry, f"{key}{index}")
             if isinstance(value, Tensor):
                 return Num(value._value())
         return value

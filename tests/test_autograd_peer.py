@@ -72,12 +72,12 @@ EVENTS = [
     "with T.no_grad(): {a}.mul_(0.5)",
     "with T.no_grad(): {b} = {a} * 2.0",
     "seen.append(float({a}.sum()))",
-    "{a}.retain_grad()",
-    "{a}.register_hook(lambda g: g * 2.0)",
     "with T.no_grad(): seen.append(float({v}.sum()))",
     "{a}.sum().backward(retain_graph=True)",
     "y = {a} * 3.0; y.detach().mul_(1.5); {b} = {b} + y",
 ]
+#: After all writes: where PyTorch's hooks go when a view is written depends on the kind of view.
+WATCHES = ["{a}.retain_grad()", "{a}.register_hook(lambda g: g * 2.0)", "{v}.register_hook(lambda g: g * 0.5)"]
 
 
 @st.composite
@@ -97,6 +97,8 @@ def programs(draw: Any) -> list[str]:
             lines.append(pick(WRITES).format(**names))
         else:
             lines.append(pick(EVENTS).format(**names))
+    for watch in draw(st.lists(st.sampled_from(WATCHES), max_size=2)):
+        lines.append(watch.format(a=pick(tensors), v=pick(views or tensors)))
     used = draw(st.lists(st.sampled_from(tensors[1:] + views), min_size=1, max_size=3))
     lines.append(f"last = {tensors[-1]}")
     lines.append("loss = last.sum() + " + " + ".join(f"{u}.sin().sum()" for u in used))

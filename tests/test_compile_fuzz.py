@@ -179,3 +179,59 @@ def test_an_exception_inside_leaves_everything_as_it_was(
     assert tg.is_grad_enabled()
     assert all(t.grad is grads[k] for k, t in world.state.items())
     agree_all(world.snapshot(), was, "after an exception in\n" + "\n".join(lines))
+
+
+def test_views_see_what_compiled_calls_wrote() -> None:
+    w, g = tg.zeros(4), tg.tensor([1.0, 2.0], requires_grad=True)
+    v = w[1:3]
+    step = tg.compile(lambda: w.add_(1))
+    step()
+    loss = (v * g).sum()
+    loss.item()  # keeps the contents of v for backward
+    step()
+    assert v.tolist() == [2, 2] and w.tolist() == [2] * 4
+    loss.backward()
+    assert g.grad.tolist() == [1, 1]
+
+
+def test_what_a_graph_saved_survives_compiled_updates() -> None:
+    w = tg.ones(2, requires_grad=True)
+    before = (w * w).sum()
+    before.item()
+
+    @tg.compile
+    def grow() -> None:
+        with tg.no_grad():
+            w.mul_(10)
+
+    grow()
+    after = (w * w).sum()
+    after.item()
+    grow()
+    before.backward()
+    assert w.grad.tolist() == [2, 2]
+    after.backward()
+    assert w.grad.tolist() == [22, 22] and w.tolist() == [100, 100]
+
+
+def test_arguments_that_would_be_baked_in_are_refused() -> None:
+    f = tg.compile(lambda x, k: x)
+    for bad in (np.ones(2), {1, 2}, bytearray(b"a")):
+        with pytest.raises(TracegradError, match="as_tensor"):
+            f(tg.ones(2), bad)
+    g = tg.compile(lambda x, k: x * k)
+    assert [str(g(tg.ones(1), k).item()) for k in (0.0, -0.0, 1, True)] == ["0.0", "-0.0", "1.0", "1.0"]
+
+
+def test_repeat_with_guards_that_alternate() -> None:
+    w = tg.tensor([1.0], requires_grad=True)
+
+    def toggle() -> tg.Tensor:
+        if w.grad is None:
+            (w * 3).sum().backward()
+            return w * 2
+        w.grad = None
+        return w * 5
+
+    assert tg.compile(toggle).repeat(5).tolist() == [[2], [5], [2], [5], [2]]
+    assert w.grad is not None and w.grad.tolist() == [3]

@@ -172,7 +172,7 @@ def imports_of(module: str, path: Path, names: frozenset[str]) -> list[Import]:
     for node, function, typing in _walk(tree(path), (), False, False):
 
         def found(target: str, ours: bool, relative: bool) -> None:
-            out.append(Import(target, ours, relative, function, typing, node.lineno))  # noqa: B023 - called at once
+            out.append(Import(target, ours, relative, function, typing, node.lineno))  # noqa: B023
 
         if isinstance(node, ast.Import):
             for alias in node.names:

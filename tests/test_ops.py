@@ -462,7 +462,8 @@ def test_unview_puts_the_view_back(name: str) -> None:
         assert op.unview is not None
         written = op.unview(b, base, new, **s.attrs)
         assert written.type == base.type
-        graph.outputs = [b.emit(op, (written,), s.attrs), op.unview(b, base, view, **s.attrs)]  # type: ignore[list-item]
+        seen: Any = b.emit(op, (written,), s.attrs)
+        graph.outputs = [seen, op.unview(b, base, view, **s.attrs)]
         arrays = [
             *draw(s, s.types),
             np.random.default_rng(1).standard_normal(view.type.shape).astype(np.float32),

@@ -71,7 +71,6 @@ for _name, _fn in FUNCTIONS.items():
         setattr(Tensor, _name, _fn)
 for _name in _INPLACE:
     setattr(Tensor, _name + "_", _make_inplace(_name, FUNCTIONS[_name]))
-Tensor.where = lambda self, condition, other: FUNCTIONS["where"](condition, self, other)  # type: ignore[attr-defined]
 
 
 def _copy(self: Tensor, src: Any, non_blocking: bool = False) -> Tensor:
@@ -178,6 +177,7 @@ def _overwrite(self: Tensor, array: Any) -> Tensor:
 
 
 _METHODS: dict[str, Any] = {
+    "where": lambda self, condition, other: FUNCTIONS["where"](condition, self, other),
     "copy_": _copy, "fill_": _fill, "zero_": lambda self: _fill(self, 0), "to": _to, "type": _type,
     "double": _caster(dtypes.float64), "float": _caster(dtypes.float32), "half": _caster(dtypes.float16),
     "bfloat16": _caster(dtypes.bfloat16), "long": _caster(dtypes.int64), "int": _caster(dtypes.int32),

@@ -126,8 +126,8 @@ class Tensor(Description):
         if unseen:
             value = _with_history(trace, storage, value)
         storage.put(value)
-        same = value is not new and (new.requires_grad or not value.requires_grad)
-        self._cache(new if same else None)
+        # Where gradients flow, they flow through the base.
+        self._cache(None if value.requires_grad else new)
         return self
 
     def _buffer(self) -> Buffer:

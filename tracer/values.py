@@ -53,7 +53,7 @@ class TracedValue(Value):
 
 
 def history(value: TracedValue) -> TracedValue:
-    """The value whose gradient is `value`'s: itself, or what it was before writes that autograd did not see."""
+    """The value whose gradient is `value`'s: itself, or what it was before writes autograd did not see."""
     while value.node is not None and value.node.op.name == "rebind" and value.node.operands:
         value = value.node.operands[0]  # type: ignore[assignment]
     return value
@@ -95,8 +95,8 @@ class Storage:
             trace.handles.append(self.ref)
 
     def hold(self, value: TracedValue) -> None:
-        """Replaces the current value. Nothing else may: compiled functions look at storages only when this was
-        called anywhere since they last did."""
+        """Replaces the current value. Nothing else may: compiled functions look at storages only when
+        this was called anywhere since they last did."""
         self.value = value
         REPLACED[0] += 1
 

@@ -98,7 +98,8 @@ class CastWriter(RegisterWriter):
 
     def _ints(self, lanes: int) -> tuple[str, str, str, str]:
         """i16, i32, float and i1 of that many lanes."""
-        return tuple(vector_text(t, lanes) for t in ("i16", "i32", "float", "i1"))  # type: ignore[return-value]
+        i16, i32, f32, i1 = (vector_text(t, lanes) for t in ("i16", "i32", "float", "i1"))
+        return i16, i32, f32, i1
 
     def _int(self, verb: str, ty: str, x: str, y: str | int) -> str:
         """An i32 operation with a literal or a name."""

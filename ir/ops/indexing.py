@@ -182,7 +182,10 @@ def _index_pull(index: Any, in_types: Any, out_type: Type, read: Any, *, dims: I
 
 def _index_grad(b: Any, n: Any, g: Any) -> tuple[Any, ...]:
     ints = [n[k] for k in range(1, len(n))]
-    put = lambda: b.index_put(zeros_of(b, n.type(0), g), g, *ints, dims=n.attrs["dims"], accumulate=True)  # noqa: E731
+
+    def put() -> Any:
+        return b.index_put(zeros_of(b, n.type(0), g), g, *ints, dims=n.attrs["dims"], accumulate=True)
+
     return (put, *(None for _ in ints))
 
 
