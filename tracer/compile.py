@@ -64,6 +64,10 @@ class Specialization:
         self.other_grads = [pair for pair, is_fixed in zip(traced.grads, fixed) if not is_fixed]
         self.single = traced.result == Output(0) and isinstance(traced.result, Output)
         self.carries_grad = True in traced.grad_outputs
+        self.plain = (
+            self.single and len(traced.graph.outputs) == 1 and not self.carries_grad and not self.other_grads
+        )
+        self.unguarded = not traced.grad_guards
         self._idle: list[_Binding] = []
         self._executable: Executable | None = None
         self._op: Op | None = None
@@ -139,7 +143,15 @@ class Specialization:
         if self.written_args:
             self._write_back(binding, tensors)
         self._idle.append(binding)
+        if self.plain:  # one tensor and nothing else to do, as most training steps
+            if [t._grad for t in self.fixed_owners] != self.fixed_values:
+                self._set_grads()
+            return Tensor(TracedValue(b.type, None, 0, None, b))  # type: ignore[possibly-undefined]
         return self._deliver(outputs, tensors, saved)
+
+    def _set_grads(self) -> None:
+        for t, grad in zip(self.fixed_owners, self.fixed_values):
+            t._grad = grad
 
     def _write_back(self, binding: _Binding, tensors: list[Tensor]) -> None:
         for index in self.written_args:
@@ -177,9 +189,7 @@ class Specialization:
             made = self._attach(outputs, saved)
         else:
             made = [Tensor(TracedValue(b.type, None, 0, None, b)) for b in outputs]
-        if [t._grad for t in self.fixed_owners] != self.fixed_values:
-            for t, grad in zip(self.fixed_owners, self.fixed_values):
-                t._grad = grad
+        self._set_grads()
         if self.other_grads:
             for owner, grad in self.other_grads:
                 t = tensors[owner] if owner.__class__ is int else owner
@@ -349,7 +359,8 @@ class CompiledFunction:
             return self.fn(*args, **kwargs)
         spec = self._latest
         if spec is not None and not args and not kwargs:
-            if not lazy.nodes and spec.grad_enabled is lazy.grad_enabled and spec.valid():
+            same = spec.unguarded and spec.epoch == EPOCH[0]
+            if not lazy.nodes and spec.grad_enabled is lazy.grad_enabled and (same or spec.valid()):
                 return spec.call([])
         spec, tensors = self._find(args, kwargs)
         if not args and not kwargs:
