@@ -146,7 +146,8 @@ class Specialization:
         if self.plain:  # one tensor and nothing else to do, as most training steps
             if [t._grad for t in self.fixed_owners] != self.fixed_values:
                 self._set_grads()
-            return Tensor(TracedValue(b.type, None, 0, None, b))  # type: ignore[possibly-undefined]
+            b = outputs[0]
+            return Tensor(TracedValue(b.type, None, 0, None, b))
         return self._deliver(outputs, tensors, saved)
 
     def _set_grads(self) -> None:
