@@ -1,13 +1,15 @@
 """`python -m benchmarks [WORKLOAD ...] [--against torch,jax]`: steps of each contender timed in turn.
 
 Every contender runs in a process of its own; blocks of steps alternate A B C A B C ..., so that a machine
-that changes speed changes it for all. The table gives minimum and median time of a step, the ratio of the
-best peer's to ours, the time from process start to the third step, and peak memory.
+that changes speed changes it for all. The table gives minimum and median time of a step, the best peer's time
+over each, the time from process start to the third step (cold caches, then warm), peak memory, and how long
+the step would take at the machine's measured peak of arithmetic and of memory traffic.
 """
 
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import importlib.util
 import json
 import os
@@ -16,9 +18,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from math import exp, log
+from pathlib import Path
 from typing import Any
 
+from .floor import Machine
+from .record import OURS, Workload
 from .workloads import WORKLOADS
+
+Figures = dict[str, dict[str, float]]
 
 
 class Contender:
@@ -38,64 +46,154 @@ class Contender:
         self.start = float(line[1])
 
     def ask(self, text: str) -> str:
+        """Sends a line, gives the answer."""
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(text + "\n")
         self.process.stdin.flush()
         return self.process.stdout.readline()
 
+    def end(self) -> tuple[float, dict[str, int]]:
+        """(peak memory in MiB, what the compiler counts)."""
+        peak, _, counts = self.ask("end").partition(" ")
+        self.process.wait()
+        return int(peak) / 1024, json.loads(counts)
 
-def measure(workload: str, names: list[str], rounds: int, seconds: float) -> dict[str, Any]:
+
+def measure(w: Workload, names: list[str], threads: int, rounds: int, seconds: float) -> Figures:
     """Figures of one workload, by contender."""
-    threads = WORKLOADS[workload].threads
     with tempfile.TemporaryDirectory() as cache:
-        env = {**os.environ, "TRACEGRAD_CACHE_DIR": cache, "JAX_PLATFORMS": "cpu"}
+        env = {
+            **os.environ,
+            "TRACEGRAD_CACHE_DIR": cache,
+            "TORCHINDUCTOR_CACHE_DIR": f"{cache}/inductor",
+            "JAX_PLATFORMS": "cpu",
+        }
         env.pop("PYTHONDONTWRITEBYTECODE", None)  # installed packages have their bytecode; so shall ours
-        running = [Contender(workload, n, threads, env) for n in names]
+        cold = {}
+        for n in names:
+            first = Contender(w.name, n, threads, env)
+            cold[n] = first.start
+            first.end()
+        running = [Contender(w.name, n, threads, env) for n in names]
         blocks = {}
         for c in running:
-            one = max(float(c.ask("200")), 1e-8)
+            one = max(float(c.ask("1")), float(c.ask(str(max(int(0.02 / float(c.ask("1"))), 1)))), 1e-8)
             blocks[c.name] = max(int(seconds / one), 1)
         for _ in range(rounds):
             for c in running:
                 c.times.append(float(c.ask(str(blocks[c.name]))))
-        out = {}
+        out: Figures = {}
         for c in running:
-            memory = int(c.ask("end")) / 1024
-            c.process.wait()
+            memory, counts = c.end()
             out[c.name] = {
                 "min_us": min(c.times) * 1e6,
                 "median_us": statistics.median(c.times) * 1e6,
-                "third_step_s": c.start,
+                "cold_s": cold[c.name],
+                "warm_s": c.start,
                 "memory_mb": memory,
+                **counts,
             }
         return out
+
+
+def best_peer(figures: Figures, key: str) -> float:
+    """The smallest of a figure among those that are not ours; nan without peers."""
+    return min((f[key] for n, f in figures.items() if n not in OURS), default=float("nan"))
+
+
+def show(w: Workload, figures: Figures, threads: int, machine: Machine) -> None:
+    """Prints one workload's table."""
+    print(f"\n{w.name} ({threads} thread{'s' * (threads > 1)})")
+    print(
+        f"{'':18}{'min us':>11}{'median us':>11}{'peer/it min':>12}{'median':>8}"
+        f"{'cold s':>8}{'warm s':>8}{'MB':>7}"
+    )
+    for n, f in figures.items():
+        ratios = [best_peer(figures, k) / f[k] for k in ("min_us", "median_us")]
+        print(
+            f"{n:18}{f['min_us']:11.2f}{f['median_us']:11.2f}{ratios[0]:12.2f}{ratios[1]:8.2f}"
+            f"{f['cold_s']:8.2f}{f['warm_s']:8.2f}{f['memory_mb']:7.0f}"
+        )
+    ours = figures.get("tracegrad")
+    if ours and "flops" in ours:
+        arithmetic = (w.flops or ours["flops"]) / machine.flops(threads)
+        traffic = ours["bytes"] / machine.bandwidth(threads)
+        floor = max(arithmetic, traffic) * 1e6
+        print(
+            f"{'floor':18}{floor:11.2f}   {arithmetic * 1e6:.2f} of arithmetic, {traffic * 1e6:.2f} "
+            f"of traffic; we reach {floor / ours['min_us']:.0%}"
+        )
+
+
+def summary(everything: dict[str, Figures]) -> None:
+    """Prints the geometric mean and the worst ratio of every family."""
+    for family in dict.fromkeys(w.family for w in WORKLOADS.values() if w.family):
+        ratios = {
+            n: best_peer(f, "min_us") / f["tracegrad"]["min_us"]
+            for n, f in everything.items()
+            if WORKLOADS[n].family == family and len(f) > 1
+        }
+        if ratios:
+            mean = exp(sum(map(log, ratios.values())) / len(ratios))
+            worst = min(ratios, key=ratios.__getitem__)
+            print(
+                f"\n{family}: geometric mean {mean:.2f} of {len(ratios)}, worst {ratios[worst]:.2f} ({worst})"
+            )
+
+
+def plot(everything: dict[str, Figures], path: str) -> None:
+    """Bars of the best peer's time over ours, one a workload."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = [
+        (n, best_peer(f, "median_us") / f["tracegrad"]["median_us"])
+        for n, f in everything.items()
+        if len(f) > 1
+    ]
+    figure, axes = plt.subplots(figsize=(8, 0.28 * len(rows) + 1.2), layout="constrained")
+    axes.barh([n for n, _ in rows], [r for _, r in rows])
+    axes.axvline(1, color="black", linewidth=1)
+    axes.set(xscale="log", xlabel="best peer's time / ours (median)")
+    axes.invert_yaxis()
+    figure.savefig(path, dpi=120)
 
 
 def main() -> None:
     """Parses the command line, measures, prints."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("workloads", nargs="*", help=f"of {', '.join(WORKLOADS)}; default all")
+    parser.add_argument(
+        "workloads", nargs="*", help=f"names or patterns of {', '.join(WORKLOADS)}; default all"
+    )
     parser.add_argument("--against", default="torch,jax", help="peers, of torch, torch.compile, jax")
+    parser.add_argument("--only", default=",".join(OURS), help="which of ours")
+    parser.add_argument("--threads", type=int, default=0, help="default: what each workload says")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--seconds", type=float, default=0.1, help="length of a timed block")
     parser.add_argument("--json", help="also write the figures here")
+    parser.add_argument("--plot", help="also draw the ratios here (PNG; needs matplotlib)")
     args = parser.parse_args()
-    peers = [p for p in args.against.split(",") if p and importlib.util.find_spec(p.split(".")[0])]
+    peers = {p for p in args.against.split(",") if p and importlib.util.find_spec(p.split(".")[0])}
+    wanted = [n for p in args.workloads or ["*"] for n in WORKLOADS if fnmatch.fnmatch(n, p)]
+    if not wanted:
+        raise SystemExit(
+            f"no workload is called {' or '.join(args.workloads)}; there are {', '.join(WORKLOADS)}"
+        )
+    machine = Machine()
     everything = {}
-    for name in args.workloads or list(WORKLOADS):
-        contenders = [c for c in WORKLOADS[name].contenders if c.startswith("tracegrad") or c in peers]
-        figures = everything[name] = measure(name, contenders, args.rounds, args.seconds)
-        best = min((f["median_us"] for n, f in figures.items() if not n.startswith("tracegrad")), default=0.0)
-        print(f"\n{name} ({WORKLOADS[name].threads} thread)")
-        print(f"{'':18}{'min us':>10}{'median us':>11}{'best peer/it':>14}{'3rd step s':>12}{'MB':>7}")
-        for n, f in figures.items():
-            print(
-                f"{n:18}{f['min_us']:10.2f}{f['median_us']:11.2f}{best / f['median_us']:14.2f}"
-                f"{f['third_step_s']:12.2f}{f['memory_mb']:7.0f}"
-            )
-    if args.json:
-        with open(args.json, "w") as f:
-            json.dump(everything, f, indent=1)
+    for name in dict.fromkeys(wanted):
+        w = WORKLOADS[name]
+        threads = args.threads or w.threads
+        names = [c for c in w.contenders if c in peers or c in args.only.split(",")]
+        everything[name] = measure(w, names, threads, args.rounds, args.seconds)
+        show(w, everything[name], threads, machine)
+        if args.json:
+            Path(args.json).write_text(json.dumps(everything, indent=1), encoding="utf-8")
+    summary(everything)
+    if args.plot:
+        plot(everything, args.plot)
 
 
 if __name__ == "__main__":

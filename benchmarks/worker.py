@@ -1,15 +1,32 @@
 """One contender in a process of its own: sets up, then times blocks of steps on command.
 
 Talks in lines: prints `ready <seconds to the third step>`, then for every `<n>` on standard input prints the
-    seconds that n steps took; `end` ends it.
+seconds that one of n steps took; `end` makes it print its peak memory in KiB and what its lowered step
+counts, and ends it.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import sys
 import time
+from typing import Any
+
+
+def cost_of(step: Any) -> dict[str, int]:
+    """What the compiler counts of one step: operations, and the bytes that must move (inputs, state twice,
+    outputs)."""
+    if not hasattr(step, "lower"):
+        return {}
+    lowered = step.lower()
+    memory = lowered.memory()
+    return {
+        "flops": lowered.cost().flops,
+        "bytes": memory.inputs + 2 * memory.state + memory.outputs,
+        "arena": memory.arena,
+    }
 
 
 def main() -> None:
@@ -24,7 +41,7 @@ def main() -> None:
     os.dup2(2, 1)
     from .workloads import WORKLOADS
 
-    step, per_call = WORKLOADS[workload].contenders[contender]()
+    step, per_call = WORKLOADS[workload].start(contender)
     if contender.startswith("torch"):
         import torch
 
@@ -40,7 +57,8 @@ def main() -> None:
         for _ in range(n):
             step()
         print(f"{(time.perf_counter() - t) / (n * per_call):.9f}", file=out, flush=True)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=out, flush=True)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(peak, json.dumps(cost_of(step)), file=out, flush=True)
 
 
 if __name__ == "__main__":
