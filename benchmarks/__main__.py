@@ -20,7 +20,6 @@ import tempfile
 import time
 from math import exp, log
 from pathlib import Path
-from typing import Any
 
 from .floor import Machine
 from .record import OURS, Workload

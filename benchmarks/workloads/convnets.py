@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from .. import in_jax
@@ -80,7 +81,7 @@ def _tiny_imagenet(tg: Any) -> Step:
     tg.manual_seed(0)
     nn = tg.nn
     layers: list[Any] = []
-    for a, b in zip(WIDTHS, WIDTHS[1:]):
+    for a, b in itertools.pairwise(WIDTHS):
         layers += [nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU(), nn.MaxPool2d(2)]
     model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(4096, 200))
     opt = tg.optim.Adam(model.parameters(), lr=1e-3)
@@ -103,7 +104,7 @@ def _tiny_imagenet_jax() -> Step:
     keys = in_jax.Keys()
     convs = [
         (keys(b, a, 3, 3, scale=(9 * a) ** -0.5), jnp.zeros(b), jnp.ones(b), jnp.zeros(b))
-        for a, b in zip(WIDTHS, WIDTHS[1:])
+        for a, b in itertools.pairwise(WIDTHS)
     ]
     params = convs, (keys(4096, 200, scale=1 / 64), jnp.zeros(200))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from .. import in_jax
@@ -13,7 +14,7 @@ def _mlp(sizes: tuple[int, ...], batch: int, optimizer: str, lr: float, classes:
         tg.manual_seed(0)
         nn = tg.nn
         layers: list[Any] = []
-        for a, b in zip(sizes, sizes[1:]):
+        for a, b in itertools.pairwise(sizes):
             layers += [nn.Linear(a, b), nn.ReLU()]
         model = nn.Sequential(*layers[:-1])
         x = tg.randn(batch, sizes[0])
@@ -38,7 +39,7 @@ def _mlp_jax(sizes: tuple[int, ...], batch: int, optimizer: str, lr: float, clas
         import jax.numpy as jnp
 
         keys = in_jax.Keys()
-        params = [(keys(b, a, scale=a**-0.5), jnp.zeros(b)) for a, b in zip(sizes, sizes[1:])]
+        params = [(keys(b, a, scale=a**-0.5), jnp.zeros(b)) for a, b in itertools.pairwise(sizes)]
         x = keys(batch, sizes[0])
         y = keys.integers(sizes[-1], batch) if classes else keys(batch, sizes[-1])
 
