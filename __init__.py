@@ -23,9 +23,11 @@ from .ir.dtypes import (
 )
 from .ir.errors import TracegradError
 from .tracer import autograd as autograd
-from .tracer import methods as _methods
+from .tracer import func as func
+from .tracer import public as _public
 from .tracer.autograd import enable_grad, inference_mode, is_grad_enabled, no_grad, set_grad_enabled
 from .tracer.compile import compile, trace
+from .tracer.control import cond, map, scan, while_loop
 from .tracer.creation import (
     arange,
     as_tensor,
@@ -44,7 +46,9 @@ from .tracer.creation import (
     zeros,
     zeros_like,
 )
+from .tracer.func import vmap
 from .tracer.operands import get_default_dtype, result_type, set_default_dtype
+from .tracer import random as random
 from .tracer.random import (
     Generator,
     bernoulli,
@@ -53,9 +57,11 @@ from .tracer.random import (
     initial_seed,
     manual_seed,
     multinomial,
+    normal,
     rand,
     rand_like,
     randint,
+    randint_like,
     randn,
     randn_like,
     randperm,
@@ -65,6 +71,24 @@ from .tracer.random import (
 from .tracer.tensor import Size, Tensor, device
 
 from . import nn as nn, optim as optim  # isort: skip
+from .nn.functional import (  # isort: skip
+    adaptive_avg_pool1d,
+    avg_pool1d,
+    channel_shuffle,
+    conv1d,
+    conv2d,
+    conv3d,
+    conv_tbc,
+    conv_transpose1d,
+    conv_transpose2d,
+    conv_transpose3d,
+    max_pool1d,
+    max_pool1d_with_indices,
+    max_pool2d,
+    max_pool3d,
+    pixel_shuffle,
+    pixel_unshuffle,
+)
 
 __version__ = "0.1.0"
 float = float32
@@ -73,4 +97,4 @@ half = float16
 long = int64
 int = int32
 short = int16
-globals().update(_methods.FUNCTIONS)
+globals().update(_public.PUBLIC)

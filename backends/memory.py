@@ -8,7 +8,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..ir.expr import Const, Load, Local, Var
-from ..ir.loops import Buffer, LoopProgram, Store, expressions, statements
+from ..ir.loops import (
+    Branch,
+    Buffer,
+    Kernel,
+    LoopProgram,
+    Repeat,
+    Step,
+    Store,
+    WhileStep,
+    expressions,
+    statements,
+)
 
 #: arena offsets are multiples of this
 ALIGNMENT = 64
@@ -16,32 +27,101 @@ ALIGNMENT = 64
 
 @dataclass
 class Lifetime:
-    """The kernels from the first to the last that touches a buffer, both included."""
+    """The places in the program from the first to the last that touches a buffer, both included. Kernels, and what
+    loops and branches do by themselves, are numbered in the order they are written down."""
 
     buffer: Buffer
     first: int
     last: int
 
 
-def lifetimes(program: LoopProgram) -> list[Lifetime]:
-    """Of every arena buffer, in order of first use."""
-    found: dict[Buffer, Lifetime] = {}
-    seen: set[int] = set()
+@dataclass
+class _Loop:
+    """The places that a loop covers."""
 
-    def touch(b: Buffer, k: int) -> None:
+    first: int
+    last: int
+    parent: _Loop | None
+
+
+def lifetimes(program: LoopProgram) -> list[Lifetime]:
+    """Of every arena buffer, in order of first use.
+
+    What a loop body writes before it reads it, and nothing outside touches, lives within one turn. All else that
+    a loop touches lives as long as the loop: it comes from before, or from the turn before.
+    """
+    return _Lifetimes().run(program)
+
+
+class _Lifetimes:
+    def __init__(self) -> None:
+        self.at = 0
+        self.found: dict[Buffer, Lifetime] = {}
+        self.loop: _Loop | None = None
+        #: for each buffer the loops that touch it, and whether the first touch in them reads
+        self.touched: dict[Buffer, dict[int, tuple[_Loop, bool]]] = {}
+
+    def run(self, program: LoopProgram) -> list[Lifetime]:
+        self.steps(program.steps)
+        for b, loops in self.touched.items():
+            life = self.found[b]
+            # Inner loops first: what then lives as long as one may turn out to be from outside the next.
+            for loop, reads in reversed(loops.values()):
+                if reads or life.first < loop.first or life.last > loop.last:
+                    life.first, life.last = min(life.first, loop.first), max(life.last, loop.last)
+        return list(self.found.values())
+
+    def touch(self, b: Buffer, reads: bool, around: bool | None = None) -> None:
+        """`around`: whether the loops around the innermost one count it as read, if that differs."""
         if b.space != "arena":
             return
-        life = found.get(b)
+        life = self.found.get(b)
         if life is None:
-            found[b] = Lifetime(b, k, k)
+            self.found[b] = Lifetime(b, self.at, self.at)
         else:
-            life.last = k
+            life.last = self.at
+        loop = self.loop
+        if loop is not None:
+            loops = self.touched.setdefault(b, {})
+            chain = []
+            while loop is not None and id(loop) not in loops:
+                chain.append(loop)
+                loop = loop.parent
+            outside = reads if around is None else around
+            loops.update((id(x), (x, reads if x is self.loop else outside)) for x in reversed(chain))
 
-    for k, kernel in enumerate(program.kernels):
-        seen.clear()
+    def steps(self, steps: list[Step]) -> None:
+        for s in steps:
+            if isinstance(s, Kernel):
+                self.kernel(s)
+            elif isinstance(s, Branch):
+                self.touch(s.cond, True)
+                self.steps(s.then)
+                self.steps(s.other)
+                continue
+            else:
+                self.enter(s)
+            self.at += 1
+
+    def enter(self, s: Repeat | WhileStep) -> None:
+        loop = self.loop = _Loop(self.at, self.at, self.loop)
+        for names in s.rotate:
+            for b in names:
+                self.touch(b, True, around=False)
+        if isinstance(s, WhileStep):
+            self.steps(s.test)
+            self.touch(s.cond, True)
+        self.steps(s.body)
+        loop.last = self.at
+        self.loop = loop.parent
+        if isinstance(s, WhileStep):
+            for target, name in s.results:
+                self.touch(name, True, around=False)
+                self.touch(target, False)
+
+    def kernel(self, kernel: Kernel) -> None:
+        seen: set[int] = set()
         for s in statements(kernel.body):
-            if isinstance(s, Store):
-                touch(s.buffer, k)
             stack = list(expressions(s))
             while stack:
                 e = stack.pop()
@@ -50,9 +130,10 @@ def lifetimes(program: LoopProgram) -> list[Lifetime]:
                     continue
                 seen.add(id(e))
                 if kind is Load:
-                    touch(e.buffer, k)  # type: ignore[attr-defined]
+                    self.touch(e.buffer, True)  # type: ignore[attr-defined]
                 stack.extend(e.args)
-    return list(found.values())
+            if isinstance(s, Store):
+                self.touch(s.buffer, False)
 
 
 def plan(program: LoopProgram) -> int:

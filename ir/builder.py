@@ -1,4 +1,4 @@
-"""`Builder` adds nodes to a graph: `b.mul(x, y)`, `b.sum(x, axes=(0,))`. Gradient rules, decompositions,
+"""`Builder` adds nodes to a graph: `b.mul(x, y)`, `b.sum(x, axes=(0,))`, `b.cond(p, x, regions=(then, other))`. Gradient rules, decompositions,
 rewrites, the parser and the tracer all build through this interface, so a rule does not know which of them it
 works for.
 """
@@ -18,12 +18,16 @@ from .types import Type
 
 
 def infer_or_explain(
-    op: Op, operands: tuple[Value, ...], attrs: dict[str, Any], loc: Location | None
+    op: Op,
+    operands: tuple[Value, ...],
+    attrs: dict[str, Any],
+    loc: Location | None,
+    regions: tuple[Graph, ...] = (),
 ) -> tuple[Type, ...]:
     """Result types, or the op's error completed with op name, operand types and the user's line."""
     types = tuple(v.type for v in operands)
     try:
-        return op.infer_types(types, attrs)
+        return op.infer_types(types, attrs, regions)
     except OpError as e:
         where = f" at {loc}" if loc is not None else ""
         raise type(e)(f"{op.name}({', '.join(map(str, types))}){where}: {e}") from None
@@ -45,10 +49,16 @@ class Builder:
         self.loc: Location | None = None
         self.phase = "forward"
 
-    def emit(self, op: Op, operands: tuple[Value, ...], attrs: dict[str, Any]) -> Value | tuple[Value, ...]:
+    def emit(
+        self,
+        op: Op,
+        operands: tuple[Value, ...],
+        attrs: dict[str, Any],
+        regions: tuple[Graph, ...] = (),
+    ) -> Value | tuple[Value, ...]:
         """Adds one node; gives its result, or the tuple of results if it has several."""
-        types = infer_or_explain(op, operands, attrs, self.loc)
-        node = Node(op, operands, attrs, self.loc, self.phase)
+        types = infer_or_explain(op, operands, attrs, self.loc, regions)
+        node = Node(op, operands, attrs, self.loc, self.phase, regions)
         node.results = tuple(Value(t, node, i) for i, t in enumerate(types))
         self.graph.nodes.append(node)
         return node.results[0] if len(types) == 1 else node.results
@@ -60,7 +70,8 @@ class Builder:
             raise AttributeError(f"no op named {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
 
         def call(*operands: Value, **attrs: Any) -> Any:
-            return self.emit(op, operands, attrs)
+            regions = attrs.pop("regions", None)
+            return self.emit(op, operands, attrs) if regions is None else self.emit(op, operands, attrs, regions)
 
         return call
 

@@ -15,6 +15,7 @@ from .builder import Builder
 from .errors import GradError
 from .graph import Graph, Node, Value
 from .op import Op
+from .regions import structure
 from .types import Type
 
 
@@ -116,7 +117,7 @@ def _through_decomposition(b: Builder, n: GradNode, *grads: Value) -> tuple[Any,
     graph.outputs = list(outs) if isinstance(outs, tuple) else [outs]
     env: dict[Value, Value] = dict(zip(inputs, n.node.operands))
     for node in graph.nodes:
-        made = b.emit(node.op, tuple(env[v] for v in node.operands), node.attrs)
+        made = b.emit(node.op, tuple(env[v] for v in node.operands), node.attrs, node.regions)
         env.update(zip(node.results, made if isinstance(made, tuple) else (made,)))
     seeds = {env[o]: g for o, g in zip(graph.outputs, grads) if g is not None}
     wanted = [v for v, need in zip(n.node.operands, n.needs) if need]
@@ -210,15 +211,20 @@ def reads(node: Node, needs: tuple[bool, ...]) -> tuple[tuple[int, ...], tuple[i
     What a run must keep for a later backward is exactly this; it is cached by op, attributes, types and
     `needs`.
     """
-    key = (node.op, tuple(node.attrs.items()), tuple(v.type for v in node.operands), needs)
+    inside = tuple(map(structure, node.regions))
+    key = (node.op, tuple(node.attrs.items()), tuple(v.type for v in node.operands), needs, inside)
     got = _READS.get(key)
     if got is None:
         graph = Graph("reads")
         b = Builder(graph)
-        dry = Node(node.op, tuple(Value(v.type) for v in node.operands), node.attrs, node.loc)
+        operands = tuple(Value(v.type) for v in node.operands)
+        dry = Node(node.op, operands, node.attrs, node.loc, node.phase, node.regions)
         dry.results = tuple(Value(r.type, dry, i) for i, r in enumerate(node.results))
         seeds = tuple(Value(r.type) if r.type.dtype.kind == "f" else None for r in node.results)
-        out = vjp(b, dry, needs, seeds)
+        try:
+            out = vjp(b, dry, needs, seeds)
+        except GradError:  # the error of a backward that nobody may ask for
+            out = []
         used = {v for n in graph.nodes for v in n.operands} | {v for v in out if v is not None}
         got = (
             tuple(i for i, v in enumerate(dry.operands) if v in used),

@@ -96,7 +96,7 @@ def run_node(node: Node, arrays: Sequence[np.ndarray], *, wide: bool = False) ->
         if op.scalar is not None:
             made = (apply_scalar(NUMPY_SCALAR, op, types[0], list(arrays), attrs),)
         elif node.regions:
-            made = _call(op, arrays, {**attrs, "regions": node.regions, "run": _region_runner(wide)})
+            made = _call(op, arrays, {**attrs, "regions": node.regions, "run": RegionRunner(wide)})
         else:
             made = _call(op, arrays, attrs)
     except TracegradError as e:
@@ -112,9 +112,21 @@ def _call(op: Op, arrays: Sequence[np.ndarray], attrs: dict[str, Any]) -> tuple[
     return made if isinstance(made, tuple) else (made,)
 
 
-def _region_runner(wide: bool) -> Any:
-    """What control-flow ops get as `run`: `run(region, arrays) -> list of outputs`."""
-    return lambda region, arrays: evaluate(region, arrays, dtype=dtypes.float64 if wide else None)[0]
+class RegionRunner:
+    """What control-flow ops get as `run`: `run(region, arrays)` gives the region's outputs."""
+
+    def __init__(self, wide: bool) -> None:
+        self.wide = wide
+
+    def __call__(self, region: Graph, arrays: Sequence[np.ndarray]) -> Arrays:
+        return evaluate(region, arrays, dtype=dtypes.float64 if self.wide else None)[0]
+
+    def stacked(self, rows: Sequence[np.ndarray], t: Type) -> np.ndarray:
+        """Values of type `t`, one per step, along a new first dimension; there may be none."""
+        out = np.empty((len(rows), *t.shape), _held(t.dtype, self.wide).numpy)
+        for i, row in enumerate(rows):
+            out[i] = row
+        return out
 
 
 def _exactly(op: Op, array: np.ndarray, t: Type) -> np.ndarray:

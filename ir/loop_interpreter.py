@@ -16,7 +16,25 @@ import numpy as np
 from . import dtypes
 from .dtypes import DType
 from .expr import Cast, Const, Expr, LaneReduce, Load, Local, Prim, Var
-from .loops import Alloc, Barrier, Buffer, For, If, Kernel, Let, LoopProgram, Stmt, Store, While, expressions
+from .loops import (
+    Alloc,
+    Barrier,
+    Branch,
+    Buffer,
+    For,
+    If,
+    Kernel,
+    Let,
+    LoopProgram,
+    Repeat,
+    Rotation,
+    Step,
+    Stmt,
+    Store,
+    While,
+    WhileStep,
+    expressions,
+)
 from .scalar import NUMPY_SCALAR, PRIMITIVES, numpy_cast
 
 #: primitives that Python's operators do on index values and NumPy scalars alike
@@ -64,11 +82,71 @@ def run_program(
         return got
 
     with np.errstate(all="ignore"):
-        for kernel in program.kernels:
-            translated = _Translator(reverse_parallel)
-            function = translated.kernel(kernel)
-            function(*(place(b) for b in translated.buffers))
+        _Runner(memory, place, reverse_parallel).run(program.steps)
     return [memory[id(b)].reshape(b.shape) for b in program.outputs]
+
+
+class _Runner:
+    """Runs steps; each kernel is translated once."""
+
+    def __init__(
+        self, memory: dict[int, np.ndarray], place: Callable[[Buffer], np.ndarray], reverse: bool
+    ) -> None:
+        self.memory = memory
+        self.place = place
+        self.reverse = reverse
+        self.turns: dict[Var, int] = {}
+        self.functions: dict[Kernel, tuple[Callable[..., None], list[Buffer], list[Var]]] = {}
+
+    def run(self, steps: list[Step]) -> None:
+        for s in steps:
+            if isinstance(s, Kernel):
+                self.kernel(s)
+            elif isinstance(s, Repeat):
+                own = self.named(s.rotate)
+                for i in reversed(range(s.extent)) if s.reverse else range(s.extent):
+                    self.turns[s.var] = i
+                    self.run(s.body)
+                    self.rotated(s.rotate)
+                self.memory.update(own)
+            elif isinstance(s, WhileStep):
+                self.loop(s)
+            else:
+                assert isinstance(s, Branch), type(s)
+                self.run(s.then if self.place(s.cond)[0] else s.other)
+
+    def kernel(self, k: Kernel) -> None:
+        made = self.functions.get(k)
+        if made is None:
+            translated = _Translator(self.reverse)
+            function = translated.kernel(k, list(self.turns))
+            made = self.functions[k] = function, translated.buffers, list(self.turns)
+        function, buffers, turns = made
+        function(*(self.place(b) for b in buffers), *(self.turns[v] for v in turns))
+
+    def loop(self, s: WhileStep) -> None:
+        own = self.named(s.rotate)
+        trips = 0
+        while True:
+            self.run(s.test)
+            if not self.place(s.cond)[0] or trips == s.most:
+                break
+            self.run(s.body)
+            self.rotated(s.rotate)
+            trips += 1
+        results = [(self.place(target), self.place(name).copy()) for target, name in s.results]
+        self.memory.update(own)
+        for target, value in results:
+            target[:] = value
+
+    def named(self, rotations: tuple[Rotation, ...]) -> dict[int, np.ndarray]:
+        return {id(b): self.place(b) for names in rotations for b in names}
+
+    def rotated(self, rotations: tuple[Rotation, ...]) -> None:
+        for names in rotations:
+            held = [self.place(b) for b in names]
+            for b, data in zip(names, [*held[1:], held[0]]):
+                self.memory[id(b)] = data
 
 
 # --- what the generated source calls ------------------------------------------------------------------------
@@ -139,9 +217,11 @@ class _Translator:
         }  # fmt: skip
         self.scope.update({f"p_{name}": _prim(name) for name in PRIMITIVES})
 
-    def kernel(self, k: Kernel) -> Callable[..., None]:
+    def kernel(self, k: Kernel, turns: list[Var]) -> Callable[..., None]:
+        """A function of the buffers it uses (`self.buffers`), then of the variables of the loops around it."""
+        variables = [self.fresh(v, "i") for v in turns]
         self.block(k.body, "  ")
-        params = ", ".join(self.names[id(b)] for b in self.buffers)
+        params = ", ".join([*(self.names[id(b)] for b in self.buffers), *variables])
         source = "\n".join([f"def run({params}):", *(self.lines or ["  pass"])])
         exec(compile(source, f"<kernel {k.name}>", "exec"), self.scope)
         return self.scope["run"]

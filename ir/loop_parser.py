@@ -15,15 +15,19 @@ from .loops import (
     SPACES,
     Alloc,
     Barrier,
+    Branch,
     Buffer,
     For,
     If,
     Kernel,
     Let,
     LoopProgram,
+    Repeat,
+    Step,
     Stmt,
     Store,
     While,
+    WhileStep,
 )
 from .scalar import PRIMITIVES
 
@@ -329,8 +333,8 @@ class _Parser:
         self.expect("{")
         while not self.accept("}"):
             word = self.name()
-            if word == "kernel":
-                p.kernels.append(self.kernel())
+            if word in self.steps:
+                p.steps.append(self.steps[word](self))
             elif word == "returns":
                 p.outputs = self.buffer_list()
             elif word == "updates":
@@ -340,7 +344,7 @@ class _Parser:
             elif word in SPACES:
                 self.declare(p, word)
             else:
-                raise self.error(f"expected a buffer space or 'kernel', found {word!r}")
+                raise self.error(f"expected a buffer space or a step, found {word!r}")
         if self.kind != "end":
             raise self.error(f"unexpected {self.token!r} after the program")
         return p
@@ -387,6 +391,55 @@ class _Parser:
             self.expect("=")
             fields.append(self.integer())
         return Kernel(name, self.block(), comment, tuple(locs), fields[0], fields[1])
+
+    # control flow around kernels
+
+    def step_block(self) -> list[Step]:
+        self.expect("{")
+        out: list[Step] = []
+        while not self.accept("}"):
+            word = self.name()
+            if word not in self.steps:
+                raise self.error(f"expected a step ({', '.join(self.steps)}), found {word!r}")
+            out.append(self.steps[word](self))
+        return out
+
+    def buffer_tuples(self, word: str) -> tuple[tuple[Buffer, ...], ...]:
+        out = []
+        while self.accept(word):
+            self.expect("(")
+            out.append(tuple(self.buffer_list()))
+            self.expect(")")
+        return tuple(out)
+
+    def repeat(self) -> Repeat:
+        name = self.name()
+        self.expect("in")
+        var = Var(name, self.integer())
+        reverse = self.accept("reverse")
+        rotate = self.buffer_tuples("rotate")
+        self.scopes.append({name: var})
+        body = self.step_block()
+        self.scopes.pop()
+        return Repeat(var, var.extent, body, reverse, rotate)
+
+    def while_step(self) -> WhileStep:
+        cond = self.lookup(self.name(), Buffer, "buffer")
+        most = self.integer() if self.accept("most") else None
+        rotate, results = self.buffer_tuples("rotate"), self.buffer_tuples("gives")
+        if any(len(r) != 2 for r in results):
+            raise self.error("gives takes a target and a name")
+        test = self.step_block()
+        self.expect("do")
+        return WhileStep(test, cond, self.step_block(), most, rotate, tuple((a, b) for a, b in results))
+
+    def branch(self) -> Branch:
+        cond = self.lookup(self.name(), Buffer, "buffer")
+        then = self.step_block()
+        self.expect("else")
+        return Branch(cond, then, self.step_block())
+
+    steps = {"kernel": kernel, "repeat": repeat, "while": while_step, "branch": branch}
 
 
 def parse_program(text: str) -> LoopProgram:

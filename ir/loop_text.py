@@ -15,9 +15,13 @@
           }
         }
       }
+      repeat t in 50 rotate (h, h_new) {
+        kernel k1 ...
+      }
     }
 
-Literals carry their dtype (`f32:0.5`), bare integers are i64. `f32(e)` converts, `bits.u32(e)` reinterprets,
+Around kernels there may be `repeat t in 50 reverse rotate (a, b) { }`, `while done most 10 rotate (a, b) gives (r, a)
+{ test } do { body }` and `branch c { } else { }` (see ir/loops.py). Literals carry their dtype (`f32:0.5`), bare integers are i64. `f32(e)` converts, `bits.u32(e)` reinterprets,
 `reduce.add(l in 16: e)` combines lanes. Used by dumps, the CLI and tests.
 """
 
@@ -35,16 +39,24 @@ from .loops import (
     SPACES,
     Alloc,
     Barrier,
+    Branch,
     Buffer,
     For,
     If,
+    Kernel,
     Let,
     LoopProgram,
+    Repeat,
+    Rotation,
+    Step,
     Stmt,
     Store,
     While,
+    WhileStep,
+    control_buffers,
     expressions,
     statements,
+    walk_steps,
 )
 
 __all__ = ["parse_program", "print_expr", "print_program", "used_buffers"]
@@ -201,25 +213,54 @@ def print_program(program: LoopProgram) -> str:
         out.append("  updates " + ", ".join(names.get(b) for b in program.updated))
     if program.arena_bytes:
         out.append(f"  arena_bytes {program.arena_bytes}")
-    for k in program.kernels:
-        locs = "".join(f" {_quote(str(loc))}" for loc in k.locs)
-        out.append(
-            f"  kernel {_quote(k.name)} {_quote(k.comment)}{locs} flops={k.flops} bytes={k.bytes_moved} {{"
-        )
-        globals_ = set(names.taken)
-        _block(k.body, names, "    ", out)
-        names.taken = globals_  # names are free again in the next kernel
-        out.append("  }")
+    _steps(program.steps, names, "  ", out)
     out.append("}")
     return "\n".join(out) + "\n"
 
 
+def _steps(steps: list[Step], names: _Names, indent: str, out: list[str]) -> None:
+    inner = indent + "  "
+    for s in steps:
+        outside = set(names.taken)
+        if isinstance(s, Kernel):
+            locs = "".join(f" {_quote(str(loc))}" for loc in s.locs)
+            cost = f"flops={s.flops} bytes={s.bytes_moved}"
+            out.append(f"{indent}kernel {_quote(s.name)} {_quote(s.comment)}{locs} {cost} {{")
+            _block(s.body, names, inner, out)
+        elif isinstance(s, Repeat):
+            reverse = " reverse" if s.reverse else ""
+            head = f"repeat {names.define(s.var)} in {s.extent}{reverse}"
+            out.append(f"{indent}{head}{_tuples('rotate', s.rotate, names)} {{")
+            _steps(s.body, names, inner, out)
+        elif isinstance(s, WhileStep):
+            most = "" if s.most is None else f" most {s.most}"
+            turns = _tuples("rotate", s.rotate, names) + _tuples("gives", s.results, names)
+            out.append(f"{indent}while {names.get(s.cond)}{most}{turns} {{")
+            _steps(s.test, names, inner, out)
+            out.append(f"{indent}}} do {{")
+            _steps(s.body, names, inner, out)
+        else:
+            assert isinstance(s, Branch), type(s)
+            out.append(f"{indent}branch {names.get(s.cond)} {{")
+            _steps(s.then, names, inner, out)
+            out.append(f"{indent}}} else {{")
+            _steps(s.other, names, inner, out)
+        names.taken = outside  # names are free again after the step
+        out.append(f"{indent}}}")
+
+
+def _tuples(word: str, tuples: tuple[Rotation, ...], names: _Names) -> str:
+    return "".join(f" {word} ({', '.join(map(names.get, t))})" for t in tuples)
+
+
 def used_buffers(program: LoopProgram) -> list[Buffer]:
-    """Every buffer that a kernel touches, in order of first use."""
+    """Every buffer that a step touches, in order of first use."""
     seen: dict[int, Buffer] = {}
     done: set[int] = set()
-    for k in program.kernels:
-        for s in statements(k.body):
+    for step in walk_steps(program.steps):
+        for b in control_buffers(step):
+            seen.setdefault(id(b), b)
+        for s in statements(step.body) if isinstance(step, Kernel) else ():
             if isinstance(s, Store):
                 seen.setdefault(id(s.buffer), s.buffer)
             stack = list(expressions(s))

@@ -6,7 +6,9 @@ Rules, besides dtypes and scoping:
 - a `vector` loop has step 1 and holds only `let`, stores and unrolled loops; it does not nest in another;
 - register buffers are indexed by constants, unrolled and vector variables only;
 - const and plain input buffers are not stored to, and every arena buffer lies inside the arena;
-- `program.updated` are inputs.
+- `program.updated` are inputs;
+- conditions of control flow are single bools; buffers that rotate or are copied have one type, none rotates twice in
+  a loop, and all are the program's to write.
 """
 
 from __future__ import annotations
@@ -14,7 +16,25 @@ from __future__ import annotations
 from . import dtypes
 from .errors import VerifyError
 from .expr import Cast, Const, Expr, LaneReduce, Load, Local, Prim, Var
-from .loops import SPACES, Alloc, Barrier, Buffer, For, If, Kernel, Let, LoopProgram, Stmt, Store, While
+from .loops import (
+    SPACES,
+    Alloc,
+    Barrier,
+    Branch,
+    Buffer,
+    For,
+    If,
+    Kernel,
+    Let,
+    LoopProgram,
+    Repeat,
+    Step,
+    Stmt,
+    Store,
+    While,
+    WhileStep,
+    blocks_of,
+)
 from .scalar import PRIMITIVES
 
 _REDUCERS = ("add", "mul", "minimum", "maximum", "and_", "or_", "xor")
@@ -27,8 +47,45 @@ def verify_program(program: LoopProgram) -> None:
             raise VerifyError(f"{program.name}: updated buffer {b.name} is not an input")
     for b in program.temps:
         _check_buffer(program, b)
-    for k in program.kernels:
-        _Checker(program, k).run()
+    _check_steps(program, program.steps, {})
+
+
+def _check_steps(program: LoopProgram, steps: list[Step], outer: dict[Var, str]) -> None:
+    for s in steps:
+        inner = outer
+        if isinstance(s, Kernel):
+            _Checker(program, s, outer).run()
+        elif isinstance(s, Repeat):
+            if s.extent != s.var.extent or s.extent < 0 or s.var in outer:
+                raise VerifyError(f"{program.name}: repeat over {s.var.name} in {s.extent}")
+            _check_rotations(program, s.rotate)
+            inner = {**outer, s.var: "step"}
+        elif isinstance(s, (WhileStep, Branch)):
+            if s.cond.dtype is not dtypes.bool_ or s.cond.size != 1:
+                raise VerifyError(f"{program.name}: the condition {s.cond!r} is not one bool")
+            if isinstance(s, WhileStep):
+                _check_rotations(program, s.rotate)
+                _check_tuples(program, s.results, "copied")
+        else:
+            raise VerifyError(f"{program.name}: unknown step {type(s).__name__}")
+        for block in blocks_of(s):
+            _check_steps(program, block, inner)
+
+
+def _check_rotations(program: LoopProgram, rotations: tuple[tuple[Buffer, ...], ...]) -> None:
+    _check_tuples(program, rotations, "rotated")
+    names = [b for names in rotations for b in names]
+    if len(set(names)) != len(names):
+        raise VerifyError(f"{program.name}: a buffer rotates twice")
+
+
+def _check_tuples(program: LoopProgram, tuples: tuple[tuple[Buffer, ...], ...], what: str) -> None:
+    for names in tuples:
+        for b in names:
+            if b.space not in ("arena", "output"):
+                raise VerifyError(f"{program.name}: {b!r} is {what}")
+            if b.dtype is not names[0].dtype or b.nbytes != names[0].nbytes:
+                raise VerifyError(f"{program.name}: {b!r} is {what} with {names[0]!r}")
 
 
 def _check_buffer(program: LoopProgram, b: Buffer) -> None:
@@ -45,10 +102,10 @@ def _check_buffer(program: LoopProgram, b: Buffer) -> None:
 
 
 class _Checker:
-    def __init__(self, program: LoopProgram, kernel: Kernel) -> None:
+    def __init__(self, program: LoopProgram, kernel: Kernel, outer: dict[Var, str]) -> None:
         self.program = program
         self.kernel = kernel
-        self.kinds: dict[Var, str] = {}
+        self.kinds = dict(outer)
         self.locals: set[Local] = set()
         self.allocated: set[Buffer] = set()
         self.checked: set[int] = set()

@@ -1,8 +1,9 @@
 """The loop IR: scheduled loop nests over buffers, shared by the LLVM and CUDA targets.
 
-A `LoopProgram` is the lowered form of one graph: buffers and a sequence of kernels. Schedulers build it, the
-code generators and the loop interpreter read it. Statements execute in order; each evaluates its expressions
-when it is reached, a DAG node used twice in one statement once.
+A `LoopProgram` is the lowered form of one graph: buffers and a sequence of steps, kernels and control flow around
+kernels (`Repeat`, `WhileStep`, `Branch`). Schedulers build it, the code generators and the loop interpreter read it.
+Statements execute in order; each evaluates its expressions when it is reached, a DAG node used twice in one
+statement once.
 """
 
 from __future__ import annotations
@@ -148,11 +149,91 @@ class Kernel:
     bytes_moved: int = 0
 
 
+#: Buffers that change places after every turn of a loop: each name takes the memory of the next, the last that of
+#: the first. After the loop every name has its own memory again.
+Rotation = tuple[Buffer, ...]
+
+
+@dataclass(eq=False, slots=True)
+class Repeat:
+    """Runs `body` with `var` = 0, 1, ... extent - 1, or downwards with `reverse`. Kernels inside may use `var`.
+
+    Attributes:
+        rotate: disjoint; the scheduler knows from the number of turns where values end up.
+    """
+
+    var: Var
+    extent: int
+    body: list[Step]
+    reverse: bool = False
+    rotate: tuple[Rotation, ...] = ()
+
+
+@dataclass(eq=False, slots=True)
+class WhileStep:
+    """Runs `test`, and while `cond` (one bool, written by it) holds, `body` and `test` again.
+
+    Attributes:
+        most: the body runs at most so many times.
+        rotate: buffers that change places after every turn.
+        results: (target, name): after the last turn the target gets a copy of what the name holds then.
+    """
+
+    test: list[Step]
+    cond: Buffer
+    body: list[Step]
+    most: int | None = None
+    rotate: tuple[Rotation, ...] = ()
+    results: tuple[tuple[Buffer, Buffer], ...] = ()
+
+
+@dataclass(eq=False, slots=True)
+class Branch:
+    """Runs `then` where `cond` (one bool) holds, else `other`."""
+
+    cond: Buffer
+    then: list[Step]
+    other: list[Step]
+
+
+Step = Kernel | Repeat | WhileStep | Branch
+
+
+def blocks_of(step: Step) -> tuple[list[Step], ...]:
+    """The lists of steps inside a step, in the order they are written down."""
+    if isinstance(step, Repeat):
+        return (step.body,)
+    if isinstance(step, WhileStep):
+        return (step.test, step.body)
+    if isinstance(step, Branch):
+        return (step.then, step.other)
+    return ()
+
+
+def walk_steps(steps: Iterable[Step]) -> Iterator[Step]:
+    """Every step, those inside after the one around them."""
+    for s in steps:
+        yield s
+        for block in blocks_of(s):
+            yield from walk_steps(block)
+
+
+def control_buffers(step: Step) -> tuple[Buffer, ...]:
+    """The buffers that a step itself names: conditions, rotations, results."""
+    if isinstance(step, Repeat):
+        return tuple([b for names in step.rotate for b in names])
+    if isinstance(step, WhileStep):
+        copied = [b for pair in step.results for b in pair]
+        return (step.cond, *[b for names in step.rotate for b in names], *copied)
+    return (step.cond,) if isinstance(step, Branch) else ()
+
+
 @dataclass(eq=False, slots=True)
 class LoopProgram:
     """A lowered graph.
 
     Attributes:
+        steps: what runs, in order; `kernels` are all kernels in it, in the order they are written down.
         inputs: buffers in the order of the graph's inputs.
         outputs: buffers in the order of the graph's outputs; an output that is an input, or another output,
             is the same Buffer object (the executable copies).
@@ -165,8 +246,13 @@ class LoopProgram:
     outputs: list[Buffer] = field(default_factory=list)
     updated: list[Buffer] = field(default_factory=list)
     temps: list[Buffer] = field(default_factory=list)
-    kernels: list[Kernel] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
     arena_bytes: int = 0
+
+    @property
+    def kernels(self) -> list[Kernel]:
+        """All kernels, wherever they are."""
+        return [s for s in walk_steps(self.steps) if isinstance(s, Kernel)]
 
     def __str__(self) -> str:
         from .loop_text import print_program

@@ -27,6 +27,7 @@ class Sample:
         make: optional `make(rng, types) -> list[np.ndarray]` where a uniform draw is not enough (indices,
             masks).
         smooth: False where a finite difference at a random point is meaningless.
+        regions: for control flow, `regions(types) -> tuple[Graph, ...]`, made for the operand types.
     """
 
     types: tuple[Type, ...]
@@ -34,6 +35,11 @@ class Sample:
     domain: Any = (-2.0, 2.0)
     make: Callable[..., Any] | None = None
     smooth: bool = True
+    regions: Callable[[tuple[Type, ...]], tuple[Any, ...]] | None = None
+
+    def regions_for(self, types: tuple[Type, ...]) -> tuple[Any, ...]:
+        """The regions of this instance with operands of `types`."""
+        return () if self.regions is None else self.regions(types)
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,12 @@ class Op:
         differentiable: False for ops whose results never carry gradients (comparisons, argmax).
         unview: for view ops, `unview(b, base, new, **attrs) -> Value`: base with the viewed part replaced by
             `new`.
+        jvp: forward mode, `jvp(b, n, *tangents) -> tangents of the results`, None being zero. Rarely needed:
+            derived from `grad` or the decomposition (ir/forward.py).
+        reads: `reads(node) -> (operands, results)` that the gradient rule reads, by number; found by running the
+            rule symbolically where it is not given.
+        batch: `batch(b, n) -> batched results`, with `n` a BatchNode (ir/batch.py), for ops whose way to run
+            on a batch does not follow from their kind.
     """
 
     name: str
@@ -105,6 +117,9 @@ class Op:
     grad_name: str | Callable[[Any], str] = ""
     differentiable: bool = True
     unview: Callable[..., Any] | None = None
+    jvp: Callable[..., Any] | None = None
+    batch: Callable[..., Any] | None = None
+    reads: Callable[[Any], tuple[tuple[int, ...], tuple[int, ...]]] | None = None
     doc: str = ""
     #: attribute names and defaults, derived from `infer`'s keyword-only parameters (inspect.Parameter.empty:
     #: required)
@@ -118,8 +133,12 @@ class Op:
             self.grad_name = "".join(p.capitalize() for p in self.name.split("_")) + "Backward0"
         self.attr_defaults = attributes_of(self.infer)
 
-    def infer_types(self, types: tuple[Type, ...], attrs: dict[str, Any]) -> tuple[Type, ...]:
-        """Result types, always as a tuple."""
+    def infer_types(
+        self, types: tuple[Type, ...], attrs: dict[str, Any], regions: tuple[Any, ...] = ()
+    ) -> tuple[Type, ...]:
+        """Result types, always as a tuple. An op with regions takes them as the parameter `regions`."""
+        if "regions" in self.attr_defaults:
+            attrs = {**attrs, "regions": regions}
         out = self.infer(*types, **attrs)
         return out if isinstance(out, tuple) else (out,)
 

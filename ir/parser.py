@@ -49,12 +49,8 @@ def parse_graph(text: str) -> Graph:
 
 
 def infer_node(node: Node) -> tuple[Type, ...]:
-    """Result types by the op's own inference. An op with regions takes them as the attribute `regions`."""
-    types = tuple(v.type for v in node.operands)
-    attrs = node.attrs
-    if "regions" in node.op.attr_defaults:
-        attrs = {**attrs, "regions": node.regions}
-    return node.op.infer_types(types, attrs)
+    """Result types by the op's own inference."""
+    return node.op.infer_types(tuple(v.type for v in node.operands), node.attrs, node.regions)
 
 
 def near(name: str, known: Iterable[str]) -> str:

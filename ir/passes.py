@@ -18,13 +18,15 @@ from pathlib import Path
 from .errors import TracegradError, VerifyError
 from .graph import Graph, Node, Value
 from .op import Op
+from .pass_control import control
 from .pass_fold import fold
+from .regions import unshared
 from .rewrite import Rewriter
 from .rules import rule_set
 from .text import print_graph
 from .verifier import verify as verify_graph
 
-__all__ = ["PASSES", "PassOptions", "PassRecord", "cse", "dce", "decompose", "fold", "optimize", "simplify"]
+__all__ = ["PASSES", "PassOptions", "PassRecord", "control", "cse", "dce", "decompose", "fold", "optimize", "simplify"]
 
 
 @dataclass
@@ -100,11 +102,15 @@ class _Decomposer(Rewriter):
         return results
 
     def emit(
-        self, op: Op, operands: tuple[Value, ...], attrs: dict[str, object]
+        self,
+        op: Op,
+        operands: tuple[Value, ...],
+        attrs: dict[str, object],
+        regions: tuple[Graph, ...] = (),
     ) -> Value | tuple[Value, ...]:
         if op.decompose is not None:
             return op.decompose(self, *operands, **attrs)
-        return super().emit(op, operands, attrs)
+        return super().emit(op, operands, attrs, regions)
 
 
 def decompose(graph: Graph, options: PassOptions | None = None) -> Graph:
@@ -131,7 +137,7 @@ def simplify(graph: Graph, options: PassOptions | None = None) -> Graph:
 _MOST_WALKS = 16
 
 #: The order. A pass whose input is the graph it gave last time is not run again.
-PASSES: tuple[Pass, ...] = (dce, cse, decompose, simplify, fold, simplify)
+PASSES: tuple[Pass, ...] = (dce, cse, control, decompose, simplify, fold, control, simplify)
 
 
 # --- the driver ---------------------------------------------------------------------------------------------
@@ -160,6 +166,7 @@ def optimize(
         verify_graph(graph)
     if record is not None:
         record.append(PassRecord("input", 0.0, Counter(), graph))
+    graph = unshared(graph)
     done: dict[Pass, Graph] = {}
     for run in passes:
         name = getattr(run, "__name__", "pass")

@@ -26,6 +26,7 @@ from .errors import TracegradError
 from .graph import Graph, Node, Value
 from .op import Op
 from .pattern import COMMUTATIVE, Call, Number, parse_pattern, splat
+from .regions import exact
 
 _DEEPEST = 48
 
@@ -189,17 +190,7 @@ def node_key(node: Node) -> tuple[Any, ...] | None:
     attrs = node.attrs
     if not node.op.attr_defaults:
         return (node.op, operands)
-    return (node.op, operands, *(_exact(attrs.get(name, d)) for name, d in node.op.attr_defaults.items()))
-
-
-def _exact(value: Any) -> Any:
-    """A key that, unlike ==, tells 0.0 from -0.0 and 0, and has nan equal nan."""
-    kind = type(value)
-    if kind is float:
-        return value.hex()
-    if kind is tuple:
-        return tuple(map(_exact, value))
-    return value
+    return (node.op, operands, *(exact(attrs.get(name, d)) for name, d in node.op.attr_defaults.items()))
 
 
 class Rewriter(Builder):
@@ -236,7 +227,7 @@ class Rewriter(Builder):
 
     def again(self, n: Node, operands: Iterable[Value]) -> Value:
         """The op of `n`, a node with one result, on other operands."""
-        made = self.emit(n.op, tuple(operands), n.attrs)
+        made = self.emit(n.op, tuple(operands), n.attrs, n.regions)
         assert isinstance(made, Value)
         return made
 
@@ -286,9 +277,15 @@ class Rewriter(Builder):
         """The values that stand for a copied node's results. Passes override it."""
         return self.place(node)
 
-    def emit(self, op: Op, operands: tuple[Value, ...], attrs: dict[str, Any]) -> Value | tuple[Value, ...]:
-        node = Node(op, operands, attrs, self.loc, self.phase)
-        types = infer_or_explain(op, operands, attrs, self.loc)
+    def emit(
+        self,
+        op: Op,
+        operands: tuple[Value, ...],
+        attrs: dict[str, Any],
+        regions: tuple[Graph, ...] = (),
+    ) -> Value | tuple[Value, ...]:
+        node = Node(op, operands, attrs, self.loc, self.phase, regions)
+        types = infer_or_explain(op, operands, attrs, self.loc, regions)
         node.results = tuple([Value(t, node, i) for i, t in enumerate(types)])
         results = self.place(node)
         if results is node.results:

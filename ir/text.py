@@ -140,6 +140,8 @@ class _Printer:
             block = self.block(region, "", indent)
             lines[-1] = (f"{lines[-1][0]} {block[0][0].lstrip()}", lines[-1][1])
             lines += block[1:]
+            for v in (*region.inputs, *(r for n in region.nodes for r in n.results)):
+                self.names.pop(v, None)  # two ops may share a region; in the text each has its own
         return lines
 
     def location(self, loc: Location) -> str:

@@ -33,6 +33,7 @@ class _Verifier:
         self.name = name
         self.outer: set[Value] = set()
         self.nodes: set[int] = set()
+        self.regions: set[int] = set()
 
     def fail(self, message: str, node: Node | None = None) -> NoReturn:
         made = f" after pass '{self.after}'" if self.after else ""
@@ -87,9 +88,12 @@ class _Verifier:
                     node,
                 )
         for region in node.regions:
+            if id(region) in self.regions:
+                continue  # ops may share a region
+            self.regions.add(id(region))
             inner = _Verifier(self.after, f"{self.name}/{node.op.name}")
             inner.outer = self.outer | defined
-            inner.nodes = self.nodes
+            inner.nodes, inner.regions = self.nodes, self.regions
             inner.graph(region)
         self.types(node)
         for k, r in enumerate(node.results):

@@ -11,13 +11,13 @@ from ..ir.op import REGISTRY
 from ..tracer.functions import elementwise, reductions
 from ..tracer.library import ArgumentError
 from ..tracer.methods import inplace as write
-from ..tracer.operands import tensor_operand
+from ..tracer.operands import get_default_dtype, tensor_operand
 from ..tracer.tensor import Tensor, apply
 
 
-def _activation(name: str, **parameters: Any) -> Callable[..., Any]:
+def _activation(name: str, takes_integers: bool = False, **parameters: Any) -> Callable[..., Any]:
     """`name(input, *parameters)` from the op of that name. `inplace`, where it is a parameter, overwrites the
-    input."""
+    input; integers become floats where they are taken."""
     op = REGISTRY[name]
     order = tuple(parameters)
     can_overwrite = parameters.pop("inplace", None) is not None
@@ -39,6 +39,8 @@ def _activation(name: str, **parameters: Any) -> Callable[..., Any]:
                 given[key] = value
             overwrite = can_overwrite and given.pop("inplace", False)
             attrs.update(given)
+        if takes_integers and input.dtype.kind != "f":
+            input = input.to(get_default_dtype())  # type: ignore[attr-defined]
         out = apply(op, input, **attrs)
         return write(input, out) if overwrite else out
 
@@ -69,8 +71,8 @@ softplus = _activation("softplus", beta=1.0, threshold=20.0)
 hardtanh = _activation("hardtanh", min_val=-1.0, max_val=1.0, inplace=False)
 hardswish = _activation("hardswish", inplace=False)
 hardsigmoid = _activation("hardsigmoid", inplace=False)
-softsign = _activation("softsign")
-tanhshrink = _activation("tanhshrink")
+softsign = _activation("softsign", takes_integers=True)
+tanhshrink = _activation("tanhshrink", takes_integers=True)
 hardshrink = _activation("hardshrink", lambd=0.5)
 softshrink = _activation("softshrink", lambd=0.5)
 logsigmoid = _activation("logsigmoid")

@@ -8,7 +8,7 @@ from ..ir.op import REGISTRY
 from ..tracer.creation import arange, ones, zeros
 from ..tracer.functions import linear as products
 from ..tracer.library import ArgumentError
-from ..tracer.operands import tensor_operand, values
+from ..tracer.operands import tensor_operand
 from ..tracer.tensor import Tensor, apply
 
 T = Any
@@ -92,10 +92,8 @@ def normalize(input: T, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: N
     return input / input.norm(p, dim, True).clamp_min(eps)
 
 
-def cosine_similarity(x1: T, x2: T, dim: int = 1, eps: float = 1e-8) -> Tensor:
-    """The cosine of the angles between vectors along `dim`; the inputs broadcast."""
-    trace, (x, y) = values(x1, x2)
-    return Tensor(trace.emit(REGISTRY["cosine_similarity"], (x, y), {"dim": dim, "eps": eps}))
+cosine_similarity: Any = products.FUNCTIONS["cosine_similarity"]
+pdist: Any = products.FUNCTIONS["pdist"]
 
 
 def one_hot(tensor: T, num_classes: int = -1) -> Tensor:

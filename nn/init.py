@@ -15,7 +15,7 @@ import numpy as np
 from ..tracer import mt19937
 from ..tracer.autograd import no_grad
 from ..tracer.library import ArgumentError, overwrite
-from ..tracer.random import generator_of
+from ..tracer.random import fill, generator_of
 from ..tracer.tensor import Tensor
 
 _GAINS = {"sigmoid": 1.0, "tanh": 5.0 / 3, "relu": math.sqrt(2.0), "selu": 0.75}
@@ -48,15 +48,13 @@ def _write(tensor: Tensor, array: Any) -> Tensor:
 
 
 def _draw_uniform(tensor: Tensor, a: float, b: float, generator: Any) -> Tensor:
-    return _write(
-        tensor, mt19937.uniform(generator_of(generator), tuple(tensor.shape), tensor.dtype.numpy, a, b)
-    )
+    with no_grad():
+        return fill(tensor, "uniform", generator, a, b)
 
 
 def _draw_normal(tensor: Tensor, mean: float, std: float, generator: Any) -> Tensor:
-    return _write(
-        tensor, mt19937.normal(generator_of(generator), tuple(tensor.shape), tensor.dtype.numpy, mean, std)
-    )
+    with no_grad():
+        return fill(tensor, "normal", generator, mean, std)
 
 
 def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0, generator: Any = None) -> Tensor:

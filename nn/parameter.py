@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from ..ir.errors import GradError
 from ..ir.op import REGISTRY
-from ..runtime.buffers import copy_of, from_array
+from ..runtime.buffers import copy_of
+from ..runtime.tensor_bytes import from_bytes, to_bytes
 from ..tracer.creation import empty
 from ..tracer.library import ArgumentTypeError
 from ..tracer.recording import STATE
@@ -69,11 +68,11 @@ class Parameter(Tensor):
         return made
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return (_rebuild, (self._array().copy(), self.requires_grad))
+        return (_rebuild, (to_bytes(self._buffer()), self.requires_grad))
 
 
-def _rebuild(array: np.ndarray, requires_grad: bool) -> Parameter:
-    return Parameter(concrete(from_array(np.array(array, order="C"))), requires_grad)
+def _rebuild(contents: bytes, requires_grad: bool) -> Parameter:
+    return Parameter(concrete(from_bytes(contents)), requires_grad)
 
 
 class _BufferType(type(Tensor)):

@@ -89,6 +89,7 @@ class Optimizer:
         ):  # fmt: skip
             setattr(self, name, OrderedDict())
         self._generation = 0
+        self._formula = object()  # stands for this optimiser's formula where recorded updates are kept
 
     def __getstate__(self) -> dict[str, Any]:
         return {"defaults": self.defaults, "state": self.state, "param_groups": self.param_groups}

@@ -92,6 +92,22 @@ class ParamGroup(dict):
                 return Num(value._value())
         return value
 
+    def formula(self) -> tuple[tuple[Any, ...], dict[Any, float]] | None:
+        """What the update's formula depends on, and the numbers it reads as scalars of the program, by name
+        and index. None where a hyper-parameter is a tensor."""
+        fixed: list[Any] = []
+        read: dict[Any, float] = {}
+        for key, value in self.items():
+            if isinstance(value, Tensor):
+                return None
+            if key in self.lifted and _numeric(value):
+                fixed.append((key, _shape_of(value)))
+                entries = enumerate(value) if isinstance(value, tuple) else ((None, value),)
+                read.update(((key, i), v) for i, v in entries)
+            elif key not in ("params", "param_names"):
+                fixed.append((key, value))
+        return tuple(fixed), read
+
     def trace_state(self, keys: Any) -> tuple[Any, ...]:
         """What a trace of an update relies on."""
         entries = []

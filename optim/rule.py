@@ -16,7 +16,7 @@ from ..ir.dtypes import float32, float64
 from ..ir.errors import TraceError
 from ..tracer.autograd import enable_grad
 from ..tracer.library import ArgumentError, filled_state
-from ..tracer.recording import STATE, outside_traces, user_location
+from ..tracer.recording import STATE, LazyTrace, outside_traces, user_location
 from ..tracer.tensor import Tensor, note_change
 from .arithmetic import Num, number
 from .optimizer import Optimizer
@@ -85,10 +85,10 @@ class Hypers:
 
     __slots__ = ("_group", "_read", "_trace")
 
-    def __init__(self, trace: Any, group: ParamGroup) -> None:
+    def __init__(self, trace: Any, group: ParamGroup, given: dict[Any, Num] | None = None) -> None:
         self._trace = trace
         self._group = group
-        self._read: dict[Any, Any] = {}
+        self._read: dict[Any, Any] = dict(given or {})
 
     def __getattr__(self, name: str) -> Any:
         return self.entry(name, None)
@@ -182,7 +182,36 @@ class Rule(Optimizer):
                 self._make_state(group, fresh, slots)
             if self.clocks and (len(found) != len(group["params"]) or 0 < len(fresh) < len(found)):
                 self._separate_clocks(trace, group, [p for p, _ in found])
-        hypers = Hypers(trace, group)
+        formula = group.formula() if isinstance(trace, LazyTrace) else None
+        if formula is None:
+            self._update(trace, group, found, Hypers(trace, group), stateful)
+            return
+        fixed, read = formula
+        with trace.at(trace.loc, "update"):
+            given = {k: Num(trace.literal(float(v), float64)) for k, v in read.items()}
+        tensors = [t for p, _ in found for t in (p, *(self.state[p].values() if stateful else ()))]
+        tensors = [*{id(t): t for t in tensors if isinstance(t, Tensor)}.values()]
+        before = [t._value() for t in tensors]
+        operands = [*before, *(g._value() for _, g in found), *(n.value for n in given.values())]
+        replayed = True
+
+        def update() -> tuple[list[Any], None]:
+            nonlocal replayed
+            replayed = False
+            self._update(trace, group, found, Hypers(trace, group, given), stateful)
+            after = (t._value() for t in tensors)
+            return [None if a is b else a for a, b in zip(after, before)], None
+
+        made, _ = trace.segment((self._formula, fixed, len(found)), operands, update)
+        if replayed:
+            for t, value in zip(tensors, made):
+                if value is not None:
+                    write(t, value)
+
+    def _update(
+        self, trace: Any, group: ParamGroup, found: list[Any], hypers: Hypers, stateful: bool
+    ) -> None:
+        """Writes the new parameters and their new state."""
         numbers: dict[Any, dict[str, Any]] = {}
         converted: dict[Any, Scalars] = {}
         for p, grad in found:

@@ -38,7 +38,7 @@ def samples_program(op: Op) -> tuple[Graph, list[np.ndarray], list[DType]]:
             data = draw(s, types)
             values = tuple(graph.add_input(t) for t in types)
             try:
-                made = b.emit(op, values, s.attrs)
+                made = b.emit(op, values, s.attrs, s.regions_for(types))
             except OpError:
                 if dtype is dtypes.float32:
                     raise

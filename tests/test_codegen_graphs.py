@@ -69,7 +69,7 @@ def test_samples_of_every_op(batch: int) -> None:
     arrays: list[np.ndarray] = []
     names: list[str] = []
     for i, (op, s) in enumerate(SAMPLES[batch * BATCH : (batch + 1) * BATCH]):
-        made = b.emit(op, tuple(graph.add_input(t) for t in s.types), s.attrs)
+        made = b.emit(op, tuple(graph.add_input(t) for t in s.types), s.attrs, s.regions_for(s.types))
         made = made if isinstance(made, tuple) else (made,)
         graph.outputs += made
         names += [f"{op.name} {s.types} {s.attrs}"] * len(made)

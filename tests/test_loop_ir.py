@@ -251,7 +251,7 @@ BUFFERS = {d: Buffer(f"{d.name}s", d, (8,), "input") for d in (dtypes.float32, d
 @given(VALUES.flatmap(expressions))
 def test_any_expression_prints_parses_and_runs_the_same(e: Expr) -> None:
     out = Buffer("y", e.dtype, (4,), "output")
-    program = LoopProgram("p", list(BUFFERS.values()), [out], kernels=[Kernel("k", [For(I, 4, "vector", [
+    program = LoopProgram("p", list(BUFFERS.values()), [out], steps=[Kernel("k", [For(I, 4, "vector", [
         Store(out, (I,), e)])])])  # fmt: skip
     text = print_program(program)
     again = parse_program(text)
@@ -272,5 +272,5 @@ def test_one_lane_at_a_time_is_the_same_as_a_vector() -> None:
         Store(y, (Const(0),), total),
     ]
     data = np.linspace(-1, 1, 8).astype(np.float32)
-    got = run_program(LoopProgram("p", [x], [y, z], kernels=[Kernel("k", body)]), [data])
+    got = run_program(LoopProgram("p", [x], [y, z], steps=[Kernel("k", body)]), [data])
     assert got[0] == np.exp(data).max()

@@ -23,7 +23,7 @@ def program(sizes: list[int], lives: list[tuple[int, int]], kernels: int) -> Loo
         body += [
             Store(out, zero, Load(b, zero)) for b, (first, last) in zip(buffers, lives) if first < k <= last
         ]
-        p.kernels.append(Kernel(f"k{k}", list(body)))
+        p.steps.append(Kernel(f"k{k}", list(body)))
     return p
 
 

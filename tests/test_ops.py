@@ -45,12 +45,14 @@ def draw(s: Sample, types: tuple[Type, ...], seed: int = 0) -> list[np.ndarray]:
     return out
 
 
-def program(op: Op, types: tuple[Type, ...], attrs: dict[str, Any]) -> tuple[Graph, Builder, list[Value]]:
+def program(
+    op: Op, types: tuple[Type, ...], attrs: dict[str, Any], s: Sample | None = None
+) -> tuple[Graph, Builder, list[Value]]:
     """A graph of one op over its operands as inputs."""
     graph = Graph(op.name)
     b = Builder(graph)
     inputs = [graph.add_input(t) for t in types]
-    made = b.emit(op, tuple(inputs), attrs)
+    made = b.emit(op, tuple(inputs), attrs, s.regions_for(types) if s is not None else ())
     graph.outputs = list(made) if isinstance(made, tuple) else [made]
     return graph, b, inputs
 
@@ -73,7 +75,7 @@ def test_inferred_type_is_what_runs(op: Op, s: Sample, i: int) -> None:
         types = as_dtype(s.types, dtype)
         if dtype is not dtypes.float32 and (types == s.types or op.name == "bitcast"):
             continue
-        graph, _, _ = program(op, types, s.attrs)
+        graph, _, _ = program(op, types, s.attrs, s)
         out, updates = evaluate(graph, draw(s, types))
         assert updates == []
         for v, a in zip(graph.outputs, out):
@@ -86,7 +88,7 @@ def test_wide_evaluation_agrees(op: Op, s: Sample, i: int) -> None:
     """f32 with its roundings is near the same program in f64."""
     if op.name == "bitcast" or any(a is dtypes.float32 and op.name == "cast" for a in s.attrs.values()):
         pytest.skip("bits of another type")
-    graph, _, _ = program(op, s.types, s.attrs)
+    graph, _, _ = program(op, s.types, s.attrs, s)
     arrays = draw(s, s.types)
     near, _ = evaluate(graph, arrays)
     exact, _ = evaluate(graph, arrays, dtype=dtypes.float64)
@@ -104,7 +106,7 @@ def test_wide_evaluation_agrees(op: Op, s: Sample, i: int) -> None:
 def directional(op: Op, s: Sample, seed: int) -> tuple[float, float]:
     """(<gradient, direction> by the rules, the same by central differences), in f64."""
     types = as_dtype(s.types, dtypes.float64)
-    graph, b, inputs = program(op, types, s.attrs)
+    graph, b, inputs = program(op, types, s.attrs, s)
     arrays = draw(s, types, seed)
     rng = np.random.default_rng(seed + 1)
     outs = floats(graph.outputs)
@@ -120,7 +122,7 @@ def directional(op: Op, s: Sample, seed: int) -> tuple[float, float]:
     found, _ = evaluate(graph, [*arrays, *weights])
     slope = sum(float(np.sum(g * directions[v])) for v, g in zip([v for v in wrt if v in grads], found))
 
-    plain, _, _ = program(op, types, s.attrs)
+    plain, _, _ = program(op, types, s.attrs, s)
     eps = 1e-6
 
     def value(sign: float) -> float:
@@ -151,7 +153,7 @@ def test_gradients_reach_every_float_operand() -> None:
         "cross_entropy": {2},
     }
     for op, s, _ in SMOOTH:
-        graph, b, inputs = program(op, s.types, s.attrs)
+        graph, b, inputs = program(op, s.types, s.attrs, s)
         seeds = {v: graph.add_input(v.type) for v in floats(graph.outputs)}
         if not seeds:
             continue
@@ -168,7 +170,7 @@ elu atan2 logaddexp hypot addcdiv lerp sum mean prod var std norm logsumexp soft
 contract matmul linear layer_norm rms_norm group_norm batch_norm batch_norm_eval mse_loss
 binary_cross_entropy_with_logits cross_entropy kl_div take gather index index_put scatter slice
 slice_put pad concat permute expand reshape diagonal scaled_dot_product_attention glu
-cosine_similarity embedding
+cosine_similarity embedding cond while scan
 """
 
 
@@ -183,7 +185,7 @@ def test_second_derivative(name: str) -> None:
 def check_second(op: Op, s: Sample) -> None:
     types = as_dtype(s.types, dtypes.float64)
     arrays = draw(s, types, 3)
-    graph, b, inputs = program(op, types, s.attrs)
+    graph, b, inputs = program(op, types, s.attrs, s)
     rng = np.random.default_rng(5)
     wrt = floats(inputs)
     ones = {v: graph.add_input(v.type) for v in floats(graph.outputs)}
@@ -220,7 +222,7 @@ def test_decomposition_has_the_inferred_type(name: str) -> None:
 
     for s in REGISTRY[name].samples():
         for dtype in (dtypes.float32, dtypes.bfloat16):
-            graph, _, _ = program(REGISTRY[name], as_dtype(s.types, dtype), s.attrs)
+            graph, _, _ = program(REGISTRY[name], as_dtype(s.types, dtype), s.attrs, s)
             check(graph.nodes[0], 0)
 
 
@@ -251,7 +253,9 @@ def test_unknown_attribute_names_the_op(name: str) -> None:
     graph = Graph()
     inputs = tuple(graph.add_input(t) for t in s.types)
     with pytest.raises(OpError, match="no_such_attribute") as e:
-        Builder(graph).emit(op, inputs, {**s.attrs, "no_such_attribute": 1})
+        Builder(graph).emit(
+            op, inputs, {**s.attrs, "no_such_attribute": 1}, s.regions_for(s.types)
+        )
     assert name in str(e.value)
     assert op.usage in str(e.value)
 
@@ -442,7 +446,7 @@ def test_pull_agrees_with_numpy(name: str) -> None:
     op = REGISTRY[name]
     for s in op.samples():
         arrays = draw(s, s.types)
-        graph, _, _ = program(op, s.types, s.attrs)
+        graph, _, _ = program(op, s.types, s.attrs, s)
         (made,) = evaluate(graph, arrays)[0]
         for index in np.ndindex(made.shape):
             assert pieces(op, s.types, graph.outputs[0].type, arrays, index, s.attrs) == made[index]
@@ -456,7 +460,7 @@ def test_unview_puts_the_view_back(name: str) -> None:
     nothing."""
     op = REGISTRY[name]
     for s in op.samples():
-        graph, b, (base,) = program(op, s.types, s.attrs)
+        graph, b, (base,) = program(op, s.types, s.attrs, s)
         view = graph.outputs[0]
         new = graph.add_input(view.type)
         assert op.unview is not None

@@ -272,7 +272,7 @@ def program_of(op: Op, sample: Sample) -> Graph:
     g = Graph(op.name)
     b = Builder(g)
     inputs = [g.add_input(t) for t in sample.types]
-    made = b.emit(op, tuple(inputs), dict(sample.attrs))
+    made = b.emit(op, tuple(inputs), dict(sample.attrs), sample.regions_for(sample.types))
     g.outputs = list(made) if isinstance(made, tuple) else [made]
     first = g.outputs[0]
     wanted = [v for v in inputs if v.type.dtype.kind == "f"]

@@ -75,7 +75,7 @@ def only_loops(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 KERNELS = sorted(
     n
     for n, op in REGISTRY.items()
-    if op.kernel in ("movement", "gather", "source", "reduce", "contract", "scatter")
+    if op.kernel in ("movement", "gather", "source", "reduce", "contract", "scatter", "scan", "sort")
 )
 SCALARS = ["add", "where", "relu", "sigmoid", "cast", "pow", "floor_divide", "eq"]
 
@@ -99,7 +99,7 @@ def sample_graph(op: Op, sample: Sample) -> Graph:
     graph = Graph(op.name)
     b = Builder(graph)
     inputs = tuple(graph.add_input(t, f"x{i}") for i, t in enumerate(sample.types))
-    made = b.emit(op, inputs, sample.attrs)
+    made = b.emit(op, inputs, sample.attrs, sample.regions_for(sample.types))
     graph.outputs = list(made) if isinstance(made, tuple) else [made]
     return graph
 

@@ -149,7 +149,7 @@ def test_samples_of_every_op_print_and_parse() -> None:
             b = Builder(g)
             b.loc = Location("/home/me/model.py", 3)
             inputs = [g.add_input(t) for t in sample.types]
-            made = b.emit(op, tuple(inputs), dict(sample.attrs))
+            made = b.emit(op, tuple(inputs), dict(sample.attrs), sample.regions_for(sample.types))
             g.outputs = list(made) if isinstance(made, tuple) else [made]
             text = print_graph(g)
             again = parse_graph(text)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from ..ir.errors import GradError
 from ..ir.grad import backward as walk_back
 from ..ir.op import REGISTRY
-from .recording import STATE, Trace
+from .recording import STATE, LazyTrace, Trace
 from .tensor import Tensor, watched_values
-from .values import TracedValue, history, let_go
+from .values import OPAQUE, TracedValue, history, let_go
 
 
 class _GradMode:
@@ -158,12 +159,27 @@ def _run(
             )
         if not isinstance(t, Tensor):
             raise GradError("backward() takes tensors")
-    leaves, nodes = _explore(values)
     watched = watched_values()
+    plain = wrt is None and not create_graph and not watched and not OPAQUE
+    if plain and isinstance(trace, LazyTrace) and all(v in trace.slots for v in values):
+        return _replayed(trace, tensors, values, gradients, keep)
+    leaves, nodes = _explore(values)
     if watched:  # a leaf that was written since is still the leaf
         owners = ((v, v.leaf()) for v in leaves if v.leaf is not None)
         watched.update((v, t) for v, t in owners if t is not None and t._hooks)
     targets = [*(leaves if wrt is None else (v for t in wrt for v in _values_of(t, leaves))), *watched]
+
+    on_grad = _on_grad(trace, watched, create_graph)
+    with _walking(trace, create_graph):
+        seeds = _seeds(trace, tensors, values, gradients)
+        found = walk_back(trace, seeds, targets, on_grad=on_grad, stop=_stops)
+    if not keep:
+        release(trace, [r for node in nodes for r in node.results], values)
+    return leaves, found
+
+
+def _on_grad(trace: Trace, watched: dict[TracedValue, Tensor], create_graph: bool) -> Any:
+    """What the walk does with the gradients of watched values; None where there are none."""
 
     def on_grad(v: Any, g: Any) -> Any:
         t = watched.get(v)
@@ -177,26 +193,64 @@ def _run(
             _accumulate(trace, t, g, create_graph)
         return g
 
+    return on_grad if watched else None
+
+
+def hooks_of(trace: Trace, create_graph: bool) -> tuple[dict[TracedValue, Tensor], Any]:
+    """(values with hooks, what the walk calls with their gradients), for other walks than `backward`."""
+    watched = watched_values()
+    return watched, _on_grad(trace, watched, create_graph)
+
+
+@contextmanager
+def _walking(trace: Trace, create_graph: bool) -> Any:
     old, trace.grad_enabled = trace.grad_enabled, create_graph
     back, trace.walked_back = trace.walked_back, False
     try:
-        seeds: dict[Any, Any] = {}
         with trace.at(trace.loc, "backward"):
-            for t, v, g in zip(tensors, values, gradients):
-                s = _seed(trace, t, v, g)
-                seeds[v] = trace.add(seeds[v], s) if v in seeds else s
-        found = walk_back(trace, seeds, targets, on_grad=on_grad if watched else None, stop=_stops)
+            yield
     finally:
         trace.grad_enabled = old
         trace.walked_back = back
+
+
+def _seeds(
+    trace: Trace, tensors: Sequence[Tensor], values: Sequence[TracedValue], gradients: Sequence[Any]
+) -> dict[Any, Any]:
+    seeds: dict[Any, Any] = {}
+    for t, v, g in zip(tensors, values, gradients):
+        s = _seed(trace, t, v, g)
+        seeds[v] = trace.add(seeds[v], s) if v in seeds else s
+    return seeds
+
+
+def _replayed(
+    trace: LazyTrace,
+    tensors: Sequence[Tensor],
+    values: Sequence[TracedValue],
+    gradients: Sequence[Any],
+    keep: bool,
+) -> tuple[list[TracedValue], dict[Any, Any]]:
+    """The plain walk of ordinary code to all leaves, as a segment: a graph that is wholly of the pending
+    program is walked once and for all."""
+
+    def walk() -> tuple[list[Any], int]:
+        leaves, nodes = _explore(values)
+        found = walk_back(trace, given, leaves, stop=_stops)
+        return [*leaves, *map(found.get, leaves), *(r for n in nodes for r in n.results)], len(leaves)
+
+    with _walking(trace, False):
+        given = _seeds(trace, tensors, values, gradients)
+        made, n = trace.segment("backward", [*given, *given.values()], walk)
+    leaves = made[:n]
     if not keep:
-        release(trace, nodes, values)
-    return leaves, found
+        release(trace, made[2 * n :], values)
+    return leaves, {v: g for v, g in zip(leaves, made[n : 2 * n]) if g is not None}
 
 
 def _values_of(t: Tensor, leaves: Sequence[TracedValue]) -> list[TracedValue]:
     """What a graph knows `t` by: its value, or of a leaf every value it had when the graph read it."""
-    value = history(t._value())
+    value = history(STATE.trace.own(t._value()))
     if value.leaf is None:
         return [value]
     return [v for v in leaves if v.leaf is value.leaf] or [value]
@@ -211,17 +265,14 @@ def _gradient(trace: Any, t: Tensor, leaves: Sequence[TracedValue], found: dict[
     return total
 
 
-def release(trace: Any, nodes: Sequence[Any], roots: Sequence[Any]) -> None:
-    """Frees what the walked nodes saved for backward."""
+def release(trace: Any, results: Sequence[Any], roots: Sequence[Any]) -> None:
+    """Frees what the walked nodes, of these results, saved for backward."""
     slots = getattr(trace, "slots", {})
-    trace.mark(("backward", tuple(slots.get(r, -1) for r in roots)))
-    for node in nodes:
-        pending = False
-        for r in node.results:
-            r.freed = True
-            pending = pending or r.trace is not None
-        if not pending:
-            let_go(node)
+    trace.mark(("backward", tuple([slots.get(r, -1) for r in roots])))
+    for r in results:
+        r.freed = True
+        if r.trace is None and r.node is not None:
+            let_go(r.node)
 
 
 def _owned(trace: Trace, g: Any) -> Any:

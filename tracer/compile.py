@@ -306,7 +306,7 @@ def call_op(graph: Graph) -> Op:
     def inline(b: Builder, *operands: Value) -> Any:
         env = dict(zip(graph.inputs, operands))
         for node in graph.nodes:
-            made = b.emit(node.op, tuple(env[v] for v in node.operands), node.attrs)
+            made = b.emit(node.op, tuple(env[v] for v in node.operands), node.attrs, node.regions)
             env.update(zip(node.results, made if isinstance(made, tuple) else (made,)))
         return tuple(env[v] for v in graph.outputs)
 

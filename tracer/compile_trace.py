@@ -18,6 +18,7 @@ from ..ir.graph import Graph
 from ..ir.op import REGISTRY, Op
 from ..ir.types import Type
 from ..runtime.buffers import Buffer
+from .advice import needs_value
 from .recording import STATE, Trace, freeze, user_location
 from .tensor import Tensor
 from .tree import map_tensors
@@ -105,12 +106,14 @@ class CompileTrace(Trace):
 
     # --- recording
 
-    def emit(self, op: Op, operands: tuple[Any, ...], attrs: dict[str, Any]) -> Any:
+    def emit(
+        self, op: Op, operands: tuple[Any, ...], attrs: dict[str, Any], regions: tuple[Graph, ...] = ()
+    ) -> Any:
         for v in operands:
             if v.trace is not self:
                 self.capture(v)
-        types, grads, loc = self._infer(op, operands, attrs)
-        return self._append(op, operands, attrs, types, grads, loc)
+        types, grads, loc = self._infer(op, operands, attrs, regions)
+        return self._append(op, operands, attrs, types, grads, loc, regions)
 
     def literal(self, value: Any, dtype: DType) -> TracedValue:
         attrs = {"value": dtype.number(value), "dtype": dtype}
@@ -149,14 +152,7 @@ class CompileTrace(Trace):
             self.places[value] = Place("constant", value)
 
     def materialize(self, value: TracedValue) -> Buffer:
-        loc = user_location()
-        made = f", made by {value.node.op.name} at {value.node.loc}" if value.node is not None else ""
-        raise TraceError(
-            f"{loc}: the value of a traced tensor ({value.type}{made}) is needed while {self.name!r} is "
-            f"being compiled (a branch on it, .item(), print, numpy()), but it is only known when the "
-            f"compiled function runs; return the tensor and read it outside, or write a branch as "
-            f"tracegrad.where"
-        )
+        raise needs_value(value, f"{self.name!r} is being compiled")
 
     # --- state
 

@@ -252,6 +252,43 @@ def linspace(
     return _finish(concrete(copy_of(x, dtype)), requires_grad, device)
 
 
+def logspace(
+    start: Any,
+    end: Any,
+    steps: int,
+    base: float = 10.0,
+    *,
+    dtype: DType | None = None,
+    device: Any = None,
+    requires_grad: bool = False,
+    **_: Any,
+) -> Tensor:
+    """`steps` powers of `base`, their exponents from `start` to `end`, both included."""
+    dtype = dtype or get_default_dtype()
+    exponents = linspace(start, end, steps, dtype=dtypes.float64)._array()
+    return _finish(concrete(copy_of(np.power(float(base), exponents), dtype)), requires_grad, device)
+
+
+def range_(
+    start: Any,
+    end: Any = None,
+    step: Any = 1,
+    *,
+    dtype: DType | None = None,
+    device: Any = None,
+    requires_grad: bool = False,
+    **_: Any,
+) -> Tensor:
+    """Values from `start` (0 if one argument) in steps up to and including `end`; floats unless asked."""
+    if end is None:
+        start, end = 0, start
+    start, end, step = (x.item() if isinstance(x, Tensor) else x for x in (start, end, step))
+    if step == 0 or (end - start) * step < 0:
+        raise OpError(f"range(): a step of {step} does not lead from {start} to {end}")
+    n = math.floor((end - start) / step) + 1
+    return _finish(_iota(n, dtype or get_default_dtype(), start, step), requires_grad, device)
+
+
 def eye(
     n: int,
     m: int | None = None,

@@ -20,6 +20,7 @@ from ..ir.types import Type
 from ..runtime.buffers import Buffer, empty
 from ..runtime.executable import Executable, Lowered, interpret
 from .recording import LazyTrace, TrieNode, freeze
+from .segments import fill
 from .values import TracedValue, let_go
 
 
@@ -55,13 +56,13 @@ class LazyProgram:
         self.executable: Executable | None = None
         self.runs = 0
 
-    def run(self, inputs: list[Buffer]) -> list[Buffer]:
-        """Contents of the outputs."""
+    def run(self, inputs: list[Buffer], interpreted: int = 1) -> list[Buffer]:
+        """Contents of the outputs. The first runs are `interpreted`, the next compiles."""
         self.runs += 1
         executable = self.executable
         if executable is None:
             mode = os.environ.get("TRACEGRAD_LAZY", "")
-            if mode == "interpret" or (self.runs == 1 and mode != "compile"):
+            if mode == "interpret" or (self.runs <= interpreted and mode != "compile"):
                 outs, _ = interpret(self.graph, [b.array for b in inputs])
                 return [_own(a, v.type) for a, v in zip(outs, self.graph.outputs)]
             executable = self.executable = Executable(Lowered(self.graph))
@@ -120,6 +121,7 @@ def run_pending(trace: LazyTrace, at: TrieNode) -> None:
         programs = at.programs = {}
     program: LazyProgram | None = programs.get(key)
     if program is None:
+        fill(trace)
         outputs = dict.fromkeys(live.values())
         outputs.update(_saved_for_backward(list(live.values()), trace))
         literals: list[Any] = [trace.values[trace.literals[i][0]] for i in lifted]
@@ -143,7 +145,7 @@ def run_pending(trace: LazyTrace, at: TrieNode) -> None:
         for i, dtype in zip(program.literal_positions, program.scalars):
             buffers.append(scalar_buffer(trace.literals[i][1], dtype))
         values = trace.values
-        for slot, buffer in zip(program.output_slots, program.run(buffers)):
+        for slot, buffer in zip(program.output_slots, program.run(buffers, trace.interpreted)):
             values[slot].buffer = buffer
     _settle(trace)
 
@@ -174,6 +176,9 @@ def _settle(trace: LazyTrace) -> None:
         else:
             for v in node.operands:
                 part_from_native(v)  # type: ignore[arg-type]
+    for _, segment in trace.gaps:
+        for slot in segment.types:
+            trace.values[slot].trace = None
     for ref in trace.handles:
         storage = ref()
         if storage is not None and storage.shared is not None:

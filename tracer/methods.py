@@ -7,18 +7,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..ir import dtypes
-from ..ir.dtypes import DType
-from ..ir.errors import DTypeError, OpError
+from ..ir.errors import DTypeError, GradError, OpError
 from ..ir.op import REGISTRY
-from ..ir.types import broadcast_shapes
-from ..runtime.buffers import copy_of
-from . import creation, mt19937
-from .functions import elementwise, indexing, linear, queries, reductions, shaping
-from .operands import as_value
-from .random import generator_of
+from . import conversions, random
+from .conversions import adopt
+from .environment import strided
+from .functions import (
+    activation,
+    cumulative,
+    diagonals,
+    einsum,
+    elementwise,
+    indexing,
+    joining,
+    linear,
+    placing,
+    queries,
+    reductions,
+    shaping,
+    sorting,
+    statistics,
+)
 from .recording import STATE
-from .tensor import Tensor, concrete, device
+from .tensor import Tensor
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     **elementwise.FUNCTIONS,
@@ -27,13 +38,30 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     **linear.FUNCTIONS,
     **indexing.FUNCTIONS,
     **queries.FUNCTIONS,
+    **cumulative.FUNCTIONS,
+    **sorting.FUNCTIONS,
+    **statistics.FUNCTIONS,
+    **joining.FUNCTIONS,
+    **diagonals.FUNCTIONS,
+    **placing.FUNCTIONS,
+    **einsum.FUNCTIONS,
+    **activation.FUNCTIONS,
 }
 _NOT_METHODS = set(
-    "cat concat stack where linear is_tensor promote_types can_cast rsub numel is_floating_point".split()
+    """cat concat stack where linear is_tensor promote_types can_cast rsub celu selu threshold tril_indices
+    triu_indices vander einsum atleast_1d atleast_2d atleast_3d hstack vstack dstack column_stack block_diag
+    broadcast_tensors broadcast_shapes meshgrid cartesian_prod combinations row_stack tensordot cdist pdist
+    cosine_similarity chain_matmul numel is_floating_point""".split()
 )
-_NO_INPLACE = {"where", "rsub", "clone", "isnan", "isinf", "isfinite"}
+_NOT_METHODS |= set("searchsorted bucketize var_mean std_mean trapezoid trapz cumulative_trapezoid".split())
+_NO_INPLACE = set(
+    """where rsub clone isnan isinf isfinite isposinf isneginf maximum minimum fmax fmin logaddexp logaddexp2
+    signbit positive frexp""".split()
+)
 _INPLACE = [n for n in elementwise.FUNCTIONS if n not in _NO_INPLACE]
-_INPLACE += ["masked_fill", "scatter", "scatter_add", "index_put"]
+_INPLACE += ["cumsum", "cumprod", "nan_to_num"]
+_INPLACE += """logit tril triu masked_fill scatter scatter_add index_put addmm addmv baddbmm addbmm addr put
+index_add index_copy index_fill scatter_reduce index_reduce masked_scatter""".split()
 
 
 def inplace(self: Tensor, result: Tensor) -> Tensor:
@@ -73,81 +101,6 @@ for _name in _INPLACE:
     setattr(Tensor, _name + "_", _make_inplace(_name, FUNCTIONS[_name]))
 
 
-def _copy(self: Tensor, src: Any, non_blocking: bool = False) -> Tensor:
-    """Writes `src`, broadcast and cast, into this tensor."""
-    trace: Any = STATE.trace
-    t = self._value().type
-    v: Any = as_value(trace, src, t.dtype)
-    if v.type.shape != t.shape:
-        broadcast_shapes(v.type.shape, t.shape)
-        v = trace.expand(v, shape=t.shape)
-    else:
-        v = trace.emit(REGISTRY["alias"], (v,), {})
-    return self._put(v)
-
-
-def _fill(self: Tensor, value: Any) -> Tensor:
-    """Writes one number everywhere."""
-    trace: Any = STATE.trace
-    t = self._value().type
-    v = as_value(trace, value, t.dtype)
-    return self._put(
-        trace.emit(REGISTRY["expand"], (v,), {"shape": t.shape}) if t.shape else _fresh(trace, v)
-    )
-
-
-def _fresh(trace: Any, v: Any) -> Any:
-    return trace.emit(REGISTRY["alias"], (v,), {})
-
-
-def _to(self: Tensor, *args: Any, dtype: DType | None = None, copy: bool = False, **kwargs: Any) -> Tensor:
-    """The tensor in another dtype (and on another device); itself if nothing changes and `copy` is False."""
-    for a in (*args, kwargs.pop("device", None)):
-        if isinstance(a, DType):
-            dtype = a
-        elif isinstance(a, Tensor):
-            dtype = a.dtype
-        elif isinstance(a, (str, device)) and device(a).type != "cpu":
-            raise DTypeError(f"device {a!r} is not available here; tensors live on 'cpu'")
-    if dtype is None or dtype is self.dtype:
-        return self.clone() if copy else self
-    return Tensor(STATE.trace.emit(REGISTRY["cast"], (self._value(),), {"dtype": dtype}))
-
-
-_CLASS_NAMES = {
-    dtypes.float32: "Float",
-    dtypes.float64: "Double",
-    dtypes.float16: "Half",
-    dtypes.bfloat16: "BFloat16",
-    dtypes.int64: "Long",
-    dtypes.int32: "Int",
-    dtypes.int16: "Short",
-    dtypes.int8: "Char",
-    dtypes.uint8: "Byte",
-    dtypes.bool_: "Bool",
-}
-
-
-def _type(self: Tensor, dtype: Any = None) -> Any:
-    """The dtype's PyTorch class name, or the tensor converted."""
-    if dtype is None:
-        return f"tracegrad.{_CLASS_NAMES[self.dtype]}Tensor"
-    if isinstance(dtype, str):
-        named = {f"tracegrad.{name}Tensor": d for d, name in _CLASS_NAMES.items()}
-        if dtype not in named:
-            raise DTypeError(f"type(): no tensor type {dtype!r}; there are {', '.join(named)}")
-        dtype = named[dtype]
-    return _to(self, dtype)
-
-
-def _caster(dtype: DType) -> Callable[[Tensor], Tensor]:
-    def method(self: Tensor) -> Tensor:
-        return _to(self, dtype)
-
-    method.__doc__ = f"The tensor as {dtype.torch_name}."
-    return method
-
-
 def _iterate(self: Tensor) -> Any:
     if not self.dim():
         raise TypeError("iteration over a 0-d tensor")
@@ -158,51 +111,70 @@ def _numpy_transposed(self: Tensor) -> Tensor:
     return self.permute(*reversed(range(self.dim())))  # type: ignore[attr-defined]
 
 
-def _uniform(self: Tensor, a: float = 0.0, b: float = 1.0, *, generator: Any = None) -> Tensor:
-    """Fills with samples of U[a, b), from PyTorch's generator."""
-    return _overwrite(
-        self, mt19937.uniform(generator_of(generator), tuple(self.shape), self.dtype.numpy, a, b)
-    )
+def _view_in_place(name: str) -> Callable[..., Tensor]:
+    """An in-place change of shape: the same object sees its storage through one more view."""
+    fn = FUNCTIONS[name]
+
+    def method(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if self._storage.leaf is not None and STATE.trace.grad_enabled:
+            raise GradError(f"{name}_() on a leaf tensor that requires grad; do it under no_grad()")
+        adopt(self, fn(self, *args, **kwargs))
+        return self
+
+    method.__name__ = method.__qualname__ = name + "_"
+    method.__doc__ = f"In-place `{name}`."
+    return method
 
 
-def _normal(self: Tensor, mean: float = 0.0, std: float = 1.0, *, generator: Any = None) -> Tensor:
-    """Fills with samples of N(mean, std^2), from PyTorch's generator."""
-    return _overwrite(
-        self, mt19937.normal(generator_of(generator), tuple(self.shape), self.dtype.numpy, mean, std)
-    )
+for _name in "t transpose swapaxes swapdims squeeze unsqueeze".split():
+    setattr(Tensor, _name + "_", _view_in_place(_name))
 
 
-def _overwrite(self: Tensor, array: Any) -> Tensor:
-    return _copy(self, concrete(copy_of(array, self.dtype)))
+def _is_nonzero(self: Tensor) -> bool:
+    """Whether the one element is not zero."""
+    if self.numel() != 1:
+        raise OpError(f"is_nonzero(): expected one element, got a tensor of type {self._value().type}")
+    return bool(self.item())
+
+
+FUNCTIONS["is_nonzero"] = _is_nonzero
+
+
+def _dim_order(self: Tensor, ambiguity_check: Any = False) -> tuple[int, ...]:
+    """Dimensions from the outermost to the innermost in memory."""
+    strides = self.stride()
+    return tuple(sorted(range(self.dim()), key=lambda d: -strides[d]))
+
+
+def _reversed(self: Tensor) -> Tensor:
+    return FUNCTIONS["flip"](self, 0) if self.dim() else self
+
+
+def _itself(self: Tensor, *_: Any, **__: Any) -> Tensor:
+    return self
 
 
 _METHODS: dict[str, Any] = {
+    **conversions.METHODS, **random.METHODS,
     "where": lambda self, condition, other: FUNCTIONS["where"](condition, self, other),
-    "copy_": _copy, "fill_": _fill, "zero_": lambda self: _fill(self, 0), "to": _to, "type": _type,
-    "double": _caster(dtypes.float64), "float": _caster(dtypes.float32), "half": _caster(dtypes.float16),
-    "bfloat16": _caster(dtypes.bfloat16), "long": _caster(dtypes.int64), "int": _caster(dtypes.int32),
-    "short": _caster(dtypes.int16), "char": _caster(dtypes.int8), "byte": _caster(dtypes.uint8),
-    "bool": _caster(dtypes.bool_), "cpu": lambda self: self, "uniform_": _uniform, "normal_": _normal,
+    "zero_": lambda self: conversions.fill_(self, 0), "unfold": shaping.unfold,
+    "fill_diagonal_": diagonals.fill_diagonal_, "is_nonzero": _is_nonzero,
     "T": property(_numpy_transposed), "mT": property(lambda self: self.transpose(-2, -1)),
-    "mH": property(lambda self: self.transpose(-2, -1)),
-    "H": property(lambda self: self.transpose(-2, -1)),
+    "mH": property(lambda self: self.transpose(-2, -1)), "adjoint": lambda self: self.transpose(-2, -1),
+    "H": property(lambda self: self.transpose(-2, -1)), "dim_order": _dim_order,
     "is_same_size": lambda self, other: self.shape == other.shape,
     "view_as": lambda self, other: self.view(*other.shape),
     "reshape_as": lambda self, other: self.reshape(*other.shape),
-    "type_as": lambda self, other: _to(self, other.dtype),
-    "new_zeros": lambda self, *size, **k: _new("zeros", self, size, k),
-    "new_ones": lambda self, *size, **k: _new("ones", self, size, k),
-    "new_empty": lambda self, *size, **k: _new("empty", self, size, k),
-    "new_tensor": lambda self, data, **k: _new("tensor", self, (data,), k),
-    "new_full": lambda self, size, value, **k: _new("full", self, (size, value), k),
+    "resize_as_": lambda self, other: conversions.resize_(self, tuple(other.shape)),
     "__getitem__": indexing.getitem, "__setitem__": indexing.setitem,
-    "__iter__": _iterate,
+    "__iter__": _iterate, "__reversed__": _reversed,
+    # What has a meaning for complex, sparse, quantised or device tensors, and none here.
+    **dict.fromkeys("conj resolve_conj resolve_neg pin_memory share_memory_ to_dense".split(), _itself),
+    **dict.fromkeys("is_conj is_neg is_pinned is_shared is_inference is_coalesced".split(), lambda self: False),
+    "is_cpu": property(lambda self: True), "layout": property(lambda self: strided), "real": property(_itself),
+    **{f"is_{kind}": property(lambda self: False) for kind in
+       "sparse sparse_csr quantized meta mps xpu xla nested mkldnn vulkan ipu mtia".split()},
 }  # fmt: skip
-
-
-def _new(name: str, self: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    kwargs.setdefault("dtype", self.dtype)
-    return getattr(creation, name)(*args, **kwargs)
 
 
 for _name, _method in _METHODS.items():

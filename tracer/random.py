@@ -1,95 +1,156 @@
-"""Random tensors from PyTorch's CPU generator (tracer/mt19937.py): same seed, same numbers."""
+"""Random tensors: creation functions, samplers and the methods that fill a tensor in place.
+
+Ordinary code draws from PyTorch's CPU generator: same seed, same numbers (tracer/mt19937.py). Inside a
+function that is being compiled the same names draw from the generator's Philox part (tracer/generator.py), so
+that every call, and every step of `repeat(n)`, gets new numbers; those are not PyTorch's, but the same for
+any number of threads. `DISTRIBUTIONS` says both ways for each.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from ..ir import dtypes
 from ..ir.dtypes import DType
-from ..ir.errors import TraceError
+from ..ir.errors import DTypeError, OpError
+from ..ir.op import REGISTRY
 from ..runtime.buffers import copy_of
 from . import mt19937
 from .creation import shape_of
-from .operands import get_default_dtype
+from .functions import elementwise
+from .generator import (
+    Generator,
+    default_generator,
+    draw,
+    fork_rng,
+    generator_of,
+    get_rng_state,
+    in_program,
+    initial_seed,
+    manual_seed,
+    seed,
+    set_rng_state,
+)
+from .library import ArgumentError, overwrite
+from .operands import get_default_dtype, tensor_operand
 from .recording import STATE
 from .tensor import Tensor, concrete, device
 
-
-class Generator:
-    """A PyTorch-compatible random number generator on the CPU."""
-
-    def __init__(self, device: Any = "cpu") -> None:
-        self.engine = mt19937.MT19937()
-
-    @property
-    def device(self) -> device:
-        return device("cpu")
-
-    def manual_seed(self, seed: int) -> Generator:
-        """Restarts the stream from a seed."""
-        self.engine.manual_seed(seed)
-        return self
-
-    def seed(self) -> int:
-        """Restarts the stream from a seed taken from the system, and gives it."""
-        return self.engine.seed()
-
-    def initial_seed(self) -> int:
-        """The seed the stream was started with."""
-        return self.engine.initial_seed()
-
-    def get_state(self) -> Tensor:
-        """The whole state as a uint8 tensor, in PyTorch's layout."""
-        return concrete(copy_of(self.engine.get_state(), dtypes.uint8))
-
-    def set_state(self, state: Tensor) -> None:
-        """Restores a state from `get_state` (or from PyTorch)."""
-        self.engine.set_state(np.array(state.detach().numpy(), np.uint8))
+_F: dict[str, Callable[..., Any]] = elementwise.FUNCTIONS
+_Shape = tuple[int, ...]
 
 
-default_generator = Generator()
+def _check(holds: bool, message: str) -> None:
+    if not holds:
+        raise OpError(message)
 
 
-def generator_of(generator: Generator | None) -> mt19937.MT19937:
-    """The engine to draw from. Drawing inside a compiled function would bake one draw into it: an error."""
-    if STATE.trace is not STATE.lazy:
-        raise TraceError(
-            "drawing random numbers inside a compiled function would repeat the same numbers at every call; "
-            "draw them outside and pass them in"
-        )
-    return (generator or default_generator).engine
+def _units(shape: _Shape, dtype: DType, g: Any, d: DType | None = None) -> Any:
+    """Traced samples of U[0, 1) in a type wide enough to compute with."""
+    wide = d or (dtypes.opmath(dtype) if dtype.kind == "f" else dtypes.float64)
+    return draw("random_uniform", generator=g, shape=shape, dtype=wide)
 
 
-def manual_seed(seed: int) -> Generator:
-    """Seeds the default generator; the same seed gives PyTorch's numbers."""
-    return default_generator.manual_seed(int(seed))
+def _traced_uniform(shape: _Shape, dtype: DType, g: Any, low: float = 0.0, high: float = 1.0) -> Any:
+    _check(low <= high, f"uniform: need low <= high, got {low} and {high}")
+    u = draw("random_uniform", generator=g, shape=shape, dtype=dtype)
+    return u if (low, high) == (0, 1) else u * (high - low) + low
 
 
-def seed() -> int:
-    """Seeds the default generator from the system."""
-    return default_generator.seed()
+def _traced_normal(shape: _Shape, dtype: DType, g: Any, mean: float = 0.0, std: float = 1.0) -> Any:
+    _check(std >= 0, f"normal: expected std >= 0, got {std}")
+    z = draw("random_normal", generator=g, shape=shape, dtype=dtype)
+    return z if (mean, std) == (0, 1) else z * std + mean
 
 
-def initial_seed() -> int:
-    """The default generator's seed."""
-    return default_generator.initial_seed()
+def _traced_exponential(shape: _Shape, dtype: DType, g: Any, lambd: float = 1.0) -> Any:
+    _check(lambd > 0, f"exponential: expected lambd > 0, got {lambd}")
+    return _F["log1p"](-_units(shape, dtype, g)) * (-1.0 / lambd)
 
 
-def get_rng_state() -> Tensor:
-    """The default generator's state."""
-    return default_generator.get_state()
+def _traced_log_normal(shape: _Shape, dtype: DType, g: Any, mean: float = 1.0, std: float = 2.0) -> Any:
+    _check(std > 0, f"log_normal: expected std > 0, got {std}")
+    return _F["exp"](_traced_normal(shape, dtype, g, mean, std))
 
 
-def set_rng_state(state: Tensor) -> None:
-    """Restores the default generator's state."""
-    default_generator.set_state(state)
+def _traced_cauchy(shape: _Shape, dtype: DType, g: Any, median: float = 0.0, sigma: float = 1.0) -> Any:
+    _check(sigma > 0, f"cauchy: expected sigma > 0, got {sigma}")
+    return _F["tan"]((_units(shape, dtype, g) - 0.5) * math.pi) * sigma + median
 
 
-def _made(array: np.ndarray, dtype: DType, requires_grad: bool) -> Tensor:
-    t = concrete(copy_of(array, dtype))
+def _traced_geometric(shape: _Shape, dtype: DType, g: Any, p: float = 0.5) -> Any:
+    _check(0 < p < 1, f"geometric: expected p in (0, 1), got {p}")
+    steps = _F["ceil"](_F["log1p"](-_units(shape, dtype, g)) * (1 / math.log1p(-p)))
+    return _F["clamp"](steps, min=1)
+
+
+def _traced_randint(shape: _Shape, dtype: DType, g: Any, low: int, high: int | None) -> Any:
+    if high is None:
+        high = _largest(dtype) + 1
+    _check(low < high, f"randint: expected low < high, got {low} and {high}")
+    return draw("random_int", generator=g, shape=shape, low=int(low), high=int(high), dtype=dtype)
+
+
+def _traced_random(shape: _Shape, dtype: DType, g: Any) -> Any:
+    return _traced_randint(shape, dtype, g, 0, None)
+
+
+def _largest(dtype: DType) -> int:
+    """The largest integer that `random_` draws for a dtype."""
+    if dtype.kind == "f":
+        return 1 << {"f64": 53, "f32": 24, "f16": 11, "bf16": 8}[dtype.name]
+    return 1 if dtype.kind == "b" else int(np.iinfo(dtype.numpy).max)
+
+
+def _traced_bernoulli(shape: _Shape, dtype: DType, g: Any, p: float = 0.5) -> Any:
+    _check(0 <= p <= 1, f"bernoulli: expected p in [0, 1], got {p}")
+    return _units(shape, dtype, g, dtypes.float64) < p
+
+
+#: name: (by PyTorch's generator, `f(engine, shape, dtype, **parameters)`; inside programs, the same of the
+#: generator's Philox part)
+DISTRIBUTIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "uniform": (mt19937.uniform, _traced_uniform),
+    "normal": (mt19937.normal, _traced_normal),
+    "exponential": (mt19937.exponential, _traced_exponential),
+    "log_normal": (mt19937.log_normal, _traced_log_normal),
+    "cauchy": (mt19937.cauchy, _traced_cauchy),
+    "geometric": (mt19937.geometric, _traced_geometric),
+    "randint": (lambda e, shape, dt, low, high: mt19937.randint(e, low, high, shape, dt), _traced_randint),
+    "random": (mt19937.random, _traced_random),
+    "bernoulli": (lambda e, shape, dtype, p=0.5: mt19937.bernoulli(e, p, shape, dtype), _traced_bernoulli),
+}  # fmt: skip
+
+
+def _sample(name: str, shape: _Shape, dtype: DType, generator: Generator | None, *args: Any) -> Any:
+    """Samples of a distribution, as a NumPy array, or as a tensor of the program that is being compiled."""
+    host, traced = DISTRIBUTIONS[name]
+    if not in_program():
+        return host(generator_of(generator), shape, dtype.numpy, *args)
+    if name not in ("randint", "random", "bernoulli", "geometric") and dtype.kind != "f":
+        raise DTypeError(f"{name}: expected a floating-point dtype, got {dtype}")
+    made = traced(shape, dtype, generator, *args)
+    return made if made.dtype is dtype else made.to(dtype)
+
+
+def _create(
+    name: str, shape: _Shape, dtype: DType, generator: Generator | None, requires_grad: bool, *args: Any
+) -> Tensor:
+    made = _sample(name, shape, dtype, generator, *args)
+    t = made if isinstance(made, Tensor) else concrete(copy_of(made, dtype))
     return t.requires_grad_() if requires_grad else t
+
+
+def _on_cpu(where: Any) -> None:
+    if where is not None and device(where).type != "cpu":
+        raise DTypeError(f"device {where!r} is not available here; tensors live on 'cpu'")
+
+
+# --- creation -----------------------------------------------------------------------------------------------
 
 
 def rand(
@@ -98,10 +159,11 @@ def rand(
     dtype: DType | None = None,
     device: Any = None,
     requires_grad: bool = False,
+    **_: Any,
 ) -> Tensor:
     """Samples of U[0, 1)."""
-    d = dtype or get_default_dtype()
-    return _made(mt19937.uniform(generator_of(generator), shape_of(size), d.numpy), d, requires_grad)
+    _on_cpu(device)
+    return _create("uniform", shape_of(size), dtype or get_default_dtype(), generator, requires_grad)
 
 
 def randn(
@@ -110,10 +172,11 @@ def randn(
     dtype: DType | None = None,
     device: Any = None,
     requires_grad: bool = False,
+    **_: Any,
 ) -> Tensor:
     """Samples of the standard normal distribution."""
-    d = dtype or get_default_dtype()
-    return _made(mt19937.normal(generator_of(generator), shape_of(size), d.numpy), d, requires_grad)
+    _on_cpu(device)
+    return _create("normal", shape_of(size), dtype or get_default_dtype(), generator, requires_grad)
 
 
 def randint(
@@ -125,13 +188,14 @@ def randint(
     dtype: DType | None = None,
     device: Any = None,
     requires_grad: bool = False,
+    **_: Any,
 ) -> Tensor:
     """Integers of [low, high), i64 unless a dtype is given; `randint(high, size)` starts at 0."""
     if size is None:
         low, high, size = 0, low, high
+    _on_cpu(device)
     d = dtype or dtypes.int64
-    array = mt19937.randint(generator_of(generator), int(low), int(high), shape_of((size,)), d.numpy)
-    return _made(array, d, requires_grad)
+    return _create("randint", shape_of((size,)), d, generator, requires_grad, int(low), int(high))
 
 
 def randperm(
@@ -141,33 +205,213 @@ def randperm(
     dtype: DType | None = None,
     device: Any = None,
     requires_grad: bool = False,
+    **_: Any,
 ) -> Tensor:
     """A random permutation of 0 .. n-1."""
+    _on_cpu(device)
     d = dtype or dtypes.int64
-    return _made(mt19937.randperm(generator_of(generator), n, d.numpy), d, requires_grad)
+    if not in_program():
+        t = concrete(copy_of(mt19937.randperm(generator_of(generator), n, d.numpy), d))
+    else:
+        keys: Any = draw(
+            "random_int", generator=generator, shape=(n,), low=0, high=1 << 63, dtype=dtypes.int64
+        )
+        t = keys.argsort().to(d)
+    return t.requires_grad_() if requires_grad else t
 
 
-def rand_like(input: Tensor, *, dtype: DType | None = None, requires_grad: bool = False, **_: Any) -> Tensor:
-    """U[0, 1) samples of `input`'s shape."""
-    return rand(*input.shape, dtype=dtype or input.dtype, requires_grad=requires_grad)
+def _like(name: str) -> Callable[..., Tensor]:
+    def like(
+        input: Tensor,
+        *args: Any,
+        dtype: DType | None = None,
+        device: Any = None,
+        requires_grad: bool = False,
+        generator: Generator | None = None,
+        **_: Any,
+    ) -> Tensor:
+        shape = tuple(tensor_operand(input, "input").shape)
+        _on_cpu(device)
+        return _create(name, shape, dtype or input.dtype, generator, requires_grad, *args)
+
+    return like
 
 
-def randn_like(input: Tensor, *, dtype: DType | None = None, requires_grad: bool = False, **_: Any) -> Tensor:
-    """Standard normal samples of `input`'s shape."""
-    return randn(*input.shape, dtype=dtype or input.dtype, requires_grad=requires_grad)
+rand_like = _like("uniform")
+rand_like.__name__, rand_like.__doc__ = "rand_like", "U[0, 1) samples of `input`'s shape and dtype."
+randn_like = _like("normal")
+randn_like.__name__, randn_like.__doc__ = (
+    "randn_like",
+    "Standard normal samples of `input`'s shape and dtype.",
+)
 
 
-def bernoulli(input: Tensor, *, generator: Generator | None = None) -> Tensor:
-    """Ones with the probabilities in `input`, else zeros."""
-    p = input.detach()._array()
-    return _made(mt19937.bernoulli(generator_of(generator), p, dtype=input.dtype.numpy), input.dtype, False)
+def randint_like(input: Tensor, low: int, high: Any = None, **options: Any) -> Tensor:
+    """Integers of [low, high) in `input`'s shape and dtype; `randint_like(input, high)` starts at 0."""
+    if high is None:
+        low, high = 0, low
+    return _like("randint")(input, int(low), int(high), **options)
+
+
+def normal(
+    mean: Any = 0.0,
+    std: Any = 1.0,
+    size: Any = None,
+    *,
+    generator: Generator | None = None,
+    dtype: DType | None = None,
+    device: Any = None,
+    requires_grad: bool = False,
+    **_: Any,
+) -> Tensor:
+    """Samples of N(mean, std^2): of a given `size` for two numbers, else of the tensors' broadcast shape."""
+    tensors = [t for t in (mean, std) if isinstance(t, Tensor)]
+    if not tensors:
+        if size is None:
+            raise ArgumentError("normal(): with two numbers, say which size, e.g. normal(0.0, 1.0, (2, 3))")
+        _on_cpu(device)
+        d = dtype or get_default_dtype()
+        return _create("normal", shape_of((size,)), d, generator, requires_grad, float(mean), float(std))
+    like: Any = tensors[0] if len(tensors) == 1 else mean + std
+    scale = 1.0 if isinstance(std, Tensor) else float(std)
+    made: Any = _create("normal", tuple(like.shape), like.dtype, generator, False, 0.0, scale)
+    if isinstance(std, Tensor):
+        made = made * std.detach()
+    return made + (mean.detach() if isinstance(mean, Tensor) else mean)
+
+
+def bernoulli(
+    input: Tensor, p: float | None = None, *, generator: Generator | None = None, out: None = None
+) -> Tensor:
+    """Ones with the probabilities in `input` (or `p`, in its shape), else zeros."""
+    t = tensor_operand(input, "bernoulli(): input")
+    if p is not None:
+        return _create("bernoulli", tuple(t.shape), t.dtype, generator, False, float(p))
+    if t.dtype.kind != "f":
+        raise DTypeError(f"bernoulli() takes a floating-point tensor of probabilities, got {t._value().type}")
+    return _bernoulli_of(t, t.dtype, generator)
+
+
+def _bernoulli_of(
+    p: Tensor, dtype: DType, generator: Generator | None, shape: _Shape | None = None
+) -> Tensor:
+    if not in_program():
+        made = mt19937.bernoulli(generator_of(generator), p.detach()._array(), shape, dtype=dtype.numpy)
+        return concrete(copy_of(made, dtype))
+    p = p.detach()
+    if shape is not None and shape != tuple(p.shape):
+        p = p.expand(shape)  # type: ignore[attr-defined]
+    return draw("random_bernoulli", p, generator=generator, dtype=dtype)
 
 
 def multinomial(
-    input: Tensor, num_samples: int, replacement: bool = False, *, generator: Generator | None = None
+    input: Tensor,
+    num_samples: int,
+    replacement: bool = False,
+    *,
+    generator: Generator | None = None,
+    out: None = None,
 ) -> Tensor:
-    """Indices drawn with the (unnormalised) probabilities of each row."""
-    p = input.detach()._array()
-    return _made(
-        mt19937.multinomial(generator_of(generator), p, num_samples, replacement), dtypes.int64, False
-    )
+    """Indices drawn with the (unnormalised) probabilities of a vector or of each row of a matrix."""
+    p: Any = tensor_operand(input, "multinomial(): input").detach()
+    if not in_program():
+        made = mt19937.multinomial(generator_of(generator), p._array(), num_samples, replacement)
+        return concrete(copy_of(made, dtypes.int64))
+    k = p.shape[-1] if p.dim() else 0
+    if p.dim() not in (1, 2) or num_samples < 1 or (not replacement and num_samples > k):
+        raise OpError(
+            f"multinomial(): can't draw {num_samples} of the categories of {p._value().type}, {replacement=}"
+        )
+    # The largest of weights / Exp(1): one race for all samples, or one each if they may be equal.
+    if replacement or num_samples == 1:
+        races = (*p.shape[:-1], num_samples, k)
+        return (p.unsqueeze(-2) / _traced_exponential(races, p.dtype, generator)).argmax(-1)
+    return (p / _traced_exponential(tuple(p.shape), p.dtype, generator)).topk(num_samples, -1)[1]
+
+
+# --- filling in place ---------------------------------------------------------------------------------------
+
+
+def _write(self: Tensor, made: Any) -> Tensor:
+    """Puts samples into a tensor; autograd sees a write that does not depend on the old contents."""
+    if not isinstance(made, Tensor):
+        return overwrite(self, made)
+    return self._put(STATE.trace.emit(REGISTRY["alias"], (made._value(),), {}))
+
+
+def fill(self: Tensor, name: str, generator: Generator | None, *args: Any) -> Tensor:
+    """Fills a tensor in place with samples of a row of `DISTRIBUTIONS`."""
+    return _write(self, _sample(name, tuple(self.shape), self.dtype, generator, *args))
+
+
+def _uniform_(
+    self: Tensor, a: float = 0.0, b: float = 1.0, *, generator: Any = None, **bounds: Any
+) -> Tensor:
+    """Fills with samples of U[a, b); PyTorch's names of the bounds are `from` and `to`."""
+    return fill(self, "uniform", generator, float(bounds.get("from", a)), float(bounds.get("to", b)))
+
+
+def _normal_(self: Tensor, mean: float = 0.0, std: float = 1.0, *, generator: Any = None) -> Tensor:
+    """Fills with samples of N(mean, std^2)."""
+    return fill(self, "normal", generator, float(mean), float(std))
+
+
+def _exponential_(self: Tensor, lambd: float = 1.0, *, generator: Any = None) -> Tensor:
+    """Fills with samples of the exponential distribution of rate `lambd`."""
+    return fill(self, "exponential", generator, float(lambd))
+
+
+def _log_normal_(self: Tensor, mean: float = 1.0, std: float = 2.0, *, generator: Any = None) -> Tensor:
+    """Fills with exp of samples of N(mean, std^2)."""
+    return fill(self, "log_normal", generator, float(mean), float(std))
+
+
+def _cauchy_(self: Tensor, median: float = 0.0, sigma: float = 1.0, *, generator: Any = None) -> Tensor:
+    """Fills with samples of the Cauchy distribution."""
+    return fill(self, "cauchy", generator, float(median), float(sigma))
+
+
+def _geometric_(self: Tensor, p: float, *, generator: Any = None) -> Tensor:
+    """Fills with the numbers of trials up to the first success, each of probability `p`."""
+    return fill(self, "geometric", generator, float(p))
+
+
+def _bernoulli_(self: Tensor, p: Any = 0.5, *, generator: Any = None) -> Tensor:
+    """Fills with ones of probability `p` (a number, or a tensor that broadcasts), else zeros."""
+    if isinstance(p, Tensor):
+        return _write(self, _bernoulli_of(p, self.dtype, generator, tuple(self.shape)))
+    return fill(self, "bernoulli", generator, float(p))
+
+
+def _random_(
+    self: Tensor, low: Any = None, high: Any = None, *, generator: Any = None, **bounds: Any
+) -> Tensor:
+    """Fills with integers of [low, high), of [0, low) if that is alone, or of all that the dtype holds."""
+    low, high = bounds.get("from", low), bounds.get("to", high)
+    if low is None and high is None:
+        return fill(self, "random", generator)
+    if "from" not in bounds and high is None:
+        low, high = 0, low
+    return fill(self, "randint", generator, int(low or 0), None if high is None else int(high))
+
+
+#: methods of Tensor
+FILLS: dict[str, Callable[..., Tensor]] = {
+    "uniform_": _uniform_,
+    "normal_": _normal_,
+    "exponential_": _exponential_,
+    "log_normal_": _log_normal_,
+    "cauchy_": _cauchy_,
+    "geometric_": _geometric_,
+    "bernoulli_": _bernoulli_,
+    "random_": _random_,
+}
+METHODS: dict[str, Callable[..., Tensor]] = {**FILLS, "bernoulli": bernoulli, "multinomial": multinomial}
+for _name, _method in FILLS.items():
+    _method.__name__ = _method.__qualname__ = _name
+
+__all__ = [
+    "DISTRIBUTIONS", "METHODS", "Generator", "bernoulli", "default_generator", "draw", "fill", "fork_rng",
+    "generator_of", "get_rng_state", "initial_seed", "manual_seed", "multinomial", "normal", "rand",
+    "rand_like", "randint", "randint_like", "randn", "randn_like", "randperm", "seed", "set_rng_state",
+]  # fmt: skip

@@ -23,9 +23,11 @@ from ..ir.dtypes import DType
 from ..ir.errors import TraceError
 from ..ir.graph import Graph, Location, Node, Value
 from ..ir.op import REGISTRY, Op
+from ..ir.regions import structure
 from ..ir.types import Type
 from ..runtime.buffers import Buffer, copy_of
 from ..runtime.executable import interpret
+from .segments import Segment, fill
 from .values import Storage, TracedValue
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -54,7 +56,12 @@ class Trace(Builder):
         grad_enabled: whether results of ops on values that require grad require it too.
         overlong: the program is long enough; it ends where the next user operation begins.
         walked_back: a backward that made no new graph has been recorded; see `ready` in tensor.py.
+        transformed: a derivative of a function (tracer/func) has been recorded.
+        loading: samples are being read one by one: indices are never the same again, so indexing by an int
+            is done at once instead of recorded.
     """
+
+    loading = False
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
@@ -62,12 +69,19 @@ class Trace(Builder):
         self.grad_enabled = True
         self.walked_back = False
         self.overlong = False
+        self.transformed = False
         self.loc: Location | None = None
         self.phase = "forward"
 
-    def emit(self, op: Op, operands: tuple[Any, ...], attrs: dict[str, Any]) -> Any:
+    def emit(
+        self, op: Op, operands: tuple[Any, ...], attrs: dict[str, Any], regions: tuple[Graph, ...] = ()
+    ) -> Any:
         """Records one op on values; gives its `TracedValue`, or a tuple of them."""
         raise NotImplementedError  # pragma: no cover - abstract
+
+    def own(self, value: Any) -> Any:
+        """What this trace knows a value by."""
+        return value
 
     def flush(self) -> None:
         """Ends the pending program, where there is such a thing."""
@@ -120,11 +134,12 @@ class Trace(Builder):
         types: Sequence[Type],
         grads: Sequence[bool],
         loc: Location | None,
+        regions: tuple[Graph, ...] = (),
     ) -> Any:
         phase = self.phase
         if self.walked_back and not self.grad_enabled and phase == "forward":
             phase = "update"  # what is done without gradients after a backward is done to parameters
-        node = Node(op, operands, attrs, loc, phase)
+        node = Node(op, operands, attrs, loc, phase, regions)
         self.nodes.append(node)
         if len(types) == 1:
             value = TracedValue(types[0], node, 0, self, None, grads[0])
@@ -136,10 +151,14 @@ class Trace(Builder):
         return results
 
     def _infer(
-        self, op: Op, operands: tuple[Any, ...], attrs: dict[str, Any]
+        self,
+        op: Op,
+        operands: tuple[Any, ...],
+        attrs: dict[str, Any],
+        regions: tuple[Graph, ...] = (),
     ) -> tuple[tuple[Type, ...], tuple[bool, ...], Location | None]:
         loc = self.loc or user_location()
-        types = infer_or_explain(op, operands, attrs, loc)
+        types = infer_or_explain(op, operands, attrs, loc, regions)
         grad = self.grad_enabled and op.differentiable and any(v.requires_grad for v in operands)
         return types, tuple(grad and t.dtype.kind == "f" for t in types), loc
 
@@ -149,7 +168,10 @@ class TrieNode:
     here.
     """
 
-    __slots__ = ("baked", "children", "grads", "lifted", "loc", "programs", "types")
+    #: segments kept for one place; a loop whose procedures change each time shall not fill memory
+    SEGMENTS = 16
+
+    __slots__ = ("baked", "children", "grads", "lifted", "loc", "programs", "segments", "types")
 
     def __init__(self) -> None:
         self.children: dict[Any, TrieNode] = {}
@@ -159,6 +181,7 @@ class TrieNode:
         self.baked: Any = None
         self.lifted = False
         self.programs: dict[Any, Any] | None = None
+        self.segments: dict[Any, Segment] | None = None
 
 
 class LazyTrace(Trace):
@@ -169,6 +192,7 @@ class LazyTrace(Trace):
     """
 
     LIMIT = 4096
+    interpreted = 1  # runs of a program before it is compiled
 
     def __init__(self, run: Callable[[LazyTrace, TrieNode], None]) -> None:
         super().__init__()
@@ -186,7 +210,8 @@ class LazyTrace(Trace):
         self.inputs: list[tuple[int, TracedValue, Buffer]] = []
         self.literals: list[tuple[int, Any, TrieNode]] = []
         self.undo: list[tuple[Storage, TracedValue]] = []
-        self.walked_back = self.overlong = False
+        self.gaps: list[tuple[int, Segment]] = []
+        self.walked_back = self.overlong = self.transformed = False
 
     def _step(self, key: Any) -> TrieNode | None:
         child = self.at_node.children.get(key)
@@ -215,7 +240,7 @@ class LazyTrace(Trace):
             )
         if buffer.shared_outside():
             buffer = copy_of(buffer.array, value.type.dtype)
-        key = (value.type, value.requires_grad)
+        key = (value.type, value.requires_grad, value.leaf is None)
         if self._step(key) is None:
             self._grow(key)
         slot = self._define(value)
@@ -242,34 +267,70 @@ class LazyTrace(Trace):
         self.literals.append((self._define(made), value, child))
         return made
 
-    def emit(self, op: Op, operands: tuple[Any, ...], attrs: dict[str, Any]) -> Any:
+    def emit(
+        self, op: Op, operands: tuple[Any, ...], attrs: dict[str, Any], regions: tuple[Graph, ...] = ()
+    ) -> Any:
         slots = self.slots
         found = []
         for v in operands:
             slot = slots.get(v)
             found.append(self.enter(v) if slot is None else slot)
         key = (op, tuple(found), tuple(attrs.items()), self.grad_enabled)
+        if regions:
+            key = (*key, tuple(map(structure, regions)))
         child = self.at_node.children.get(key)
         if child is None:
-            types, grads, loc = self._infer(op, operands, attrs)
+            types, grads, loc = self._infer(op, operands, attrs, regions)
             child = self._grow(key)
             child.types, child.grads, child.loc = types, grads, loc
         else:
             self.at_node = child
-        out = self._append(op, operands, attrs, child.types, child.grads, child.loc)
+        out = self._append(op, operands, attrs, child.types, child.grads, child.loc, regions)
         if out.__class__ is tuple:
             for v in out:
                 self._define(v)
         else:
             slots[out] = len(self.values)
             self.values.append(out)
-        if len(self.nodes) >= self.LIMIT and self.phase == "forward":
+        if len(self.values) >= self.LIMIT and self.phase == "forward":
             self.overlong = self.walked_back = True
         return out
 
     def mark(self, key: Any) -> None:
         if self._step(key) is None:
             self._grow(key)
+
+    def segment(
+        self, key: Any, operands: Sequence[TracedValue], procedure: Callable[[], tuple[list[Any], Any]]
+    ) -> tuple[list[Any], Any]:
+        """What `procedure` gives, which is run only the first time it is met at this place of the trie.
+
+        Args:
+            key: with the operands, all that the recorded ops depend on; hashable.
+            operands: every value from outside the program that the procedure may read.
+            procedure: records ops and has no other effect. Gives values, or None, and a note. Of the values,
+                those it made carry no gradients. If one is not of this program, it runs again next time.
+        """
+        slots = self.slots
+        at = []
+        for v in operands:
+            slot = slots.get(v)
+            at.append(self.enter(v) if slot is None else slot)
+        key = (key, tuple(at), self.grad_enabled, self.phase)
+        begin = self.at_node
+        known = begin.segments.get(key) if begin.segments is not None else None
+        if known is not None:
+            return known.replay(self), known.note
+        values, gaps = self.values, len(self.gaps)
+        nodes, literals, inputs = len(self.nodes), len(self.literals), len(self.inputs)
+        outputs, note = procedure()
+        whole = self.values is values and len(self.inputs) == inputs and len(self.gaps) == gaps
+        whole = whole and all(v is None or v in slots for v in outputs)
+        if begin.segments is None:
+            begin.segments = {}
+        if whole and len(begin.segments) < TrieNode.SEGMENTS:
+            begin.segments[key] = Segment(self, nodes, literals, outputs, note)
+        return outputs, note
 
     def flagged(self, value: TracedValue) -> None:
         self.mark(("requires_grad", self.slots[value], value.requires_grad))
@@ -288,7 +349,7 @@ class LazyTrace(Trace):
     def flush(self) -> None:
         """Runs what is pending; every value a tensor holds, or backward will read, gets its contents."""
         with self.lock:
-            if not self.nodes:
+            if not self.nodes and not self.gaps:
                 self._reset()
                 return
             try:
@@ -362,7 +423,9 @@ def freeze(
     for node in nodes:
         if node not in needed:
             continue
-        copy = Node(node.op, tuple(env[v] for v in node.operands), node.attrs, node.loc, node.phase)
+        copy = Node(
+            node.op, tuple(env[v] for v in node.operands), node.attrs, node.loc, node.phase, node.regions
+        )
         copy.results = tuple(Value(r.type, copy, i) for i, r in enumerate(node.results))
         for r, c in zip(node.results, copy.results):
             env.setdefault(r, c)
@@ -376,6 +439,9 @@ def computed_alone(value: TracedValue) -> Buffer | None:
     """The contents of a value that is pending in another thread's trace, computed from the recorded nodes
     that lead to it without touching that trace; None if the trace ended meanwhile."""
     trace = value.trace
+    if isinstance(trace, LazyTrace):
+        with trace.lock:
+            fill(trace)
     operands: dict[Node, tuple[Any, ...]] = {}
     inputs: dict[Any, Buffer] = {}
     order: list[Node] = []
@@ -400,7 +466,9 @@ def computed_alone(value: TracedValue) -> Buffer | None:
     graph = Graph("elsewhere")
     env: dict[Any, Value] = {v: graph.add_input(v.type) for v in inputs}
     for node in order:
-        copy = Node(node.op, tuple(env[o] for o in operands[node]), node.attrs, node.loc, node.phase)
+        copy = Node(
+            node.op, tuple(env[o] for o in operands[node]), node.attrs, node.loc, node.phase, node.regions
+        )
         copy.results = tuple(Value(r.type, copy, i) for i, r in enumerate(node.results))
         for r, c in zip(node.results, copy.results):
             env.setdefault(r, c)

@@ -119,6 +119,18 @@ def _view(layout: Layout, shape: Ints) -> Layout:
     return shape, strides, layout[2]
 
 
+def _unfold(layout: Layout, dim: int, size: int, step: int) -> Layout:
+    shape, strides, offset = layout
+    if not shape:
+        return (size,), (1,), offset
+    count = (shape[dim] - size) // step + 1
+    return (
+        (*shape[:dim], count, *shape[dim + 1 :], size),
+        (*strides[:dim], strides[dim] * step, *strides[dim + 1 :], strides[dim]),
+        offset,
+    )
+
+
 _STEPS: dict[str, Callable[..., Layout]] = {
     "alias": lambda layout: layout,
     "detach": lambda layout: layout,
@@ -132,6 +144,7 @@ _STEPS: dict[str, Callable[..., Layout]] = {
     "select": _select,
     "diagonal": _diagonal,
     "view": _view,
+    "unfold": _unfold,
 }
 
 

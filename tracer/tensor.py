@@ -19,7 +19,8 @@ import numpy as np
 from ..ir import dtypes
 from ..ir.errors import DTypeError, GradError, TraceError
 from ..ir.op import REGISTRY, Op
-from ..runtime.buffers import Buffer, from_array
+from ..runtime.buffers import Buffer
+from ..runtime.tensor_bytes import from_bytes, to_bytes
 from .description import Description
 from .meta import GradFn, HookHandle, View
 from .meta import Size as Size
@@ -221,7 +222,7 @@ class Tensor(Description):
         return out
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return (_rebuild, (type(self), self._array().copy(), self.dtype.name, self.requires_grad))
+        return (_rebuild, (type(self), to_bytes(self._buffer()), self.requires_grad))
 
     # --- autograd
 
@@ -394,8 +395,8 @@ def _goes_through_detach(view: View | None) -> bool:
     return view is not None and any(op.name == "detach" for op, _ in view)
 
 
-def _rebuild(cls: type, array: np.ndarray, dtype: str, requires_grad: bool) -> Tensor:
-    t = concrete(from_array(np.asarray(array, order="C")))
+def _rebuild(cls: type, contents: bytes, requires_grad: bool) -> Tensor:
+    t = concrete(from_bytes(contents))
     return t.requires_grad_() if requires_grad else t
 
 

@@ -64,6 +64,9 @@ def let_go(node: Node) -> None:
     node.operands = tuple([Value(v.type) for v in node.operands]) if callable(node.op.grad_name) else ()
 
 
+#: Things that are alive and make gradients depend on Python: a walk back must be walked each time.
+OPAQUE: weakref.WeakSet[Any] = weakref.WeakSet()
+
 #: Counts replacements of storages' values.
 REPLACED = [0]
 

@@ -1,5 +1,5 @@
 """A whole LoopProgram to one LLVM module: buffers to pointers, a function per kernel, and the two entry
-points.
+points. The control flow between kernels is in codegen_control.
 
     void run(ptr table)                 one execution
     void repeat(ptr table, i64 n)       n executions; output pointers advance by their byte size after each
@@ -15,9 +15,22 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable
 
-from ...ir.expr import Expr, Load
-from ...ir.loops import Buffer, Kernel, LoopProgram, Stmt, Store, statements
+from ...ir.expr import Expr, Load, Var
+from ...ir.loops import (
+    Buffer,
+    Kernel,
+    LoopProgram,
+    Repeat,
+    Step,
+    Stmt,
+    Store,
+    blocks_of,
+    control_buffers,
+    statements,
+    walk_steps,
+)
 from .codegen import Kernels, KernelWriter
+from .codegen_control import Call, StepWriter, alignments
 from .codegen_memory import zeros_global
 from .codegen_registers import Scan
 from .codegen_text import Place
@@ -26,6 +39,7 @@ from .target import CompileError, Target
 # Kernels with less text than this are inlined into `run`: LLVM's fixed cost per function, some 0.3 ms, is
 # most of theirs.
 _INLINE_CHARACTERS = 8000
+_MEMMOVE = "declare void @llvm.memmove.p0.p0.i64(ptr, ptr, i64, i1)"
 
 
 def generate(program: LoopProgram, target: Target, threads: bool = True) -> str:
@@ -44,17 +58,21 @@ class _Program:
         f16 = target.has_fma or target.arch == "aarch64"  # every x86 with FMA converts halves
         self.module = Kernels(target.has_fma, f16, "#0", threads)
         self.attributes = f"attributes #0 = {{ nounwind {target.attribute_text()} }}"
-        self.buffers = [_buffers(k, self.module.nodes) for k in program.kernels]
+        self.kernels = program.kernels
+        self.buffers = [_buffers(k, self.module.nodes) for k in self.kernels]
+        self.turns = _turns(program.steps, ())
+        control = [b for s in walk_steps(program.steps) for b in control_buffers(s)]
         self.groups, self.single = overlap_groups(
-            itertools.chain(program.inputs, program.outputs, *self.buffers)
+            itertools.chain(program.inputs, program.outputs, *self.buffers, control)
         )
+        self.aligned = alignments(program.steps, _alignment)
         self.slots: dict[Buffer, int] = {}
         for i, b in enumerate([*program.inputs, *program.outputs]):
             self.slots.setdefault(b, i)
         self.arena_slot = len(program.inputs) + len(program.outputs)
 
     def text(self) -> str:
-        calls = [self._kernel(k, i) for i, k in enumerate(self.program.kernels)]
+        calls = {k: self._kernel(k, i) for i, k in enumerate(self.kernels)}
         module = self.module
         module.functions += [self._run(calls), self._repeat()]
         if module.zeros:
@@ -64,8 +82,8 @@ class _Program:
 
     # --- kernels --------------------------------------------------------------------------------------------
 
-    def _kernel(self, kernel: Kernel, number: int) -> tuple[str, list[Buffer]]:
-        """Writes a kernel's function; its name and the buffers it takes."""
+    def _kernel(self, kernel: Kernel, number: int) -> Call:
+        """Writes a kernel's function; its name, the buffers and the variables of loops around it that it takes."""
         module = self.module
         name = f"k{number}_{_plain(kernel.name)}"
         writer = KernelWriter(module, name, "%pool")
@@ -81,6 +99,11 @@ class _Program:
                 parameters.append(f"ptr {writer.pointer_attributes(b, place)}{place.ref}")
                 arguments.append(b)
             writer.env[b] = place
+        turns = self._variables(kernel)
+        for v in turns:
+            ref = writer.env[v] = writer.fresh(f"{_plain(v.name)}.")
+            writer.ranges[ref] = (0, max(v.extent - 1, 0))
+            parameters.append(f"i64 {ref}")
         writer.held = Scan(module.nodes, writer.linear, writer.can_vectorize).run(kernel.body)
         writer.block(kernel.body)
         signature = ", ".join([*parameters, "i64 %pool"])
@@ -92,7 +115,12 @@ class _Program:
             text = text.replace(" #0 {", " alwaysinline #0 {", 1)
         lines.append(text)
         module.functions.append("\n".join(lines))
-        return name, arguments
+        return name, arguments, turns
+
+    def _variables(self, kernel: Kernel) -> list[Var]:
+        around = set(self.turns.get(kernel, ()))
+        used = {e for s in statements(kernel.body) for e in self.module.nodes(s) if e in around} if around else ()
+        return [v for v in self.turns.get(kernel, ()) if v in used]
 
     def _place(self, b: Buffer) -> Place | None:
         if b.space in ("local", "register", "shared"):
@@ -101,8 +129,7 @@ class _Program:
             return Place(self._constant(b), self.groups[b], 64, b.dtype, b.shape)
         if b.space != "arena" and b not in self.slots:
             raise CompileError(f"buffer {b.name} ({b.space}) is not among the program's inputs and outputs")
-        align = 64 if b.space == "arena" else b.dtype.itemsize
-        return Place("", self.groups[b], align, b.dtype, b.shape)
+        return Place("", self.groups[b], self.aligned.get(b) or _alignment(b), b.dtype, b.shape)
 
     def _constant(self, b: Buffer) -> str:
         name = f"@c.{_plain(b.name)}"
@@ -116,7 +143,7 @@ class _Program:
 
     # --- entry points ---------------------------------------------------------------------------------------
 
-    def _run(self, calls: list[tuple[str, list[Buffer]]]) -> str:
+    def _run(self, calls: dict[Kernel, Call]) -> str:
         lines = ["define void @run(ptr %table) #0 {", "entry:"]
         pointers: dict[Buffer, str] = {}
 
@@ -126,7 +153,9 @@ class _Program:
             return f"%in{i}"
 
         arena = ""
-        used = dict.fromkeys(itertools.chain.from_iterable(buffers for _, buffers in calls))
+        used: dict[Buffer, None] = {}
+        for s in walk_steps(self.program.steps):
+            used.update(dict.fromkeys(calls[s][1] if isinstance(s, Kernel) else control_buffers(s)))
         for b in used:
             if b.space == "arena":
                 arena = arena or slot(self.arena_slot)
@@ -136,9 +165,10 @@ class _Program:
             else:
                 pointers[b] = slot(self.slots[b])
         pool = slot(self.arena_slot + 1, "i64") if self.module.threads else "0"
-        for name, buffers in calls:
-            arguments = [*[f"ptr {pointers[b]}" for b in buffers], f"i64 {pool}"]
-            lines.append(f"  call void @{name}({', '.join(arguments)})")
+        writer = StepWriter(lines, pointers, calls, pool)
+        writer.steps(self.program.steps)
+        if writer.copies:
+            self.module.declares[_MEMMOVE] = None
         lines += self._copies(pointers)
         return "\n".join([*lines, "  ret void", "}"])
 
@@ -176,7 +206,7 @@ class _Program:
                 f"  br label %copied{i}",
                 f"copied{i}:",
             ]
-            self.module.declares["declare void @llvm.memmove.p0.p0.i64(ptr, ptr, i64, i1)"] = None
+            self.module.declares[_MEMMOVE] = None
         return lines
 
     def _repeat(self) -> str:
@@ -243,6 +273,23 @@ def overlap_groups(buffers: Iterable[Buffer]) -> tuple[dict[Buffer, int], frozen
         groups[b] = g
         count[g] = count.get(g, 0) + 1
     return groups, frozenset(g for g, n in count.items() if n == 1)
+
+
+def _alignment(b: Buffer) -> int:
+    """What is known of the address of a buffer's own memory."""
+    return 64 if b.space == "arena" else b.dtype.itemsize
+
+
+def _turns(steps: Iterable[Step], around: tuple[Var, ...]) -> dict[Kernel, tuple[Var, ...]]:
+    """The variables of the loops around each kernel."""
+    out: dict[Kernel, tuple[Var, ...]] = {}
+    for s in steps:
+        if isinstance(s, Kernel):
+            out[s] = around
+        inner = (*around, s.var) if isinstance(s, Repeat) else around
+        for block in blocks_of(s):
+            out.update(_turns(block, inner))
+    return out
 
 
 def _buffers(kernel: Kernel, nodes: Callable[[Stmt], list[Expr]]) -> list[Buffer]:

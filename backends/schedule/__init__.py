@@ -4,7 +4,8 @@ call.
 In order: plan.py decides what is computed where (groups.py, row_group.py, other_groups.py, contract.py; their
 elements are pulled through index maps by elements.py); placement.py gives every stored value its buffer and
 the groups their order; pointwise.py and rows.py write their loops with the help of nests.py and scopes.py;
-backends/memory.py lays out the arena.
+backends/memory.py lays out the arena. Regions of control flow are planned and placed in the same way, as part of
+the group of their node (control.py); control_steps.py puts their kernels into loops and branches.
 """
 
 from __future__ import annotations
@@ -13,11 +14,15 @@ from math import prod
 
 from ...ir.expr import Load
 from ...ir.graph import Graph, Value
-from ...ir.loops import Buffer, Kernel, LoopProgram, Stmt
+from ...ir.loops import Buffer, Kernel, LoopProgram, Step, Stmt
 from ..machine import MachineModel
 from ..memory import plan as plan_memory
 from .contract import ContractGroup
 from .contract_loops import emit_contract
+from .contract_operands import Packed
+from .control import ControlGroup
+from .control_steps import Ahead, control_steps, settle
+from .cumulative import CumulativeGroup, emit_cumulative
 from .elements import letter_sizes
 from .groups import Group, PointwiseGroup, domain_var
 from .nests import StoreSpec
@@ -27,6 +32,7 @@ from .plan import Planner
 from .pointwise import emit_pointwise, emit_scatter, emit_tiny, flat_nest
 from .row_group import RowGroup
 from .rows import emit_rows
+from .sort import SortGroup, emit_sort
 
 __all__ = ["schedule"]
 
@@ -44,41 +50,65 @@ def schedule(graph: Graph, machine: MachineModel | None = None) -> LoopProgram:
     plan = Planner(graph, machine)
     plan.run()
     placement = Placement(plan)
-    program = LoopProgram(graph.name, plan.inputs, placement.outputs, kernels=[])
+    program = LoopProgram(graph.name, plan.inputs, placement.outputs)
     program.updated = [plan.input_buffer(i) for i, v in plan.updates.items() if v.type.numel]
-    for group in placement.order:
-        body = _emit(group, placement, machine)
-        if body:
-            program.kernels.append(_kernel(group, body, placement, len(program.kernels)))
-    for target, source in placement.copies:
-        f = domain_var("i", target.size)
-        spec: StoreSpec = (target, f, Load(source, (f,)))
-        body = flat_nest({}, [spec], f, target.size, machine, placement.place, plan.number)
-        program.kernels.append(
-            Kernel(f"k{len(program.kernels)}", body, f"copy to {target.name}", (), 0, 2 * target.nbytes)
-        )
+    _, program.steps = _steps(placement, machine)
+    settle(program.steps)
+    for n, kernel in enumerate(program.kernels):
+        kernel.name = f"k{n}_{kernel.name}" if kernel.name else f"k{n}"
     program.temps = list(plan.constants)
     plan_memory(program)
     return program
 
 
-def _emit(group: Group, placement: Placement, machine: MachineModel) -> list[Stmt]:
+def _steps(placement: Placement, machine: MachineModel) -> tuple[list[Ahead], list[Step]]:
+    """What a plan runs, in order; and of a loop's body, what is done once before the loop."""
+    ahead: list[Ahead] = []
+    steps: list[Step] = []
+    for group in placement.order:
+        if isinstance(group, ControlGroup):
+            moved, made = control_steps(group, placement, lambda region: _steps(region, machine))
+            ahead += moved
+            steps += made
+            continue
+        packed: list[Packed] = []
+        body = _emit(group, placement, machine, packed)
+        for p in packed:
+            moved_bytes = p.source.nbytes + p.panel.nbytes
+            kernel = Kernel("pack", p.body, f"pack {p.source.name}", (), 0, moved_bytes)
+            ahead.append(Ahead(kernel, p.source))
+        if body:
+            steps.append(_kernel(group, body, placement))
+    for target, source in placement.copies:
+        f = domain_var("i", target.size)
+        spec: StoreSpec = (target, f, Load(source, (f,)))
+        body = flat_nest({}, [spec], f, target.size, machine, placement.place, placement.plan.number)
+        steps.append(Kernel("", body, f"copy to {target.name}", (), 0, 2 * target.nbytes))
+    return ahead, steps
+
+
+def _emit(group: Group, placement: Placement, machine: MachineModel, packed: list[Packed]) -> list[Stmt]:
+    """The statements of a group; `packed` gets what is packed for a whole loop."""
     number = placement.plan.number
     targets = placement.targets[group.id]
     if isinstance(group, TinyGroup):
         return emit_tiny(group, machine, placement.place, number, targets)
     if isinstance(group, ScatterGroup):
-        return emit_scatter(group, targets[0][0], machine, placement.place, number)
+        return emit_scatter(group, [b for b, _ in targets], machine, placement.place, number)
+    if isinstance(group, CumulativeGroup):
+        return emit_cumulative(group, [b for b, _ in targets], machine, placement.place, number)
+    if isinstance(group, SortGroup):
+        return emit_sort(group, [b for b, _ in targets], machine, placement.place, number)
     specs: list[StoreSpec] = [(b, *group.store_spec(v)) for b, v in targets]
     if isinstance(group, ContractGroup):
-        return emit_contract(group, specs, machine, placement.place, number)
+        return emit_contract(group, specs, machine, placement.place, number, packed)
     if isinstance(group, RowGroup):
         return emit_rows(group, specs, machine, placement.place, number)
     assert isinstance(group, PointwiseGroup)
     return emit_pointwise(group, specs, machine, placement.place, number)
 
 
-def _kernel(group: Group, body: list[Stmt], placement: Placement, index: int) -> Kernel:
+def _kernel(group: Group, body: list[Stmt], placement: Placement) -> Kernel:
     plan = placement.plan
     names: list[str] = []
     locs = []
@@ -93,7 +123,7 @@ def _kernel(group: Group, body: list[Stmt], placement: Placement, index: int) ->
     read: list[Buffer] = [placement.place(b) for b, readers in plan.readers.items() if group in readers]
     moved = sum(b.nbytes for b in dict.fromkeys(written)) + sum(b.nbytes for b in dict.fromkeys(read))
     comment = "+".join(names[:8]) + ("+..." if len(names) > 8 else "")
-    return Kernel(f"k{index}_{names[0] if names else group.kind}", body, comment, tuple(locs), flops, moved)
+    return Kernel(names[0] if names else group.kind, body, comment, tuple(locs), flops, moved)
 
 
 def _flops(v: Value, plan: Planner) -> int:

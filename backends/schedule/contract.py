@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ...ir.dtypes import opmath
 from ...ir.expr import Cast, Const, Expr, Load, Local, Var, stride_of, substitute
 from ...ir.graph import Node, Value
-from .elements import NotFusable, letter_sizes, split_spec
+from .elements import NotFusable, decided, letter_sizes, split_spec
 from .groups import Group
 from .indexing import ZERO, ravel, unravel
 from .tiles import Problem, Strategy, choose
@@ -49,6 +49,7 @@ class ContractGroup(Group):
     """
 
     kind = "contract"
+    multi = True
 
     def __init__(self, plan: Planner, id: int, node: Node) -> None:
         super().__init__(plan, id)
@@ -56,6 +57,7 @@ class ContractGroup(Group):
         self.result = node.results[0]
         self.acc = opmath(self.result.type.dtype)
         self.local = Local(self.result.name or "dot", self.acc)
+        self.windows = (False, False)  # which operands have fewer elements in memory than in their type
         self.by_shape: dict[tuple[int, ...], tuple[Expr, ...]] = {}
 
     def take(self) -> None:
@@ -80,6 +82,7 @@ class ContractGroup(Group):
             strides[letter] = (found[0] or 0, found[1] or 0, c_stride.get(letter, 0))
         self.offsets = [_constant_part(x.index[0], vars_) for x in loads]
         self.buffers = [x.buffer for x in loads]
+        self.windows = _overlapping(node, *(prod(b.shape) for b in self.buffers))
         self.arrange(spec_a, spec_b, out, sizes, strides)
         self.members.append(self.result)
         self.plan.home[self.result] = self
@@ -130,6 +133,8 @@ class ContractGroup(Group):
         problem = Problem(
             m.size, n.size, prod(d.size for d in self.inner), outer, m.a, k.a, k.b, n.b, m.c, n.c,
             self.acc.itemsize, all(d.b == 0 for d in (*self.batch, *self.rows[:-1])), len(self.inner),
+            *map(self.reuse, "ab"), k.size, self.rows[-2].size if len(self.rows) > 1 else 1,
+            self.cols[-2].size if len(self.cols) > 1 else 1, *self.windows,
         )  # fmt: skip
         self.strategy: Strategy = _choose(problem, self.plan.machine)
         if self.strategy.swap:
@@ -147,6 +152,10 @@ class ContractGroup(Group):
         self.index = tuple(letters.get(c, zero) for c in out)
         self.flat = ravel(self.index, self.result.type.shape)
         self.by_shape[self.result.type.shape] = self.index
+
+    def reuse(self, which: str) -> int:
+        """How many runs of the group find an operand unchanged: in a loop, it can be packed once for all."""
+        return self.plan.reuse.get(self.buffers[0 if which == "a" else 1], 1)
 
     @property
     def scattered(self) -> bool:
@@ -174,6 +183,32 @@ class ContractGroup(Group):
         if number(ravel(index, v.type.shape)) != number(self.flat):
             raise NotFusable("contraction's result at another place")
         return self.element()
+
+
+def _overlapping(node: Node, a: int, b: int) -> tuple[bool, bool]:
+    """Which operands are larger than the a and b elements they come from, by having some several times."""
+    x, y = node.operands
+    return x.type.numel > a, y.type.numel > b
+
+
+def affine_source(v: Value, home: dict[Value, Group]) -> Value:
+    """What to store so that elements of `v` are loads at places affine in its index: what the movement ops
+    that make it move, or else the last of them that does more than reorder (padding)."""
+    index: tuple[Expr, ...] = tuple(Var("i", n) if n != 1 else ZERO for n in v.type.shape)
+    vars_ = [i for i in index if isinstance(i, Var)]
+    found = at = v
+    while at not in home and at.node is not None and at.node.op.kernel == "movement":
+        node = at.node
+        assert node.op.pull is not None
+        types = tuple(o.type for o in node.operands)
+        pieces = decided(node.op.pull(index, types, at.type, None, **node.attrs))
+        if len(pieces) != 1 or pieces[0].where is not None:
+            break
+        at, index = node.operands[pieces[0].operand], pieces[0].index
+        flat = ravel(index, at.type.shape)
+        if all(stride_of(flat, i) is not None for i in vars_):
+            found = at
+    return found
 
 
 _choose = lru_cache(maxsize=4096)(choose)

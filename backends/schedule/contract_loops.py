@@ -15,10 +15,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import prod
 
-from ...ir.expr import Const, Expr, Var, index_add
+from ...ir.expr import Const, Expr, Var, index_add, index_mul
 from ...ir.loops import Buffer, Stmt
 from ..machine import MachineModel
-from .contract import ContractGroup, Dim
+from .contract import ContractGroup
+from .contract_operands import Packed
 from .contract_tile import Block, ContractTile
 from .elements import S
 from .indexing import ZERO, Numbering
@@ -33,11 +34,14 @@ class ContractEmitter(ContractTile):
     def emit(self) -> list[Stmt]:
         """The kernel's statements."""
         top = Scope(self.low)
-        if self.s.pack_b:
-            self.pack(top, "b")
-        if self.s.pack_a:
-            self.pack(top, "a")
-        macs = self.m.size * self.n.size * self.K * prod(d.size for d in self.outer)
+        for which, wanted in (("b", self.s.pack_b), ("a", self.s.pack_a)):
+            if wanted and self.g.reuse(which) > 1:
+                once = Scope(self.low)
+                self.pack(once, which)
+                self.packed_once.append(Packed(once.stmts, self.source(which), self.packed[which]))
+            elif wanted:
+                self.pack(top, which)
+        macs = self.m.size * self.columns * self.K * prod(d.size for d in self.outer)
         cycles = 2 * macs / self.machine.flops_per_cycle
         self.parallel = self.machine.threads > 1 and cycles > self.machine.parallel_cycles
         scope = top
@@ -71,12 +75,12 @@ class ContractEmitter(ContractTile):
         # all of B stays in the second cache, so that A is read from memory only once.
         b_bytes = self.K * self.n.size * self.g.acc.itemsize
         rows_first = s.dot or (s.pack_b and s.kc >= self.K and b_bytes <= self.machine.l2_bytes * 7 // 8)
-        if rows_first or (self.parallel and self.n.size // width < 4 <= self.m.size // s.mr):
-            self.tiles(scope, self.m, s.mr, lambda o, mb, mr: self.tiles(o, self.n, width, lambda i, nb, n:
+        if rows_first or (self.parallel and self.columns // width < 4 <= self.m.size // s.mr):
+            self.row_tiles(scope, lambda o, mb, mr: self.column_tiles(o, width, lambda i, nb, n:
                 self.k_blocks(i, lambda k, b: one(k, mb, mr, nb, n, b))))  # fmt: skip
         else:
-            self.tiles(scope, self.n, width, lambda o, nb, n: self.k_blocks(o, lambda i, b:
-                self.tiles(i, self.m, s.mr, lambda k, mb, mr: one(k, mb, mr, nb, n, b))))  # fmt: skip
+            self.column_tiles(scope, width, lambda o, nb, n: self.k_blocks(o, lambda i, b:
+                self.row_tiles(i, lambda k, mb, mr: one(k, mb, mr, nb, n, b))))  # fmt: skip
 
     def k_blocks(self, scope: Scope, body: Callable[[Scope, Block], None]) -> None:
         """`body` for every block of k whose panels fit the cache; one block where all of k does."""
@@ -107,12 +111,27 @@ class ContractEmitter(ContractTile):
             at = at.parent
         return self.parallel and count >= 4
 
-    def tiles(self, scope: Scope, dim: Dim, tile: int, body: Callable[[Scope, Expr, int], None]) -> None:
+    def row_tiles(self, scope: Scope, body: Callable[[Scope, Expr, int], None]) -> None:
+        self.tiles(scope, self.m.letters, self.m.size, self.s.mr, body)
+
+    def column_tiles(self, scope: Scope, width: int, body: Callable[[Scope, Expr, int], None]) -> None:
+        """As `tiles`; where vectors are rows the loop counts those, so that a column's row needs no
+        division."""
+        if self.row is None:
+            self.tiles(scope, self.n.letters, self.n.size, width, body)
+            return
+        lanes = self.lanes
+        self.tiles(scope, self.row.letters, self.row.size, width // lanes,
+            lambda s, at, n: body(s, index_mul(at, lanes), n * lanes))  # fmt: skip
+
+    def tiles(
+        self, scope: Scope, letters: str, extent: int, tile: int, body: Callable[[Scope, Expr, int], None]
+    ) -> None:
         """`body(scope, start, size)` for every tile of a dimension."""
         start = 0
-        for count, size in splits(dim.size, tile):
+        for count, size in splits(extent, tile):
             if count > 1:
-                v = Var(f"{dim.letters[:1]}t", count * size)
+                v = Var(f"{letters[:1]}t", count * size)
                 shared = self.take_parallel(scope, count)
                 inner = scope.loop(v, count * size, "parallel" if shared else "serial", size)
                 floor = self.low.floor
@@ -134,6 +153,10 @@ def emit_contract(
     machine: MachineModel,
     place: Callable[[Buffer], Buffer],
     number: Numbering,
+    packed: list[Packed],
 ) -> list[Stmt]:
-    """All statements of a contraction."""
-    return ContractEmitter(group, specs, machine, place, number).emit()
+    """All statements of a contraction, but those that pack operands for a whole loop, which go to `packed`."""
+    emitter = ContractEmitter(group, specs, machine, place, number)
+    body = emitter.emit()
+    packed += emitter.packed_once
+    return body

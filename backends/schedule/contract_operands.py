@@ -5,10 +5,11 @@ panels. Base of the classes that write the loops.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import prod
 
-from ...ir.expr import Const, Expr, Load, Var, from_terms, index_add, index_mul, terms
-from ...ir.loops import Buffer, Store
+from ...ir.expr import Const, Expr, Load, Var, from_terms, index_add, index_div, index_mod, index_mul, terms
+from ...ir.loops import Buffer, Stmt, Store
 from ..machine import MachineModel
 from .contract import ContractGroup, Dim
 from .elements import S
@@ -21,6 +22,15 @@ from .tiles import splits
 #: epilogues costlier than this per element run as a loop over the rows of a spilled tile, to keep the code
 #: small
 LONG_EPILOGUE = 8.0
+
+
+@dataclass
+class Packed:
+    """An operand that is packed once for a whole loop: how, from where, and into what."""
+
+    body: list[Stmt]
+    source: Buffer
+    panel: Buffer
 
 
 class ContractOperands:
@@ -42,11 +52,15 @@ class ContractOperands:
         self.m, self.n = group.rows[-1], group.cols[-1]
         self.K = prod(d.size for d in group.inner)
         self.outer: list[Dim] = [*group.batch, *group.rows[:-1], *group.cols[:-1]]
+        # With `spread` a column is a lane of a vector, and there is one vector for each of `row`.
+        self.row = self.outer.pop() if self.s.spread else None
+        self.columns = self.n.size if self.row is None else self.row.size * self.s.lanes
         self.low = Lowering(group.elements.bindings, number, place)
         exprs = needed_exprs(group.elements.bindings, [v for _, _, v in specs])
         self.long = work(exprs) > LONG_EPILOGUE
         self.lanes = self.s.lanes
         self.packed: dict[str, Buffer] = {}
+        self.packed_once: list[Packed] = []
         self._partial: Buffer | None = None
         self.tile_vars: set[Var] = set()  # loop variables that step from tile to tile
         self.pack_dims: dict[str, list[Dim]] = {}
@@ -75,10 +89,17 @@ class ContractOperands:
                 value = k.get(d.var) or scope.find(self.low.number(d.var))
                 assert value is not None
                 index = index_add(index, index_mul(value, stride))
+        if which == "b" and self.row is not None:
+            index = index_add(index, index_mul(index_div(at, self.lanes), self.row.b))
+            at = index_mod(at, self.lanes)
         index = index_add(index, index_mul(at, dim.a if which == "a" else dim.b))
-        buffer = self.place(g.buffers[0 if which == "a" else 1])
+        buffer = self.source(which)
         e: Expr = Load(buffer, (index,), mask)
         return S.cast(e, g.acc)
+
+    def source(self, which: str) -> Buffer:
+        """The operand's buffer."""
+        return self.place(self.g.buffers[0 if which == "a" else 1])
 
     def flat_k(self, k: dict[Expr, Expr]) -> Expr:
         out: Expr = ZERO

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 
-from ...ir.expr import Const, Expr, LaneReduce, Load, Var, index_add, index_mul
+from ...ir.expr import Const, Expr, LaneReduce, Load, Var, index_add, index_div, index_mod, index_mul
 from ...ir.loops import Buffer, Store
 from .contract import Dim
 from .contract_operands import ContractOperands
@@ -59,7 +59,9 @@ class ContractTile(ContractOperands):
         def step(s: Scope, where: dict[Expr, Expr]) -> None:
             def load_row(inner: Scope, at: Expr) -> None:
                 mask = None
-                if columns < nr * lanes and "b" not in self.packed:
+                if self.row is not None:
+                    mask = less(index_mod(at, lanes), self.n.size) if self.n.size < lanes else None
+                elif columns < nr * lanes and "b" not in self.packed:
                     mask = less(at, columns)
                 inner.stmts.append(
                     Store(row, (at,), self.load("b", ZERO, index_add(nb, at), where, inner, mask))
@@ -101,7 +103,7 @@ class ContractTile(ContractOperands):
         if self._partial is None:
             width = self.s.nr * self.lanes
             rows = -(-self.m.size // self.s.mr) * self.s.mr
-            size = prod(d.size for d in self.outer) * rows * -(-self.n.size // width) * width
+            size = prod(d.size for d in self.outer) * rows * -(-self.columns // width) * width
             self._partial = Buffer("partial", self.g.acc, (size,), "arena")
         return self._partial
 
@@ -116,7 +118,7 @@ class ContractTile(ContractOperands):
             value = scope.find(self.low.number(d.var)) if isinstance(d.var, Var) else ZERO
             assert value is not None
             out = index_add(index_mul(out, d.size), value)
-        out = index_mul(out, -(-self.n.size // width) * width * rows)
+        out = index_mul(out, -(-self.columns // width) * width * rows)
         return index_add(index_add(out, index_mul(nb, rows)), index_mul(mb, nr * self.lanes))
 
     def k_steps(
@@ -273,6 +275,7 @@ class ContractTile(ContractOperands):
         whole = columns // lanes
 
         def block(s: Scope, j: Expr, left: int) -> None:
+            left = left if self.row is None else self.n.size
             wide = lanes if left >= lanes or (self.machine.masked_memory and left > 1) else 0
             if not wide:
                 for x in range(left):
@@ -304,7 +307,11 @@ class ContractTile(ContractOperands):
             rows.close()
 
     def store_at(self, scope: Scope, acc: Buffer, nb: Expr, j: Expr, i: Expr, width: int) -> None:
+        at = index_add(nb, j)
+        if self.row is not None:
+            scope.define(self.row.var, index_div(at, self.lanes))
+            at = index_mod(at, self.lanes)
         if isinstance(self.n.var, Var):
-            scope.define(self.n.var, index_add(nb, j))
+            scope.define(self.n.var, at)
         scope.anchor(self.g.local, Load(acc, (index_add(index_mul(i, width), j),)))
         scope.stores(self.specs)

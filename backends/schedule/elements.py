@@ -124,7 +124,7 @@ class Elements:
             e = self.at(node.operands[k], at, mask)
             return e if e.dtype is dtypes.int64 else Cast(e, dtypes.int64)
 
-        pieces = _decided(op.pull(index, in_types, v.type, read, **node.attrs))
+        pieces = decided(op.pull(index, in_types, v.type, read, **node.attrs))
         fill = node.attrs.get("value", op.attr_defaults.get("value", 0))
         fill = 0 if not isinstance(fill, (int, float, bool)) else fill
         out: Expr | None = None
@@ -144,7 +144,7 @@ class Elements:
         return out if isinstance(out, (Load, Const, Local)) else self.bind(out, v.name or op.name, node)
 
 
-def _decided(pieces: list[Piece]) -> list[Piece]:
+def decided(pieces: list[Piece]) -> list[Piece]:
     """Pieces whose conditions hold always or never, settled."""
     out: list[Piece] = []
     for p in pieces:
@@ -259,13 +259,6 @@ def scalar_cost(node: Node) -> float:
             stack.extend(x.args)
         _costs[key] = got
     return got
-
-
-def base_of(v: Value) -> Value:
-    """What a chain of single-operand movement ops moves."""
-    while v.node is not None and v.node.op.kernel == "movement" and len(v.node.operands) == 1:
-        v = v.node.operands[0]
-    return v
 
 
 def flat_at(v: Value, index: tuple[Expr, ...]) -> Expr:

@@ -20,6 +20,7 @@ from ...ir import dtypes
 from ...ir.dtypes import DType
 from ...ir.expr import Cast, Const, Expr, Load, Var
 from ...ir.graph import Node, Value
+from ...ir.loops import Buffer
 from .elements import Elements, NotFusable, S
 from .indexing import ZERO, ravel, unravel
 
@@ -42,6 +43,8 @@ class Group:
     """
 
     kind = ""
+    #: its emitter writes a value to as many buffers as there are targets for it
+    multi = False
 
     def __init__(self, plan: Planner, id: int) -> None:
         self.plan = plan
@@ -52,6 +55,10 @@ class Group:
         self.pending: list[Value] = []
         self.pending_reads: list[Value] = []
 
+    def owns(self, b: Buffer) -> bool:
+        """Whether the group needs just this buffer, so that it can't be exchanged for another."""
+        return False
+
     def canonical(self, v: Value) -> tuple[Expr, ...] | None:
         """The index of `v` that one iteration of the domain computes, or None if `v` does not fit it."""
         raise NotImplementedError  # pragma: no cover - abstract
@@ -59,6 +66,10 @@ class Group:
     def resolve(self, v: Value, index: tuple[Expr, ...], mask: Expr | None) -> Expr | None:
         """The element of `v` if it is not computed here: a load, a constant, an index. None: compute it."""
         plan = self.plan
+        if v.node is None and v in plan.sources:
+            v = plan.sources[v]
+            assert v.node is not None
+            return self.source(v.node, v, index)
         if v.node is None:
             self.pending_reads.append(v)
             return Load(plan.input_buffer(v), (ravel(index, v.type.shape),), mask)
@@ -157,6 +168,7 @@ class PointwiseGroup(Group):
     """Elementwise over `n` elements; the domain is one flat variable, split up only when loops are made."""
 
     kind = "pointwise"
+    multi = True
 
     def __init__(self, plan: Planner, id: int, n: int) -> None:
         super().__init__(plan, id)

@@ -23,6 +23,7 @@ class TinyGroup(Group):
     """Values of a few elements, each element a scalar local."""
 
     kind = "tiny"
+    multi = True
 
     def canonical(self, v: Value) -> tuple[Expr, ...] | None:
         return None

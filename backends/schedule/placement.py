@@ -6,7 +6,7 @@ Used by schedule/__init__.py only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from ...ir.expr import Expr, Load
 from ...ir.graph import Node, Value
@@ -14,9 +14,11 @@ from ...ir.loops import Buffer
 from .contract import ContractGroup
 from .groups import Group, PointwiseGroup
 from .nests import loads_of, needed_exprs
-from .other_groups import TinyGroup
-from .plan import Planner
+from .other_groups import ScatterGroup, TinyGroup
 from .row_group import RowGroup
+
+if TYPE_CHECKING:
+    from .plan import Planner
 
 
 class Placement:
@@ -31,6 +33,8 @@ class Placement:
 
     def __init__(self, plan: Planner) -> None:
         self.plan = plan
+        plan.placement = self
+        self.pinned: set[Buffer] = set()  # keep their memory to themselves
         self.same: dict[Buffer, Buffer] = {}
         self.targets: dict[int, list[tuple[Buffer, Value]]] = {}
         self.copies: list[tuple[Buffer, Buffer]] = []
@@ -68,6 +72,8 @@ class Placement:
             target, home, b = plan.input_buffer(i), plan.home[v], plan.buffer(v)
             if not self.in_place(target, v, home):
                 self.copies.append((target, b))
+            elif b.space == "output" and not home.multi:
+                self.copies.append((target, b))
             elif b.space == "output":
                 self.targets[home.id].append((target, v))
             else:
@@ -77,6 +83,8 @@ class Placement:
         """Whether `home` may write `v` over `target`: all others read it earlier, `home` itself just where
         it writes."""
         plan = self.plan
+        if home.owns(plan.buffer(v)):
+            return False
         readers = plan.readers.get(target, [])
         if any(r is not home and plan.depends(r, home) for r in readers):
             return False
@@ -122,6 +130,11 @@ class Placement:
         written, in the iteration that writes it. (Blocks read all they need before they write.)"""
         if isinstance(g, TinyGroup):
             return True
+        if isinstance(g, ScatterGroup):
+            # The base stays where it is; nothing else may come from there.
+            loads = [x for x in self.loads(g) if self.place(x.buffer) is b]
+            number = self.plan.number
+            return len(loads) == 1 and loads[0] is g.base and number(loads[0].index[0]) == number(g.f)
         if isinstance(g, ContractGroup) and any(self.place(x) is b for x in g.buffers):
             return False  # tiles still to come read it
         if not isinstance(g, (PointwiseGroup, RowGroup, ContractGroup)):
@@ -165,14 +178,14 @@ class Placement:
         for b, readers in plan.readers.items():
             root = self.place(b)
             last[root] = max([last.get(root, -1), *(position[r.id] for r in readers)])
-        for _, b in self.copies:
+        for b in (*(source for _, source in self.copies), *self.pinned):
             last[self.place(b)] = len(self.order)
         for g in self.order:
             if not isinstance(g, PointwiseGroup):
                 continue
             taken: set[Buffer] = set()
             for b, v in self.targets[g.id]:
-                if self.place(b) is not b or b.space != "arena":
+                if self.place(b) is not b or b.space != "arena" or b in self.pinned:
                     continue
                 for x in self.loads(g):
                     old = self.place(x.buffer)
@@ -188,6 +201,3 @@ class Placement:
                         taken.add(old)
                         last[old] = max(last.get(b, -1), position[g.id])
                         break
-
-
-__all__ = ["Callable", "Placement"]

@@ -20,14 +20,18 @@ from ...ir.errors import OpError
 from ...ir.expr import Expr, Load
 from ...ir.graph import Graph, Node, Value
 from ...ir.loops import Buffer
-from ...ir.op import REGISTRY
 from ..machine import MachineModel
-from .contract import ContractGroup
-from .elements import NotFusable, base_of, letter_sizes, scalar_cost, split_spec
+from .contract import ContractGroup, affine_source
+from .control import ControlGroup, Frame
+from .cumulative import CumulativeGroup
+from .elements import NotFusable, letter_sizes, scalar_cost, split_spec
 from .groups import Group, PointwiseGroup, ReduceSpec
 from .indexing import Numbering, ravel
 from .other_groups import ScatterGroup, TinyGroup
+from .placement import Placement
+from .prepare import prepare
 from .row_group import RowGroup
+from .sort import SortGroup
 
 #: values of at most this many elements become locals of straight-line code
 TINY = 16
@@ -39,26 +43,14 @@ CHEAP = 4.0
 MAX_DEPTH = 24
 
 
-def scalars_first(nodes: list[Node]) -> list[Node]:
-    """The nodes with scalar arithmetic on inputs (bias corrections, scaled rates) moved to the front, so that
-    big groups come after what their epilogues read.
-
-        contract, update(contract, s), s = f(step)  -->  s = f(step), contract, update(contract, s)
-    """
-    early: set[Node] = set()
-    for n in nodes:
-        if (n.result.type.numel <= 1 and n.op.scalar is not None) or n.op.kernel == "source":
-            if all(o.node is None or o.node in early for o in n.operands):
-                early.add(n)
-    return [*(n for n in nodes if n in early), *(n for n in nodes if n not in early)]
-
-
 class Planner:
     """See the module docstring. After `run`, `groups` holds the groups and `buffers` what they store."""
 
-    def __init__(self, graph: Graph, machine: MachineModel) -> None:
+    def __init__(self, graph: Graph, machine: MachineModel, frame: Frame | None = None) -> None:
         self.graph = graph
         self.machine = machine
+        self.frame = frame  # of a region
+        self.placement: Placement | None = None
         self.number = Numbering()
         self.groups: list[Group] = []
         self.anc: list[int] = []
@@ -71,58 +63,28 @@ class Planner:
         self.readers: dict[Buffer, list[Group]] = {}
         self.constants: list[Buffer] = []
         self.const_buffers: dict[Value, Buffer] = {}
-        self.copies: dict[Value, Value] = {}
         self.inputs: list[Buffer] = [
             Buffer(v.name or f"in{i}", v.type.dtype, v.type.shape, "input")
             for i, v in enumerate(graph.inputs)
         ]
+        #: region inputs that are constants; how often ones that stay the same are read by the loop
+        self.sources: dict[Value, Value] = {}
+        self.reuse: dict[Buffer, int] = {}
+        if frame is not None:
+            self.inputs, self.sources, self.reuse = frame.inputs, frame.sources, frame.reuse()
+            self.constants = frame.outer.constants
         self.buffers.update(zip(graph.inputs, self.inputs))
         self.updates: dict[Value, Value] = {}
         self.outputs: list[Value] = []
         self.live: set[Value] = set()
-        self.nodes = self.prepare()
+        self.operands: dict[Node, tuple[Value, ...]] = {}  # of control flow, with copies of what it changes
+        self.nodes = prepare(self)
         self.uses: dict[Value, int] = {}
         for node in self.nodes:
-            for o in node.operands:
+            for o in self.operands.get(node, node.operands):
                 self.uses[o] = self.uses.get(o, 0) + 1
         for v in self.live:
             self.uses[v] = self.uses.get(v, 0) + 1
-
-    # --- what must be computed
-
-    def prepare(self) -> list[Node]:
-        """Live nodes in order. An input that is given out or written elsewhere while it changes is copied
-        first."""
-        graph = self.graph
-        taken: set[Value] = set()
-        extra: list[Node] = []
-
-        def copy_of(v: Value) -> Value:
-            node = Node(REGISTRY["reshape"], (v,), {"shape": v.type.shape})
-            node.results = (Value(v.type, node, 0, v.name and f"{v.name}_copy"),)
-            extra.append(node)
-            return node.results[0]
-
-        for i, v in graph.updates.items():
-            if v is i:
-                continue
-            if v.node is None or v in taken:
-                v = copy_of(v)
-            taken.add(v)
-            self.updates[i] = v
-        for v in graph.outputs:
-            if v in self.updates and v.node is None:
-                v = self.copies.setdefault(v, copy_of(v)) if v not in self.copies else self.copies[v]
-            self.outputs.append(v)
-        self.live = {v for v in (*self.outputs, *self.updates.values()) if v.node is not None}
-        needed: set[Node] = set()
-        stack = [v.node for v in self.live]
-        while stack:
-            node = stack.pop()
-            if node is not None and node not in needed:
-                needed.add(node)
-                stack.extend(o.node for o in node.operands)
-        return scalars_first([n for n in (*graph.nodes, *extra) if n in needed])
 
     def run(self) -> None:
         for node in self.nodes:
@@ -273,6 +235,11 @@ class Planner:
         v = node.results[0]
         if op.decompose is not None:
             raise OpError(f"{op.name} at {node.loc} is a composite; expand it before scheduling")
+        if op.kernel == "control":
+            group = self.new_group(ControlGroup, node, Planner)
+            group.take()
+            self.reach.update((r, 1 << group.id) for r in node.results)
+            return
         self.reach[v] = 0
         for o in node.operands:
             self.reach[v] |= self.reach_of(o)
@@ -288,6 +255,10 @@ class Planner:
             self.visit_contract(node, v)
         elif op.kernel == "scatter":
             self.new_group(ScatterGroup).take(node)
+        elif op.kernel == "scan":
+            self.new_group(CumulativeGroup).take(node)
+        elif op.kernel == "sort":
+            self.new_group(SortGroup).take(node)
         else:
             raise OpError(f"{op.name} at {node.loc} (kernel class {op.kernel}) has no schedule yet")
         if v in self.home:
@@ -447,7 +418,7 @@ class Planner:
     def contract_tiles(self, node: Node) -> None:
         """A group of its own; operands that are not stored somewhere in a simple layout are stored first."""
         for o in node.operands:
-            base = base_of(o)
+            base = affine_source(o, self.home)
             if base.node is not None and base.node.op.kernel != "source":
                 self.ensure_home(base)
                 self.demand(base)

@@ -133,12 +133,17 @@ def emit_tiny(
 
 
 def emit_scatter(
-    group: ScatterGroup, out: Buffer, machine: MachineModel, place: Place, number: Numbering
+    group: ScatterGroup, targets: list[Buffer], machine: MachineModel, place: Place, number: Numbering
 ) -> list[Stmt]:
     """The copy of the base, then the updates one after another (vectors along what the places don't depend
-    on)."""
-    v = group.members[0]
-    n = v.type.numel
+    on); all in the first of `targets`, which is copied to the others."""
+    out = targets[0]
+    n = out.size
+    copied: list[Stmt] = []
+    for other in targets[1:]:
+        copied += flat_nest(
+            {}, [(other, group.f, Load(out, (group.f,)))], group.f, n, machine, place, number
+        )
     stmts: list[Stmt] = []
     keeps = isinstance(group.base, Load) and place(group.base.buffer) is place(out)
     if not keeps:
@@ -147,7 +152,7 @@ def emit_scatter(
         )
     count = group.g.extent if isinstance(group.g, Var) else 1
     if count == 0:
-        return stmts
+        return stmts + copied
     node = group.node
     how = (
         node.attrs.get("reduce", "none")
@@ -192,4 +197,4 @@ def emit_scatter(
         scope.close()
         assert scope.parent is not None
         scope = scope.parent
-    return stmts + top.stmts
+    return stmts + top.stmts + copied

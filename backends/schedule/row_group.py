@@ -43,6 +43,7 @@ class RowGroup(Group):
     """Reductions over `r` in [0, R) for each `o` in [0, O), with everything around them."""
 
     kind = "row"
+    multi = True
 
     def __init__(self, plan: Planner, id: int, O: int, R: int) -> None:
         super().__init__(plan, id)

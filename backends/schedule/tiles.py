@@ -29,7 +29,11 @@ class Problem:
     """C[m, n] = sum_k A[m, k] B[k, n], repeated `batch` times; strides in elements, None where not constant.
 
     `repeat_a` and `repeat_b` say how often the same elements of an operand are used again in other
-    repetitions.
+    repetitions, `reuse_a` and `reuse_b` how often in other runs: packing is paid for once.
+    `k_last` is the extent of the contracted dimension that the strides are of, the innermost of `inner_dims`.
+    `m_rows` and `n_rows` are extents of dimensions among the `batch` ones that only A, only B has: m and n are
+    their rows. `windows_a` and `windows_b` say that an operand's elements lie in memory once but are met
+    several times, as the windows of a convolution are.
     """
 
     M: int
@@ -45,23 +49,22 @@ class Problem:
     itemsize: int
     shared_b: bool = False
     inner_dims: int = 1
+    reuse_a: int = 1
+    reuse_b: int = 1
+    k_last: int = 0
+    m_rows: int = 1
+    n_rows: int = 1
+    windows_a: bool = False
+    windows_b: bool = False
 
     def swapped(self) -> Problem:
         """The same with the operands' roles exchanged."""
         return Problem(
-            self.N,
-            self.M,
-            self.K,
-            self.batch,
-            self.bn,
-            self.bk,
-            self.ak,
-            self.am,
-            self.cn,
-            self.cm,
-            self.itemsize,
-            inner_dims=self.inner_dims,
-        )
+            self.N, self.M, self.K, self.batch, self.bn, self.bk, self.ak, self.am, self.cn, self.cm,
+            self.itemsize, inner_dims=self.inner_dims, reuse_a=self.reuse_b, reuse_b=self.reuse_a,
+            k_last=self.k_last, m_rows=self.n_rows, n_rows=self.m_rows, windows_a=self.windows_b,
+            windows_b=self.windows_a,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class Strategy:
         lanes: of vectors.
         pack_a, pack_b: the operand is copied into panels first.
         kc: k in blocks of this many, partial sums kept in memory.
+        spread: every vector of the tile is another short row of columns, filled up with idle lanes.
         cycles: estimate.
     """
 
@@ -87,6 +91,7 @@ class Strategy:
     pack_b: bool
     kc: int
     cycles: float
+    spread: bool = False
 
 
 def choose(p: Problem, machine: MachineModel) -> Strategy:
@@ -95,6 +100,9 @@ def choose(p: Problem, machine: MachineModel) -> Strategy:
     for swap in (False, True):
         q = p.swapped() if swap else p
         found += _outer(q, swap, machine)
+        if q.n_rows > 1 and q.bn == 1 and q.cn == 1 and q.N <= machine.lanes(q.itemsize):
+            if machine.masked_memory:
+                found += _outer(q, swap, machine, spread=True)
     if p.ak == p.bk == 1 and 2 * machine.lanes(p.itemsize) <= p.K:
         q = p if p.cn == 1 or p.cm != 1 else p.swapped()
         found.append(_dot(q, q is not p, machine))
@@ -107,10 +115,11 @@ def splits(n: int, tile: int) -> list[tuple[int, int]]:
     return [*out, (1, n % tile)] if n % tile else out
 
 
-def _outer(p: Problem, swap: bool, machine: MachineModel) -> list[Strategy]:
+def _outer(p: Problem, swap: bool, machine: MachineModel, spread: bool = False) -> list[Strategy]:
     lanes = machine.lanes(p.itemsize)
     per_cycle = max(1.0, machine.flops_per_cycle / (2 * machine.lanes(4)))
-    vectors = -(-p.N // lanes)
+    vectors = p.n_rows if spread else -(-p.N // lanes)
+    batch = p.batch // p.n_rows if spread else p.batch
     strided_store = p.cn != 1
     out: list[Strategy] = []
     registers = machine.vector_registers
@@ -130,11 +139,11 @@ def _outer(p: Problem, swap: bool, machine: MachineModel) -> list[Strategy]:
                     once = PER_VECTOR * m * n + 12 + (SCATTER * lanes * m * n if strided_store else 0)
                     cycles += count_m * count_n * (step * p.K + once)
             column_tiles = -(-vectors // nr)
-            pack_b, cost_b = _pack_b(p, row_tiles, nr * lanes, machine)
+            pack_b, cost_b = (False, 0.0) if spread else _pack_b(p, row_tiles, nr * lanes, machine)
             pack_a, cost_a = _pack_a(p, column_tiles)
-            total = p.batch * (cycles + cost_a) + cost_b * (1 if p.shared_b else p.batch)
+            total = batch * (cycles + cost_a) + cost_b * (1 if p.shared_b else batch)
             kc = _k_block(p, row_tiles, nr * lanes, machine)
-            out.append(Strategy(swap, False, mr, nr, lanes, pack_a, pack_b, kc, total))
+            out.append(Strategy(swap, False, mr, nr, lanes, pack_a, pack_b, kc, total, spread))
     return out
 
 
@@ -142,12 +151,14 @@ def _pack_b(p: Problem, row_tiles: int, width: int, machine: MachineModel) -> tu
     """Whether rows of B are copied into panels, and what B costs beyond the loads the tile needs anyway."""
     size = p.K * p.N
     if p.bn != 1:
-        return True, TRANSPOSE * size + 20
+        return True, (TRANSPOSE * size + 20) / p.reuse_b
+    if p.windows_b:  # a panel would be many times as large as what it is packed from
+        return False, 0.0
     # Rows a page apart fall into few cache sets and cost a TLB entry each.
     big = p.K * width * p.itemsize > machine.l1_bytes * 2 // 3
     collide = p.bk * p.itemsize % 1024 == 0 and p.K >= 64
-    if (big or collide) and row_tiles * (p.batch if p.shared_b else 1) >= 4:
-        return True, COPY * size
+    if (big or collide) and row_tiles * (p.batch if p.shared_b else 1) * p.reuse_b >= 4:
+        return True, COPY * size / p.reuse_b
     return False, 0.0
 
 
@@ -155,7 +166,7 @@ def _pack_a(p: Problem, column_tiles: int) -> tuple[bool, float]:
     """The same for A, whose elements are broadcast. Few rows side by side do in any layout; columns a
     power of two apart fall into few cache sets, and every column tile would fetch them again."""
     if p.am == 1 and p.K >= 128 and column_tiles >= 3 and p.ak * p.itemsize % 1024 == 0:
-        return True, COPY * p.M * p.K
+        return True, COPY * p.M * p.K / p.reuse_a
     return False, 0.0
 
 
@@ -174,7 +185,8 @@ def _dot(p: Problem, swap: bool, machine: MachineModel) -> Strategy:
     per_cycle = max(1.0, machine.flops_per_cycle / (2 * machine.lanes(4)))
     nr = min(4, p.N)
     mr = max(1, min(p.M, (machine.vector_registers - 1 - nr) // nr, 6))
-    steps = -(-p.K // lanes)
+    last = p.k_last or p.K
+    steps = p.K // max(last, 1) * -(-last // lanes)
     cycles = 0.0
     for count_m, m in splits(p.M, mr):
         for count_n, n in splits(p.N, nr):

@@ -31,6 +31,7 @@ unary(
     lambda s, x: at_most(s, at_least(s, x, 0), 6),
     lambda b, n, g: keep_where(b, b.logical_and(b.gt(n.out, _c(b, 0, g)), b.lt(n.out, _c(b, 6, g))), g),
     grad_name="HardtanhBackward0",
+    kinds=NUMERIC,
     domain=(-2, 8),
     doc="min(max(x, 0), 6).",
 )
@@ -190,14 +191,20 @@ unary(
     grad_name="LogSigmoidBackward0",
     doc="log(sigmoid(x)) without overflow.",
 )
+def _hardtanh(s: Any, x: Any, *, min_val: float = -1.0, max_val: float = 1.0) -> Any:
+    low, high = (min_val, max_val) if s.dtype_of(x).kind == "f" else (int(min_val), int(max_val))
+    return at_most(s, at_least(s, x, low), high)
+
+
 unary(
     "hardtanh",
-    lambda s, x, *, min_val=-1.0, max_val=1.0: at_most(s, at_least(s, x, min_val), max_val),
+    _hardtanh,
     lambda b, n, g: keep_where(
         b,
         b.logical_and(b.gt(n[0], _c(b, n.attr("min_val"), g)), b.lt(n[0], _c(b, n.attr("max_val"), g))),
         g,
     ),
+    kinds="fi",
     attrs=({}, {"min_val": -0.5, "max_val": 1.5}),
     doc="x limited to [min_val, max_val]; the gradient at the bounds is 0.",
 )

@@ -57,7 +57,8 @@ class _Rows:
         self.b = b
         self.valid = b.ne(t, b.const(ignore_index, t))
         self.index = b.where(self.valid, t, b.const(0, t))
-        self.weight = None if w is None else b.take(w, self.index, dim=0)
+        # Class weights are constants: a composite of these parts must not give them a gradient.
+        self.weight = None if w is None else b.take(b.detach(w), self.index, dim=0)
 
     def masked(self, x: Any) -> Any:
         return self.b.where(self.valid, x, self.b.const(0, x))
@@ -188,7 +189,7 @@ def _cross_entropy(
 ) -> Any:
     dtype, c, eps = x.type.dtype, class_axis(x.type), label_smoothing
     x = widen(b, x)
-    w = None if w is None else widen(b, w)
+    w = None if w is None else b.detach(widen(b, w))
     lp = b.log_softmax(x, dim=c)
     if t.type.dtype.kind == "f":
         q = _soft_target(b, widen(b, t), w, x.type, eps)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import batch_rules
 from ..errors import OpError
 from ..op import Op, Sample, register
 from ..types import Shape, Type, broadcast_shapes
@@ -95,6 +96,7 @@ register(
         kernel="contract",
         numpy=_contract_numpy,
         grad=_contract_grad,
+        batch=batch_rules.contract,
         grad_name="MmBackward0",
         samples=lambda: [
             Sample((f32(3, 4), f32(4, 5)), {"spec": "mk,kn->mn"}),
@@ -298,6 +300,7 @@ composite(
     _linear,
     _linear_grad,
     grad_name=_linear_name,
+    batch=batch_rules.leading,
     samples=lambda: [
         Sample((f32(4, 3), f32(5, 3), f32(5))),
         Sample((f32(4, 3), f32(5, 3))),

@@ -1,4 +1,4 @@
-"""Extrema with their positions: PyTorch's `max(dim)` and `min(dim)`."""
+"""Extrema with their positions, and both at once: PyTorch's `max(dim)`, `min(dim)` and `aminmax`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from ..op import Sample
 from ..types import Type
 from .records import I64, composite, f32, i64, keepdim_shape, reduced_shape
-from .reduction import arg_infer
+from .reduction import Axes, arg_infer, extremum_infer
 
 
 def _infer(x: Type, *, dim: int, keepdim: bool = False) -> tuple[Type, Type]:
@@ -51,3 +51,21 @@ for _name, _position in (("max_dim", "argmax"), ("min_dim", "argmin")):
         grad_name="MaxBackward0" if _name == "max_dim" else "MinBackward0",
         doc="(values, positions) of the extrema along `dim`: the first of equals or of NaNs.",
     )
+
+
+def _both(x: Type, *, axes: Axes, keepdim: bool = False) -> tuple[Type, Type]:
+    out = extremum_infer(x, axes=axes, keepdim=keepdim)
+    return out, out
+
+
+composite(
+    "aminmax",
+    _both,
+    lambda b, x, **attrs: (b.amin(x, **attrs), b.amax(x, **attrs)),
+    samples=lambda: [
+        Sample((f32(3, 5),), {"axes": (1,)}),
+        Sample((f32(3, 5),), {"axes": (0, 1), "keepdim": True}),
+        Sample((i64(7),), {"axes": (0,)}, (-2, 2), smooth=False),
+    ],
+    doc="(the smallest, the largest element) over `axes`; elements equal to one share its gradient.",
+)

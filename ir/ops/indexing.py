@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import dtypes
+from .. import batch_rules, dtypes
 from ..errors import DTypeError, IndexOutOfRange, OpError
 from ..expr import EXPR_SCALAR as S
 from ..expr import Const
@@ -80,6 +80,7 @@ register(
         numpy=lambda x, i, *, dim=0: np.take(x, wrapped(i, x.shape[dim], dim), dim),
         pull=_take_pull,
         grad=_take_grad,
+        batch=batch_rules.take,
         grad_name="IndexSelectBackward0",
         samples=lambda: [
             Sample((f32(5, 3), i64(4)), {"dim": 0}, make=integer_maker(None, (-5, 5))),
@@ -197,6 +198,7 @@ register(
         numpy=lambda x, *ints, dims: x[index_tuple(x, ints, dims)],
         pull=_index_pull,
         grad=_index_grad,
+        batch=batch_rules.index,
         samples=lambda: [
             Sample((f32(5, 4), i64(3), i64(3)), {"dims": (0, 1)}, make=integer_maker(None, (-5, 5), (-4, 4))),
             Sample(

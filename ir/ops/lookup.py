@@ -1,13 +1,14 @@
-"""Composites of indexing: masked_fill, embedding, one_hot, index_add, bincount."""
+"""Composites of indexing: masked_fill, one_hot, index_add, bincount."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from .. import batch_rules
 from ..errors import DTypeError, OpError
 from ..op import Sample
 from ..types import Type, broadcast_shapes
-from .indexing import check_index, index_plan, take_infer, zeros_of
+from .indexing import check_index, index_plan
 from .records import (
     I64,
     boolean,
@@ -39,37 +40,8 @@ elementwise(
     ),
     infer=_masked_fill,
     samples=lambda: [Sample((f32(3, 4), boolean(4), f32())), Sample((f32(1, 2), boolean(3, 1), f32()))],
+    batch=batch_rules.masked_fill,
     doc="x with `value` where the mask holds.",
-)
-
-
-def _embedding(w: Type, i: Type, *, padding_idx: int | None = None) -> Type:
-    if w.rank != 2:
-        raise OpError(f"expected a weight [count, size], got {w}")
-    return take_infer(w, i)
-
-
-def _embedding_grad(b: Any, n: Any, g: Any) -> tuple[Any, ...]:
-    def weight() -> Any:
-        i, pad, h = n[1], n.attr("padding_idx"), g
-        if pad is not None:
-            row = b.eq(i, b.const(pad % n.type(0).shape[0], i))
-            h = b.where(b.reshape(row, shape=(*i.type.shape, 1)), b.const(0, g), g)
-        return b.index_put(zeros_of(b, n.type(0), g), h, i, dims=(0,), accumulate=True)
-
-    return weight, None
-
-
-composite(
-    "embedding",
-    _embedding,
-    lambda b, w, i, *, padding_idx=None: b.take(w, i, dim=0),
-    _embedding_grad,
-    samples=lambda: [
-        Sample((f32(5, 3), i64(2, 4)), make=integer_maker(None, (0, 5))),
-        Sample((f32(5, 3), i64(0)), make=integer_maker(None, (0, 5))),
-    ],
-    doc="Rows of a weight; the row padding_idx gets no gradient.",
 )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import batch_rules
 from ..errors import OpError
 from ..expr import EXPR_SCALAR, Const, as_index
 from ..op import Op, Piece, Sample, register
@@ -139,6 +140,7 @@ _move(
         Sample((f32(0, 3, 1),), {"dims": (1, 2, 0)}),
     ],
     unview=lambda b, base, new, *, dims: b.permute(new, dims=inverse(dims)),
+    batch=batch_rules.permute,
     doc="Dimension i of the result is dimension dims[i] of the operand.",
 )
 
@@ -178,6 +180,7 @@ _move(
         Sample((f32(1, 2),), {"shape": (0, 2)}),
     ],
     unview=_no_unview,
+    batch=batch_rules.expand,
     doc="Repeats dimensions of size 1 and adds leading ones.",
 )
 

@@ -10,7 +10,7 @@ import math
 from math import prod
 from typing import Any
 
-from .. import dtypes
+from .. import batch_rules, dtypes
 from ..errors import OpError
 from ..op import Sample
 from ..types import Shape, Type
@@ -91,6 +91,7 @@ composite(
     _layer_infer,
     _layer_norm,
     _layer_grad,
+    batch=batch_rules.leading,
     samples=lambda: [
         Sample((f32(3, 4), f32(4), f32(4)), {"normalized_shape": (4,)}),
         Sample((f32(2, 3, 4), f32(3, 4)), {"normalized_shape": (3, 4), "eps": 1e-3}),
@@ -139,6 +140,7 @@ composite(
     _rms_infer,
     _rms_norm,
     _rms_grad,
+    batch=batch_rules.leading,
     samples=lambda: [
         Sample((f32(3, 4), f32(4)), {"normalized_shape": (4,)}),
         Sample((f32(2, 3, 4),), {"normalized_shape": (3, 4), "eps": 1e-3}),
@@ -232,7 +234,10 @@ def _batch_norm(b: Any, x: Any, *params: Any, eps: float = 1e-5) -> Any:
 def _batch_grad(b: Any, n: Any, g: Any, g_mean: Any, g_var: Any) -> Any:
     t, axes = n.type(0), _batch_axes(n.type(0))
     g, per_channel = widen(b, g), _channels(t)
-    hat, mean, _, rstd = _standardized(b, widen(b, n[0]), axes, n.attr("eps"))
+    # The saved statistics; derivatives of this derivative reach the input through their gradients.
+    mean, var = (b.reshape(v, shape=per_channel) for v in n.outs[1:])
+    rstd = b.rsqrt(b.add(var, b.const(n.attr("eps"), var)))
+    hat = b.mul(b.sub(widen(b, n[0]), mean), rstd)
     size = prod(t.shape[a] for a in axes)
 
     def x() -> Any:

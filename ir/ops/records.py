@@ -233,6 +233,7 @@ def elementwise(
     infer: Callable[..., Any] | None = None,
     samples: Callable[[], Iterable[Sample]] | None = None,
     differentiable: bool | None = None,
+    batch: Callable[..., Any] | None = None,
     doc: str = "",
 ) -> Op:
     """A scalar op. `kinds` are the dtype kinds it takes, `result` its dtype where not the operands',
@@ -252,6 +253,7 @@ def elementwise(
             differentiable=grad is not None if differentiable is None else differentiable,
             samples=samples
             or (lambda: shaped_samples(arity, kinds, domain, attrs, smooth and grad is not None)),
+            batch=batch,
             doc=doc,
         )
     )
@@ -278,6 +280,8 @@ def composite(
     grad_name: str | Callable[[Any], str] = "",
     differentiable: bool = True,
     unview: Callable[..., Any] | None = None,
+    jvp: Callable[..., Any] | None = None,
+    batch: Callable[..., Any] | None = None,
     doc: str = "",
 ) -> Op:
     """An op that decomposes; without `grad` its decomposition is differentiated."""
@@ -291,6 +295,8 @@ def composite(
             grad_name=grad_name,
             differentiable=differentiable,
             unview=unview,
+            jvp=jvp,
+            batch=batch,
             doc=doc,
         )
     )

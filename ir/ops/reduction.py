@@ -151,9 +151,10 @@ def _extremum_grad(b: Any, n: Any, g: Any) -> Any:
     return (b.mul(hit, share),)
 
 
+extremum_infer = _infer(ALL, True)
 for _name, _f, _prim in (("amax", np.max, "maximum"), ("amin", np.min, "minimum")):
     _reduce(
-        _name, _infer(ALL, True), _extremum_numpy(_f), _prim, _extremum_grad, _samples(empty=False),
+        _name, extremum_infer, _extremum_numpy(_f), _prim, _extremum_grad, _samples(empty=False),
         doc="The extremum over `axes`, NaN if any element is.",
     )  # fmt: skip
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import batch_rules
 from ..errors import OpError
 from ..op import Op, Sample, register
 from ..types import Shape, Type
@@ -166,6 +167,7 @@ register(
         kernel="scatter",
         numpy=_index_put_numpy,
         grad=_index_put_grad,
+        batch=batch_rules.index_put,
         samples=lambda: [
             Sample(
                 (f32(5, 3), f32(4, 3), i64(4)),

@@ -6,6 +6,7 @@ import math
 from math import prod
 from typing import Any
 
+from .. import batch_rules
 from ..errors import OpError
 from ..op import Sample
 from ..types import Type, broadcast_shapes
@@ -131,6 +132,43 @@ composite(
     samples=_SPREAD,
     doc="The square root of var; its gradient where it is 0 is 0.",
 )
+
+for _name, _first in (("var_mean", "var"), ("std_mean", "std")):
+    composite(
+        _name,
+        lambda x, *, axes, correction=1, keepdim=False: (
+            (_var_infer(x, axes=axes, correction=correction, keepdim=keepdim),) * 2
+        ),
+        (
+            lambda first: (
+                lambda b, x, *, axes, correction=1, keepdim=False: (
+                    getattr(b, first)(x, axes=axes, correction=correction, keepdim=keepdim),
+                    b.mean(x, axes=axes, keepdim=keepdim),
+                )
+            )
+        )(_first),
+        samples=_SPREAD,
+        doc=f"({_first}, mean) over `axes`.",
+    )
+
+
+def _nansum(b: Any, x: Any, *, axes: Axes, keepdim: bool = False) -> Any:
+    return b.sum(b.where(b.isnan(x), b.const(0, x), x), axes=axes, keepdim=keepdim)
+
+
+composite(
+    "nansum",
+    reduce_infer,
+    _nansum,
+    lambda b, n, g: (
+        b.where(
+            b.isnan(n[0]), b.const(0, g),
+            spread_full(b, g, n.type(0).shape, n.attrs["axes"], n.attr("keepdim")),
+        ),
+    ),
+    samples=_reduce_samples(),
+    doc="The sum over `axes` of what is not NaN.",
+)  # fmt: skip
 
 # --- norms ----------------------------------------------------------------------------------------
 
@@ -268,6 +306,7 @@ composite(
     _along,
     _softmax,
     _softmax_grad,
+    batch=batch_rules.along("dim"),
     samples=_along_samples,
     doc="exp(x), scaled to sum to 1 along `dim`.",
 )
@@ -294,6 +333,7 @@ composite(
             ),
         ),
     ),
+    batch=batch_rules.along("dim"),
     samples=_along_samples,
     doc="log(softmax(x)) without underflow.",
 )

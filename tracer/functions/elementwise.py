@@ -4,6 +4,7 @@ methods.
 
 from __future__ import annotations
 
+from collections import namedtuple
 from collections.abc import Callable
 from typing import Any
 
@@ -19,15 +20,16 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {}
 
 #: Take integers by converting them to the default floating type.
 _UNARY_FLOAT = """sqrt rsqrt reciprocal exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan sinh
-cosh tanh asinh acosh atanh sigmoid erf erfc"""
+cosh tanh asinh acosh atanh sigmoid erf erfc erfinv
+lgamma digamma deg2rad rad2deg sinc"""
 #: Keep the dtype they are given.
-_UNARY_SAME = "neg abs sign square relu floor ceil trunc frac"
+_UNARY_SAME = "neg abs sign sgn relu floor ceil trunc frac"
 #: Give bool.
-_UNARY_BOOL = "isnan isinf isfinite logical_not"
+_UNARY_BOOL = "isnan isinf isfinite isposinf isneginf logical_not"
 _BINARY = """maximum minimum floor_divide remainder fmod bitwise_and bitwise_or bitwise_xor bitwise_left_shift
-bitwise_right_shift"""
+bitwise_right_shift gcd lcm fmax fmin nextafter"""
 _DIVIDES = ("floor_divide", "remainder", "fmod")
-_BINARY_FLOAT = "atan2 logaddexp hypot"
+_BINARY_FLOAT = "atan2 logaddexp logaddexp2 hypot copysign xlogy"
 _COMPARE = "eq ne lt le gt ge"
 _ALIASES: dict[str, str] = {
     pair.partition("=")[0]: pair.partition("=")[2]
@@ -56,9 +58,14 @@ def _unary(name: str, *, floating: bool = False) -> None:
 
 
 def _check_divisor(name: str, other: Any) -> None:
-    """Integers divided by the number 0 are an error; by a zero that is only known later, 0."""
-    if not isinstance(other, Tensor) and other == 0:
-        raise OpError(f"{name}(): integers divided by zero; convert an operand with .float()")
+    """Integers divided by a zero are an error where it is known; by one that is only known later, 0."""
+    if isinstance(other, Tensor):
+        known = other._value().buffer
+        zero = known is not None and not known.array.all()
+    else:
+        zero = other == 0
+    if zero:
+        raise OpError(f"{name}(): ZeroDivisionError: integers divided by zero; convert an operand with .float()")
 
 
 def _binary(name: str, *, floating: bool = False) -> None:
@@ -77,7 +84,7 @@ for _name in _UNARY_FLOAT.split():
     _unary(_name, floating=True)
 for _name in [*_UNARY_SAME.split(), *_UNARY_BOOL.split()]:
     _unary(_name)
-for _name in [*_BINARY.split(), *_COMPARE.split()]:
+for _name in [n for n in (*_BINARY.split(), *_COMPARE.split()) if n in REGISTRY]:
     _binary(_name)
 for _name in _BINARY_FLOAT.split():
     _binary(_name, floating=True)
@@ -261,9 +268,72 @@ def clone(input: Tensor, *, memory_format: Any = None) -> Tensor:
     return Tensor(STATE.trace.emit(REGISTRY["clone"], (input._value(),), {}))
 
 
+def square(input: Tensor) -> Tensor:
+    """`input * input`; bools become integers."""
+    trace, (x,) = values(tensor_operand(input, "square(): input"))
+    x = trace.cast_to(x, dtypes.int64) if x.type.dtype.kind == "b" else x  # type: ignore[assignment]
+    return Tensor(trace.emit(REGISTRY["square"], (x,), {}))
+
+
+def signbit(input: Tensor) -> Tensor:
+    """Whether the sign is negative, of -0.0 as well."""
+    trace, (x,) = values(tensor_operand(input, "signbit(): input"))
+    if x.type.dtype.kind == "b":
+        return Tensor(trace.emit(REGISTRY["ne"], (x, x), {}))
+    return Tensor(trace.emit(REGISTRY["signbit"], (x,), {}))
+
+
+def positive(input: Tensor) -> Tensor:
+    """`input` itself; not for bools."""
+    if tensor_operand(input, "positive(): input").dtype is dtypes.bool_:
+        raise DTypeError("positive(): bools have no sign")
+    return input
+
+
+def heaviside(input: Tensor, values: Tensor) -> Tensor:
+    """0 below zero, `values` at zero, 1 above."""
+    x, y = tensor_operand(input, "heaviside(): input"), tensor_operand(values, "heaviside(): values")
+    if x.dtype is not y.dtype:
+        raise DTypeError(f"heaviside(): expected operands of one dtype, got {x.dtype} and {y.dtype}")
+    if x.dtype is dtypes.bool_:
+        return FUNCTIONS["logical_or"](x, y)
+    return Tensor(STATE.trace.emit(REGISTRY["heaviside"], (x._value(), y._value()), {}))
+
+
+def ldexp(input: Tensor, other: Tensor) -> Tensor:
+    """`input * 2**other`."""
+    return mul(input, pow(2.0, other))
+
+
+def float_power(input: Any, exponent: Any) -> Tensor:
+    """`input ** exponent` in double precision."""
+    wide = [x.to(dtypes.float64) if isinstance(x, Tensor) else float(x) for x in (input, exponent)]  # type: ignore[attr-defined]
+    return pow(*wide)
+
+
+def frexp(input: Tensor) -> Any:
+    """(mantissa, exponent): `input == mantissa * 2**exponent` with mantissas in [0.5, 1)."""
+    x = tensor_operand(input, "frexp(): input")
+    if x.dtype.kind != "f":
+        raise DTypeError(f"frexp(): expected a floating-point tensor, got {x._value().type}")
+    size = FUNCTIONS["abs"](x.detach())
+    usable = FUNCTIONS["logical_and"](FUNCTIONS["isfinite"](x), size > 0)
+    guess = FUNCTIONS["floor"](FUNCTIONS["log2"](where(usable, size, 1.0))) + 1
+    # A logarithm next to a whole number may round to it: the mantissa says so. Halves avoid overflow.
+    half = FUNCTIONS["exp2"](-guess / 2)
+    mantissa = size * half * half
+    guess = guess + (mantissa >= 1).to(x.dtype) - (mantissa < 0.5).to(x.dtype)  # type: ignore[attr-defined]
+    guess = where(usable, guess, 0.0)
+    half = FUNCTIONS["exp2"](-FUNCTIONS["floor"](guess / 2))
+    rest = FUNCTIONS["exp2"](-(guess - FUNCTIONS["floor"](guess / 2)))
+    return Frexp(x * half * rest, guess.to(dtypes.int32))  # type: ignore[attr-defined]
+
+
+Frexp = namedtuple("frexp", ["mantissa", "exponent"])
+
 for _fn in (
     rsub, mul, div, pow, clamp, clamp_min, clamp_max, where, bitwise_not, round, addcmul, addcdiv, lerp,
-    clone,
+    clone, square, signbit, positive, heaviside, ldexp, float_power, frexp,
 ):  # fmt: skip
     FUNCTIONS[_fn.__name__] = _fn
 for _new, _old in _ALIASES.items():

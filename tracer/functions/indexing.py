@@ -11,11 +11,13 @@ from ...ir import dtypes
 from ...ir.errors import DTypeError, IndexOutOfRange, OpError
 from ...ir.op import REGISTRY
 from ...ir.types import broadcast_shapes, normalize_axis
+from ...runtime.buffers import copy_of
 from ..creation import as_tensor, tensor
 from ..operands import as_value, tensor_operand
 from ..recording import STATE
 from ..tensor import Tensor, make_view, ready
-from .shaping import select, slice_dims, squeeze, unsqueeze
+from ..values import TracedValue
+from .shaping import clone_of, select, slice_dims, squeeze, unsqueeze
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {}
 
@@ -109,7 +111,7 @@ def _basic(x: Tensor, index: tuple[Any, ...]) -> tuple[Tensor, list[Tensor | Non
     return out, advanced
 
 
-def _indices(trace: Any, index: Tensor, size: int, dim: int) -> Any:
+def checked_indices(trace: Any, index: Tensor, size: int, dim: int) -> Any:
     """An index tensor as an i64 value. Indices whose values are known are checked here; others wrap and are
     clamped natively."""
     v = as_value(trace, index, dtypes.int64)
@@ -132,17 +134,35 @@ def getitem(x: Tensor, index: Any) -> Tensor:
     """`x[index]`: a view for ints, slices, None and `...`; a copy for masks and integer tensors."""
     if STATE.trace.walked_back:
         ready(STATE.trace, x)
+    if STATE.trace.loading and type(index) is int and (row := _row(x, index)) is not None:
+        return row
     view, advanced = _basic(x, _normal(index))
     if not any(a is not None for a in advanced):
         return make_view(x, REGISTRY["alias"], {}) if view is x else view
     return Tensor(_gather_op(view, advanced))
 
 
+def _row(x: Tensor, index: int) -> Tensor | None:
+    """`x[index]`, a view with known contents; None where they are not known, or gradients flow."""
+    value = x._value()
+    if value.buffer is None or value.requires_grad or not value.type.rank:
+        return None
+    n = value.type.shape[0]
+    if not -n <= index < n:
+        return None  # the ordinary way has the message
+    contents = copy_of(value.buffer.array[index], value.type.dtype)
+    row = Tensor(TracedValue(contents.type, None, 0, None, contents))
+    row._cached, row._storage, row._version_seen = row._storage.value, x._storage, x._storage.version
+    attrs = {"dim": 0, "index": index % n}
+    row._view = (*(x._view or ()), (REGISTRY["select"], attrs))
+    return row
+
+
 def _gather_op(view: Tensor, advanced: list[Tensor | None]) -> Any:
     dims = tuple(d for d, a in enumerate(advanced) if a is not None)
     trace = STATE.trace
     shape = tuple(view.shape)
-    indices = tuple(_indices(trace, a, shape[d], d) for d, a in enumerate(advanced) if a is not None)
+    indices = tuple(checked_indices(trace, a, shape[d], d) for d, a in enumerate(advanced) if a is not None)
     return trace.emit(REGISTRY["index"], (view._value(), *indices), {"dims": dims})
 
 
@@ -161,20 +181,20 @@ def setitem(x: Tensor, index: Any, value: Any) -> None:
     if not any(a is not None for a in advanced):
         shape = tuple(view.shape)
         if v.type.shape != shape:
-            v = _broadcast(v, shape)
+            v = broadcast_value(v, shape)
         else:
             v = trace.emit(REGISTRY["alias"], (v,), {})
         view._put(v)
         return
     dims = tuple(d for d, a in enumerate(advanced) if a is not None)
     shape = tuple(view.shape)
-    indices = tuple(_indices(trace, a, shape[d], d) for d, a in enumerate(advanced) if a is not None)
-    v = _broadcast(v, _region(view._value(), indices, dims))
+    indices = tuple(checked_indices(trace, a, shape[d], d) for d, a in enumerate(advanced) if a is not None)
+    v = broadcast_value(v, _region(view._value(), indices, dims))
     out = trace.emit(REGISTRY["index_put"], (view._value(), v, *indices), {"dims": dims, "accumulate": False})
     view._put(out)
 
 
-def _broadcast(v: Any, shape: tuple[int, ...]) -> Any:
+def broadcast_value(v: Any, shape: tuple[int, ...]) -> Any:
     trace: Any = STATE.trace
     if v.type.shape == shape:
         return v
@@ -230,38 +250,73 @@ def masked_fill_(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     return x._put(new)
 
 
-def gather(input: Tensor, dim: int, index: Tensor) -> Tensor:
+def gather(input: Tensor, dim: int, index: Tensor, *, sparse_grad: bool = False) -> Tensor:
     """`out[i][j] = input[index[i][j]][j]` for dim 0, and so on."""
     trace = STATE.trace
+    if trace.walked_back:
+        ready(trace, input)
     d = normalize_axis(dim, input.dim())
-    i = _indices(trace, index, tuple(input.shape)[d], d)
-    return Tensor(trace.emit(REGISTRY["gather"], (input._value(), i), {"dim": d}))
+    if not index.numel():  # of any shape
+        return Tensor(trace.take_flat(input._value(), as_value(trace, index, dtypes.int64)))
+    x, i = vectors(trace, input, checked_indices(trace, index, extent(input, d), d))
+    out = trace.emit(REGISTRY["gather"], (x, i), {"dim": d})
+    return Tensor(out if out.type.shape == tuple(index.shape) else trace.reshape(out, shape=tuple(index.shape)))
+
+
+def extent(t: Tensor, dim: int) -> int:
+    """The size along `dim`; a scalar counts as a vector of one element."""
+    return tuple(t.shape)[dim] if t.dim() else 1
+
+
+def vectors(trace: Any, input: Tensor, *others: Any) -> tuple[Any, ...]:
+    """The tensor and other values, scalars as vectors of one element."""
+    return tuple(v if v.type.rank else trace.reshape(v, shape=(1,)) for v in (input._value(), *others))
 
 
 def index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
     """The slices along `dim` at the indices."""
     trace = STATE.trace
+    if trace.walked_back:
+        ready(trace, input)
     d = normalize_axis(dim, input.dim())
-    i = _indices(trace, index, tuple(input.shape)[d], d)
-    return Tensor(trace.emit(REGISTRY["take"], (input._value(), i), {"dim": d}))
+    x, i = vectors(trace, input, checked_indices(trace, index, extent(input, d), d))
+    if i.type.rank != 1:
+        raise IndexOutOfRange(f"index_select(): expected a vector of indices, got {index._value().type}")
+    out: Any = trace.emit(REGISTRY["take"], (x, i), {"dim": d})
+    return Tensor(out if input.dim() else trace.reshape(out, shape=()))
 
 
-def scatter(input: Tensor, dim: int, index: Tensor, src: Any, *, reduce: str | None = None) -> Tensor:
-    """`input` with `src` written at `index` along `dim`."""
+def scatter(
+    input: Tensor, dim: int, index: Tensor, src: Any = None, *, value: Any = None, reduce: str | None = None
+) -> Tensor:
+    """`input` with `src` (a tensor or a number) written at `index` along `dim`, or combined with what is there:
+    `reduce` is None, `"add"` or `"multiply"`."""
     trace = STATE.trace
+    if trace.walked_back:
+        ready(trace, input, src)
+    src = value if src is None else src
+    if reduce not in _SCATTER:
+        raise OpError(f"scatter(): reduce must be None, 'add' or 'multiply', not {reduce!r}")
+    if isinstance(src, Tensor) and src.dtype is not input.dtype:
+        raise DTypeError(
+            f"scatter(): expected a source of dtype {input.dtype}, got {src._value().type}; convert with .to()"
+        )
     d = normalize_axis(dim, input.dim())
-    i = _indices(trace, index, tuple(input.shape)[d], d)
-    s: Any = as_value(trace, src, input.dtype)
-    if s.type.rank == 0:
-        s = _broadcast(s, i.type.shape)
+    if not index.numel():
+        return clone_of(input)
+    x, i, s = vectors(
+        trace, input, checked_indices(trace, index, extent(input, d), d), as_value(trace, src, input.dtype)
+    )
+    if not isinstance(src, Tensor):
+        s = broadcast_value(s, i.type.shape)
     elif s.type.shape != i.type.shape:  # PyTorch reads the leading part
         zero = (0,) * s.type.rank
-        s = trace.emit(
-            REGISTRY["slice"], (s,), {"start": zero, "stop": i.type.shape, "step": (1,) * s.type.rank}
-        )
-    how = {None: "none", "add": "add", "multiply": "prod"}[reduce]
-    attrs = {"dim": d, "reduce": how}
-    return Tensor(trace.emit(REGISTRY["scatter"], (input._value(), i, s), attrs))
+        s = trace.slice(s, start=zero, stop=i.type.shape, step=(1,) * s.type.rank)
+    out = trace.emit(REGISTRY["scatter"], (x, i, s), {"dim": d, "reduce": _SCATTER[reduce]})
+    return Tensor(out if input.dim() else trace.reshape(out, shape=()))
+
+
+_SCATTER = {None: "none", "add": "add", "multiply": "prod"}
 
 
 def scatter_add(input: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
@@ -280,9 +335,9 @@ def index_put(input: Tensor, indices: tuple[Tensor, ...], values: Tensor, accumu
         raise IndexOutOfRange(
             f"too many indices ({len(positions)}) for a tensor of type {input._value().type}"
         )
-    ints = tuple(_indices(trace, i, n, d) for d, (i, n) in enumerate(zip(positions, input.shape)))
+    ints = tuple(checked_indices(trace, i, n, d) for d, (i, n) in enumerate(zip(positions, input.shape)))
     dims = tuple(range(len(ints)))
-    v = _broadcast(as_value(trace, values, input.dtype), _region(input._value(), ints, dims))
+    v = broadcast_value(as_value(trace, values, input.dtype), _region(input._value(), ints, dims))
     attrs = {"dims": dims, "accumulate": bool(accumulate)}
     return Tensor(trace.emit(REGISTRY["index_put"], (input._value(), v, *ints), attrs))
 

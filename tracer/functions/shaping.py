@@ -5,18 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
+from ...ir.dtypes import DType
 from ...ir.errors import IndexOutOfRange, OpError
 from ...ir.op import REGISTRY
-from ...ir.types import normalize_axis
+from ...ir.types import broadcast_shapes, normalize_axis
+from ...runtime.buffers import copy_of
 from ..operands import as_value, result_type, tensor_operand
 from ..recording import STATE
 from ..strides import regrouped
-from ..tensor import Tensor, make_view, ready
+from ..tensor import Tensor, concrete, make_view, ready
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {}
 
 
-def _dims(args: tuple[Any, ...]) -> tuple[int, ...]:
+def _dims(args: tuple[Any, ...], named: Any = None) -> tuple[int, ...]:
+    """Numbers given one by one, as one sequence, or under PyTorch's name for it."""
+    if named is not None:
+        args = (named,)
     if len(args) == 1 and isinstance(args[0], (tuple, list)):
         args = tuple(args[0])
     return tuple(int(a) for a in args)
@@ -40,11 +47,13 @@ def resolve_shape(t: Tensor, shape: tuple[int, ...], what: str) -> tuple[int, ..
     return shape
 
 
-def view(input: Tensor, *shape: Any) -> Tensor:
+def view(input: Tensor, *shape: Any, size: Any = None, dtype: DType | None = None) -> Tensor:
     """The same elements in another shape; one dimension may be -1. Shares memory. `view(dtype)` reinterprets
-    bits.
+    bits, as a copy that gradients do not flow through.
     """
-    size = resolve_shape(input, _dims(shape), "view")
+    if dtype is not None or (len(shape) == 1 and isinstance(shape[0], DType)):
+        return _bits_as(input, dtype or shape[0])
+    size = resolve_shape(input, _dims(shape, size), "view")
     if not _shares(input, size):
         raise OpError(
             f"view(): the elements of this tensor of type {input._value().type} (strides {input.stride()}) "
@@ -61,13 +70,24 @@ def _shares(t: Tensor, size: tuple[int, ...]) -> bool:
     return regrouped(shape, strides, size) is not None
 
 
-def reshape(input: Tensor, *shape: Any) -> Tensor:
+def _bits_as(input: Tensor, dtype: DType) -> Tensor:
+    """Elements of one width as another type of that width."""
+    if dtype is input.dtype:
+        return make_view(input, REGISTRY["alias"], {})
+    if dtype.bits == input.dtype.bits and "b" not in (dtype.kind, input.dtype.kind):
+        return Tensor(STATE.trace.emit(REGISTRY["bitcast"], (input._value(),), {"dtype": dtype}))
+    array = np.ascontiguousarray(input.detach()._array())
+    last = array.shape[-1] * array.itemsize if array.ndim else array.itemsize
+    if last % dtype.itemsize or not array.ndim and dtype.itemsize != array.itemsize:
+        raise OpError(f"view(): the last dimension of {input._value().type} does not divide into {dtype}")
+    return concrete(copy_of(array.view(dtype.numpy), dtype))
+
+
+def reshape(input: Tensor, *sizes: Any, shape: Any = None) -> Tensor:
     """The same elements in another shape; one dimension may be -1. Shares memory where strides allow it,
     else copies, as in PyTorch.
     """
-    if len(shape) == 1 and isinstance(shape[0], (tuple, list)):
-        shape = tuple(shape[0])
-    size = resolve_shape(input, _dims(shape), "reshape")
+    size = resolve_shape(input, _dims(sizes, shape), "reshape")
     source = input if _shares(input, size) else clone_of(input)
     return make_view(source, REGISTRY["view"], {"shape": size})
 
@@ -97,9 +117,9 @@ def unflatten(input: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
     return reshape(input, (*shape[:a], *sizes, *shape[a + 1 :]))
 
 
-def permute(input: Tensor, *dims: Any) -> Tensor:
+def permute(input: Tensor, *order: Any, dims: Any = None) -> Tensor:
     """Dimensions in a new order."""
-    order = tuple(normalize_axis(d, input.dim()) for d in _dims(dims))
+    order = tuple(normalize_axis(d, input.dim()) for d in _dims(order, dims))
     return make_view(input, REGISTRY["permute"], {"dims": order})
 
 
@@ -119,10 +139,14 @@ def t(input: Tensor) -> Tensor:
 
 
 def movedim(input: Tensor, source: Any, destination: Any) -> Tensor:
-    """Dimensions moved to new positions, the others in order."""
+    """Dimensions (one, or a sequence) moved to new positions, the others in order."""
     r = input.dim()
     src = [normalize_axis(d, r) for d in ([source] if isinstance(source, int) else source)]
     dst = [normalize_axis(d, r) for d in ([destination] if isinstance(destination, int) else destination)]
+    if len(src) != len(dst) or len(set(src)) != len(src) or len(set(dst)) != len(dst):
+        raise OpError(f"movedim(): can't move dimensions {source} to {destination}; name as many, none twice")
+    if not r:
+        return make_view(input, REGISTRY["alias"], {})
     order: list[int] = [-1] * r
     for s, d in zip(src, dst):
         order[d] = s
@@ -143,9 +167,9 @@ def squeeze(input: Tensor, dim: Any = None) -> Tensor:
     return make_view(input, REGISTRY["squeeze"], {"dims": gone})
 
 
-def expand(input: Tensor, *sizes: Any) -> Tensor:
+def expand(input: Tensor, *sizes: Any, size: Any = None, implicit: bool = False) -> Tensor:
     """Dimensions of size 1 stretched to `sizes` without copying; -1 keeps a size."""
-    size = _dims(sizes)
+    size = _dims(sizes, size)
     shape = tuple(input.shape)
     extra = len(size) - len(shape)
     if extra < 0:
@@ -163,6 +187,7 @@ def narrow(input: Tensor, dim: int, start: int, length: int) -> Tensor:
     """`length` elements from `start` along `dim`."""
     d = normalize_axis(dim, input.dim())
     n = input.shape[d]
+    start = int(start)
     if start < 0:
         start += n
     if not 0 <= start <= n or length < 0 or start + length > n:
@@ -266,15 +291,17 @@ def diagonal(input: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Te
     return make_view(input, REGISTRY["diagonal"], attrs)
 
 
-def flip(input: Tensor, *dims: Any) -> Tensor:
+def flip(input: Tensor, *axes: Any, dims: Any = None) -> Tensor:
     """Elements in reverse order along `dims`."""
-    axes = tuple(normalize_axis(d, input.dim()) for d in _dims(dims))
+    axes = tuple(normalize_axis(d, input.dim()) for d in _dims(axes, dims))
+    if not input.dim():
+        return clone_of(input)
     return Tensor(STATE.trace.emit(REGISTRY["flip"], (input._value(),), {"dims": axes}))
 
 
-def repeat(input: Tensor, *repeats: Any) -> Tensor:
+def repeat(input: Tensor, *counts: Any, repeats: Any = None) -> Tensor:
     """The tensor tiled `repeats` times along each dimension."""
-    r = _dims(repeats)
+    r = _dims(counts, repeats)
     shape = tuple(input.shape)
     extra = len(r) - len(shape)
     if extra < 0:
@@ -285,10 +312,80 @@ def repeat(input: Tensor, *repeats: Any) -> Tensor:
     return reshape(clone_of(x), [k * n for k, n in zip(r, shape)])
 
 
-def tile(input: Tensor, *dims: Any) -> Tensor:
+def tile(input: Tensor, *counts: Any, dims: Any = None) -> Tensor:
     """`repeat` with missing leading factors taken as 1."""
-    d = _dims(dims)
+    d = _dims(counts, dims)
     return repeat(input, *((1,) * (input.dim() - len(d)) + d))
+
+
+def roll(input: Tensor, shifts: Any, dims: Any = ()) -> Tensor:
+    """Elements moved by `shifts` along `dims` (of the flattened tensor by default), coming back at the other
+    end."""
+    by = (shifts,) if isinstance(shifts, int) else tuple(int(k) for k in shifts)
+    axes = (dims,) if isinstance(dims, int) else tuple(dims)
+    if not axes:
+        if len(by) != 1:
+            raise OpError(f"roll(): without dims there is one shift, got {by}")
+        return reshape(roll(reshape(input, -1), by, (0,)), tuple(input.shape))
+    if len(by) != len(axes):
+        raise OpError(f"roll(): expected one shift for each dimension, got shifts={by} and dims={axes}")
+    if not input.dim():
+        return clone_of(input)
+    attrs = {"shifts": by, "dims": tuple(normalize_axis(d, input.dim()) for d in axes)}
+    return Tensor(STATE.trace.emit(REGISTRY["roll"], (input._value(),), attrs))
+
+
+def fliplr(input: Tensor) -> Tensor:
+    """Columns in reverse order."""
+    if input.dim() < 2:
+        raise OpError(f"fliplr(): expected at least 2 dimensions, got {input._value().type}")
+    return flip(input, 1)
+
+
+def flipud(input: Tensor) -> Tensor:
+    """Rows in reverse order."""
+    if input.dim() < 1:
+        raise OpError("flipud(): expected at least 1 dimension, got a scalar")
+    return flip(input, 0)
+
+
+def rot90(input: Tensor, k: int = 1, dims: Sequence[int] = (0, 1)) -> Tensor:
+    """The plane of two dimensions turned by 90 degrees `k` times, from the first towards the second."""
+    if len(dims) != 2 or input.dim() < 2:
+        raise OpError(f"rot90(): expected a plane of 2 dimensions, got dims={dims} for {input._value().type}")
+    a, b = (normalize_axis(d, input.dim()) for d in dims)
+    if a == b:
+        raise OpError(f"rot90(): dims {dims} are one dimension")
+    turns = k % 4
+    if turns == 1:
+        return transpose(flip(input, b), a, b)
+    if turns == 2:
+        return flip(input, a, b)
+    return clone_of(transpose(flip(input, a), a, b) if turns else input)
+
+
+def ravel(input: Tensor) -> Tensor:
+    """All elements as a vector."""
+    return reshape(input, -1)
+
+
+def narrow_copy(input: Tensor, dim: int, start: int, length: int) -> Tensor:
+    """A copy of `length` elements from `start` along `dim`."""
+    return clone_of(narrow(input, dim, start, length))
+
+
+def sum_to_size(input: Tensor, *sizes: Any, size: Any = None) -> Tensor:
+    """Sums over what broadcasting `size` to this shape stretched."""
+    to = _dims(sizes, size)
+    shape = tuple(input.shape)
+    if broadcast_shapes(to, shape) != shape:
+        raise OpError(f"sum_to_size(): {list(to)} does not broadcast to {list(shape)}")
+    extra = len(shape) - len(to)
+    axes = (*range(extra), *(d + extra for d, n in enumerate(to) if n == 1 and shape[d + extra] != 1))
+    if not axes:
+        return input
+    summed = Tensor(STATE.trace.emit(REGISTRY["sum"], (input._value(),), {"axes": axes, "keepdim": True}))
+    return reshape(summed, to)
 
 
 def clone_of(x: Tensor) -> Tensor:
@@ -306,10 +403,16 @@ def contiguous(input: Tensor, memory_format: Any = None) -> Tensor:
     return input if input.is_contiguous() else clone_of(input)
 
 
+def unfold(input: Tensor, dimension: int, size: int, step: int) -> Tensor:
+    """A view of the windows of `size` elements, every `step`, along `dimension`, as a new last dimension."""
+    d = normalize_axis(dimension, input.dim())
+    return make_view(input, REGISTRY["unfold"], {"dim": d, "size": int(size), "step": int(step)})
+
+
 for _fn in (
     view, reshape, flatten, unflatten, permute, transpose, t, movedim, unsqueeze, squeeze, expand,
     expand_as, narrow, select, cat, stack, split, chunk, unbind, diagonal, flip, repeat, tile, broadcast_to,
-    contiguous,
+    contiguous, roll, fliplr, flipud, rot90, ravel, narrow_copy, sum_to_size,
 ):  # fmt: skip
     FUNCTIONS[_fn.__name__] = _fn
 FUNCTIONS["concat"] = cat

@@ -1,21 +1,17 @@
-"""`tracegrad.nn.utils`: clipping gradients, parameters as one vector."""
+"""Clipping gradients. Users call it as `tracegrad.nn.utils.clip_grad_norm_` and so on."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
-from ..tracer.autograd import no_grad
-from ..tracer.creation import tensor
-from ..tracer.functions.shaping import cat, stack
-from ..tracer.library import ArgumentError
-from ..tracer.tensor import Tensor
+from ...tracer.autograd import no_grad
+from ...tracer.creation import tensor
+from ...tracer.functions.shaping import stack
+from ...tracer.library import ArgumentError
+from ...tracer.tensor import Tensor
 
-__all__ = [
-    "clip_grad_norm_", "clip_grad_value_", "clip_grads_with_norm_", "get_total_norm", "parameters_to_vector",
-    "vector_to_parameters",
-]  # fmt: skip
+__all__ = ["clip_grad_norm_", "clip_grad_value_", "clip_grads_with_norm_", "get_total_norm"]
 
 
 def _gradients(parameters: Any) -> list[Any]:
@@ -74,23 +70,3 @@ def clip_grad_value_(parameters: Any, clip_value: float, foreach: bool | None = 
     value = float(clip_value)
     for g in _gradients(parameters):
         g.clamp_(-value, value)
-
-
-def parameters_to_vector(parameters: Iterable[Tensor]) -> Tensor:
-    """All elements of all parameters, one after the other, as a vector."""
-    return cat([p.reshape(-1) for p in parameters])  # type: ignore[attr-defined]
-
-
-def vector_to_parameters(vec: Tensor, parameters: Iterable[Tensor]) -> None:
-    """Writes consecutive pieces of a vector into the parameters."""
-    params = list(parameters)
-    if not isinstance(vec, Tensor) or vec.dim() != 1 or vec.numel() < sum(p.numel() for p in params):
-        got = vec._value().type if isinstance(vec, Tensor) else type(vec).__name__
-        raise ArgumentError(
-            f"vector_to_parameters(): expected a vector of at least {sum(p.numel() for p in params)} "
-            f"elements, got {got}"
-        )
-    at = 0
-    for p in params:
-        p.data = vec[at : at + p.numel()].view_as(p)  # type: ignore[index]
-        at += p.numel()

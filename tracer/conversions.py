@@ -1,0 +1,228 @@
+"""Tensors as other tensors: dtype and device conversions, `new_*`, copies into place,
+and NumPy and DLPack.
+
+Bound to Tensor in tracer/methods.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..ir import dtypes
+from ..ir.dtypes import DType
+from ..ir.errors import DTypeError, GradError, OpError
+from ..ir.op import REGISTRY
+from ..ir.types import Type, broadcast_shapes
+from ..runtime.buffers import copy_of
+from ..runtime.buffers import empty as empty_buffer
+from . import creation
+from .operands import as_value
+from .recording import STATE
+from .tensor import Tensor, concrete, device
+
+# --- to, type, float ------------------------------------------------------------------------------------
+
+
+def check_device(where: Any) -> None:
+    """Raises for devices other than the CPU."""
+    if isinstance(where, bool) or where is None:
+        return
+    if isinstance(where, int) or device(where).type not in ("cpu", "meta"):
+        raise DTypeError(f"device {where!r} is not available here; tensors live on 'cpu'")
+
+
+def to(self: Tensor, *args: Any, dtype: DType | None = None, copy: bool = False, **kwargs: Any) -> Tensor:
+    """The tensor in another dtype (and on another device, or as another tensor has it); itself if nothing
+    changes and `copy` is False. Takes PyTorch's overloads: `to(dtype)`, `to(device, dtype)`, `to(other)`, each
+    followed by `non_blocking` and `copy`."""
+    flags = [a for a in args if isinstance(a, bool)]
+    copy = copy or (len(flags) > 1 and flags[1])
+    for a in (*args, kwargs.pop("device", None), kwargs.pop("other", None)):
+        if isinstance(a, DType):
+            dtype = a
+        elif isinstance(a, Tensor):
+            dtype = a.dtype
+        else:
+            check_device(a)
+    unknown = kwargs.keys() - {"non_blocking", "memory_format"}
+    if unknown:
+        raise TypeError(f"to() takes dtype, device, other, non_blocking, copy and memory_format, not {unknown}")
+    if dtype is None or dtype is self.dtype:
+        return self.clone() if copy else self
+    return Tensor(STATE.trace.emit(REGISTRY["cast"], (self._value(),), {"dtype": dtype}))
+
+
+_CLASS_NAMES = {
+    dtypes.float32: "Float",
+    dtypes.float64: "Double",
+    dtypes.float16: "Half",
+    dtypes.bfloat16: "BFloat16",
+    dtypes.int64: "Long",
+    dtypes.int32: "Int",
+    dtypes.int16: "Short",
+    dtypes.int8: "Char",
+    dtypes.uint8: "Byte",
+    dtypes.bool_: "Bool",
+}
+
+
+def type_name(self: Tensor, dtype: Any = None, non_blocking: bool = False) -> Any:
+    """The dtype's PyTorch class name, or the tensor converted."""
+    if dtype is None:
+        return f"tracegrad.{_CLASS_NAMES[self.dtype]}Tensor"
+    if isinstance(dtype, str):
+        named = {f"tracegrad.{name}Tensor": d for d, name in _CLASS_NAMES.items()}
+        if dtype not in named:
+            raise DTypeError(f"type(): no tensor type {dtype!r}; there are {', '.join(named)}")
+        dtype = named[dtype]
+    return to(self, dtype)
+
+
+def _caster(dtype: DType) -> Callable[..., Tensor]:
+    def method(self: Tensor, memory_format: Any = None) -> Tensor:
+        return to(self, dtype)
+
+    method.__doc__ = f"The tensor as {dtype.torch_name}."
+    return method
+
+
+# --- copies into place ------------------------------------------------------------------------------------
+
+
+def copy_(self: Tensor, src: Any, non_blocking: bool = False) -> Tensor:
+    """Writes `src`, broadcast and cast, into this tensor."""
+    trace: Any = STATE.trace
+    t = self._value().type
+    v: Any = as_value(trace, src, t.dtype)
+    if v.type.shape != t.shape:
+        if broadcast_shapes(v.type.shape, t.shape) != t.shape:
+            raise OpError(f"copy_(): {v.type} does not broadcast to the tensor's {t}")
+        v = trace.expand(v, shape=t.shape)
+    else:
+        v = trace.emit(REGISTRY["alias"], (v,), {})
+    return self._put(v)
+
+
+def fill_(self: Tensor, value: Any) -> Tensor:
+    """Writes one number everywhere."""
+    trace: Any = STATE.trace
+    t = self._value().type
+    if isinstance(value, Tensor) and value.dim():
+        raise OpError(f"fill_(): value must be a number or a 0-d tensor, got {value._value().type}")
+    v = as_value(trace, value, t.dtype)
+    op, attrs = ("expand", {"shape": t.shape}) if t.shape else ("alias", {})
+    return self._put(trace.emit(REGISTRY[op], (v,), attrs))
+
+
+def resize_(self: Tensor, *sizes: Any, memory_format: Any = None) -> Tensor:
+    """Gives the tensor another size, in place: the first elements stay, further ones are undefined."""
+    shape = creation.shape_of(sizes)
+    old = self._value()
+    if old.requires_grad:
+        raise GradError("resize_() on a tensor that requires grad")
+    made = empty_buffer(Type(self.dtype, shape))
+    made.array[...] = 0
+    flat = self._array().reshape(-1)
+    count = min(flat.size, made.type.numel)
+    made.array.reshape(-1)[:count] = flat[:count]
+    adopt(self, concrete(made))
+    return self
+
+
+def adopt(self: Tensor, other: Tensor) -> None:
+    """Makes this object another tensor, storage and view: for in-place changes of shape."""
+    self._storage = other._storage
+    self._view = other._view
+    self._cached = other._cached
+    self._hold = other._hold
+    self._version_seen = other._version_seen
+
+
+# --- new_* --------------------------------------------------------------------------------------------------
+
+
+def _new(name: str) -> Callable[..., Tensor]:
+    make = getattr(creation, name)
+
+    def method(self: Tensor, *args: Any, dtype: DType | None = None, **kwargs: Any) -> Tensor:
+        for ignored in ("layout", "pin_memory"):
+            kwargs.pop(ignored, None)
+        if "size" in kwargs:
+            args = (kwargs.pop("size"), *args)
+        return make(*args, dtype=dtype or self.dtype, **kwargs)
+
+    method.__name__ = method.__qualname__ = f"new_{name}"
+    method.__doc__ = f"`{name}` with this tensor's dtype."
+    return method
+
+
+# --- NumPy and DLPack ---------------------------------------------------------------------------------------
+
+
+def array_wrap(self: Tensor, array: Any, context: Any = None, return_scalar: bool = False) -> Tensor:
+    """What NumPy functions of tensors give: tensors."""
+    return creation.tensor(np.asarray(array))
+
+
+def dlpack(self: Tensor, *, stream: Any = None, max_version: Any = None, **kwargs: Any) -> Any:
+    """A DLPack capsule of the tensor's own memory."""
+    if self.requires_grad:
+        raise BufferError("can't export a tensor that requires grad; use tensor.detach()")
+    if self.dtype is dtypes.bfloat16:
+        raise BufferError("NumPy, which makes the capsules, has no bfloat16; convert with .float()")
+    if max_version is not None:
+        kwargs["max_version"] = max_version
+    return self.numpy().__dlpack__(**kwargs)
+
+
+def dlpack_device(self: Tensor) -> tuple[int, int]:
+    """(kDLCPU, 0)."""
+    return (1, 0)
+
+
+def from_dlpack(ext_tensor: Any, *, device: Any = None, copy: bool | None = None) -> Tensor:
+    """A tensor of anything with `__dlpack__` (NumPy, PyTorch, JAX arrays), sharing its memory where that is
+    contiguous and can be written.
+
+    Raises DTypeError for what is not on the CPU or of a type that tensors don't have.
+    """
+    if isinstance(ext_tensor, Tensor):
+        return ext_tensor.clone() if copy else ext_tensor.detach()
+    check_device(device)
+    try:
+        array = ext_tensor if isinstance(ext_tensor, np.ndarray) else np.from_dlpack(ext_tensor)
+    except (AttributeError, BufferError, RuntimeError, TypeError) as e:
+        raise DTypeError(f"from_dlpack(): can't read a {type(ext_tensor).__name__}: {e}") from None
+    if copy:
+        array = array.copy()
+    elif not array.flags.writeable and not isinstance(ext_tensor, np.ndarray):
+        # NumPy marks what it imports read-only where the exporter said nothing; the memory is shared as it is.
+        array = _writable(array)
+    return creation.from_numpy(array)
+
+
+def _writable(array: np.ndarray) -> np.ndarray:
+    """A writable array over the same memory, which keeps the original alive."""
+    interface = dict(array.__array_interface__)
+    interface["data"] = (interface["data"][0], False)
+
+    class Shared:
+        __array_interface__ = interface
+        owner = array
+
+    return np.asarray(Shared())
+
+
+METHODS: dict[str, Any] = {
+    "to": to, "type": type_name, "copy_": copy_, "fill_": fill_, "resize_": resize_,
+    "double": _caster(dtypes.float64), "float": _caster(dtypes.float32), "half": _caster(dtypes.float16),
+    "bfloat16": _caster(dtypes.bfloat16), "long": _caster(dtypes.int64), "int": _caster(dtypes.int32),
+    "short": _caster(dtypes.int16), "char": _caster(dtypes.int8), "byte": _caster(dtypes.uint8),
+    "bool": _caster(dtypes.bool_), "cpu": lambda self, memory_format=None: self,
+    "type_as": lambda self, other: to(self, other.dtype),
+    **{f"new_{name}": _new(name) for name in ("zeros", "ones", "empty", "tensor", "full")},
+    "__array_wrap__": array_wrap, "__dlpack__": dlpack, "__dlpack_device__": dlpack_device,
+}  # fmt: skip
