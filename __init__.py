@@ -25,6 +25,7 @@ from .ir.errors import TracegradError
 from .tracer import autograd as autograd
 from .tracer import func as func
 from .tracer import public as _public
+from .tracer import random as random
 from .tracer.autograd import enable_grad, inference_mode, is_grad_enabled, no_grad, set_grad_enabled
 from .tracer.compile import compile, trace
 from .tracer.control import cond, map, scan, while_loop
@@ -48,7 +49,6 @@ from .tracer.creation import (
 )
 from .tracer.func import vmap
 from .tracer.operands import get_default_dtype, result_type, set_default_dtype
-from .tracer import random as random
 from .tracer.random import (
     Generator,
     bernoulli,
@@ -70,9 +70,11 @@ from .tracer.random import (
 )
 from .tracer.tensor import Size, Tensor, device
 
-from . import nn as nn, optim as optim  # isort: skip
+from . import nn as nn, optim as optim, utils as utils  # isort: skip
+from .utils.serialization import load, save  # isort: skip
 from .nn.functional import (  # isort: skip
     adaptive_avg_pool1d,
+    alpha_dropout,
     avg_pool1d,
     channel_shuffle,
     conv1d,
@@ -82,12 +84,15 @@ from .nn.functional import (  # isort: skip
     conv_transpose1d,
     conv_transpose2d,
     conv_transpose3d,
+    dropout,
     max_pool1d,
     max_pool1d_with_indices,
     max_pool2d,
     max_pool3d,
     pixel_shuffle,
     pixel_unshuffle,
+    rrelu,
+    rrelu_,
 )
 
 __version__ = "0.1.0"

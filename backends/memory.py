@@ -27,8 +27,8 @@ ALIGNMENT = 64
 
 @dataclass
 class Lifetime:
-    """The places in the program from the first to the last that touches a buffer, both included. Kernels, and what
-    loops and branches do by themselves, are numbered in the order they are written down."""
+    """The places in the program from the first to the last that touches a buffer, both included. Kernels, and
+    what loops and branches do by themselves, are numbered in the order they are written down."""
 
     buffer: Buffer
     first: int
@@ -47,8 +47,8 @@ class _Loop:
 def lifetimes(program: LoopProgram) -> list[Lifetime]:
     """Of every arena buffer, in order of first use.
 
-    What a loop body writes before it reads it, and nothing outside touches, lives within one turn. All else that
-    a loop touches lives as long as the loop: it comes from before, or from the turn before.
+    What a loop body writes before it reads it, and nothing outside touches, lives within one turn. All else
+    that a loop touches lives as long as the loop: it comes from before, or from the turn before.
     """
     return _Lifetimes().run(program)
 

@@ -1,6 +1,6 @@
-"""`Builder` adds nodes to a graph: `b.mul(x, y)`, `b.sum(x, axes=(0,))`, `b.cond(p, x, regions=(then, other))`. Gradient rules, decompositions,
-rewrites, the parser and the tracer all build through this interface, so a rule does not know which of them it
-works for.
+"""`Builder` adds nodes to a graph: `b.mul(x, y)`, `b.sum(x, axes=(0,))`, `b.cond(p, x, regions=(f, g))`.
+Gradient rules, decompositions, rewrites, the parser and the tracer all build through this interface, so a
+rule does not know which of them it works for.
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ class Builder:
 
         def call(*operands: Value, **attrs: Any) -> Any:
             regions = attrs.pop("regions", None)
-            return self.emit(op, operands, attrs) if regions is None else self.emit(op, operands, attrs, regions)
+            if regions is None:
+                return self.emit(op, operands, attrs)
+            return self.emit(op, operands, attrs, regions)
 
         return call
 

@@ -18,6 +18,8 @@ from .op import Op
 from .regions import structure
 from .types import Type
 
+Grads = tuple["Value | None", ...]
+
 
 class GradNode:
     """What a gradient rule sees of the forward node: `n[i]` operands, `n.out` the result, attributes as
@@ -133,6 +135,8 @@ def backward(
     wrt: Iterable[Value],
     *,
     on_grad: Callable[[Value, Value], Value] | None = None,
+    on_node: Callable[[Node, Grads, Callable[[Grads], Any]], Any] | None = None,
+    keep: Callable[[Value], None] | None = None,
     stop: Callable[[Value], bool] | None = None,
 ) -> dict[Value, Value]:
     """Gradients of `sum(root * seed)` with respect to `wrt`.
@@ -141,6 +145,8 @@ def backward(
         seeds: roots and the gradients they start with, of the same type.
         wrt: values whose gradients are wanted; only what leads to them is computed.
         on_grad: called with a value and its whole gradient before it flows on (hooks); may replace it.
+        on_node: called with a node, the gradients of its results, and what gives those of its operands.
+        keep: called with every gradient that is found: what the other two do may end a pending program.
         stop: values whose producers are not walked (leaves, values without gradients).
 
     Returns:
@@ -152,11 +158,15 @@ def backward(
     grads: dict[Value, Value] = {}
     for root, seed in seeds.items():
         grads[root] = b.add(grads[root], seed) if root in grads else seed
+        if keep is not None:
+            keep(grads[root])
 
     def finish(value: Value) -> Value | None:
         g = grads.get(value)
         if g is not None and on_grad is not None:
             g = grads[value] = on_grad(value, g)
+            if keep is not None:
+                keep(g)
         return g
 
     for node in reversed(order):
@@ -165,9 +175,17 @@ def backward(
             continue
         needs = tuple(v in needed for v in node.operands)
         with b.at(node.loc, "backward"):
-            for operand, g in zip(node.operands, vjp(b, node, needs, outs)):
+            if on_node is None:
+                entries = vjp(b, node, needs, outs)
+            else:
+                entries = on_node(node, outs, lambda outs, n=node, flags=needs: vjp(b, n, flags, outs))
+            for operand, g in zip(node.operands, entries):
                 if g is not None:
                     grads[operand] = b.add(grads[operand], g) if operand in grads else g
+            if keep is not None:
+                for operand, g in zip(node.operands, entries):
+                    if g is not None:
+                        keep(grads[operand])
     walked = set(order)
     for value in wanted:
         if value.node is None or value.node not in walked:
@@ -211,6 +229,8 @@ def reads(node: Node, needs: tuple[bool, ...]) -> tuple[tuple[int, ...], tuple[i
     What a run must keep for a later backward is exactly this; it is cached by op, attributes, types and
     `needs`.
     """
+    if node.op.reads is not None:
+        return node.op.reads(node)
     inside = tuple(map(structure, node.regions))
     key = (node.op, tuple(node.attrs.items()), tuple(v.type for v in node.operands), needs, inside)
     got = _READS.get(key)

@@ -5,11 +5,12 @@ A region is differentiated by the ordinary walk on a copy of it. Of the graph th
 on the incoming gradients is *primal*: the forward region and what rules computed from it alone. What the rest
 reads of that must come from somewhere: from operands, from results that exist, from cheap ops on those
 (ir/partition.py decides), and what then is missing from a second run of the op, with more results. Where the
-tracer recorded these results in the first place (`with_saves`) nothing is missing; elsewhere `merge_regions`
+tracer recorded these results in the first place (`with_saves`) nothing is missing; elsewhere `merge_equal`
 makes one op of the two.
 
     forward   h' = f(h, x, w), y                    results: last h, ys, saves
-    backward  reversed, carries the gradient of h and of w: (gh, gw) -> (gh', gw + ...), gives the gradients of x
+    backward  reversed, carries the gradient of h and of w: (gh, gw) -> (gh', gw + ...), gives the
+    gradients of x
 """
 
 from __future__ import annotations
@@ -94,9 +95,11 @@ def reverse(region: Graph, seeded: Flags, wanted: Flags, steps: int, carried: in
         seeded: outputs that have gradients.
         wanted: inputs whose gradients are asked for.
         steps: how many inputs, the first, are other ones at each step.
-        carried: how many of these inputs, and of the outputs, the next step overwrites; the backward has the others.
+        carried: how many of these inputs, and of the outputs, the next step overwrites; the backward has
+            the others.
     """
-    key = (structure(region), seeded, wanted, steps, carried)
+    lines = tuple([node.loc for node in region.nodes])
+    key = (structure(region), lines, seeded, wanted, steps, carried)
     known = _REVERSED.get(key)
     if known is None:
         if len(_REVERSED) >= 1024:
@@ -189,9 +192,7 @@ def cond_grad(b: Any, n: Any, *grads: Value) -> tuple[Any, ...]:
         def back(bb: Any, inputs: list[Value], half: Reversed = half, span: list[int] = span) -> list[Value]:
             made = iter(inline(bb, half.graph, [inputs[i] for i in (*span, *seeds)]))
             entries = [next(made) if flag else None for flag in half.found]
-            return [
-                _zeros(bb, t) if e is None else e for e, t, flag in zip(entries, targets, found) if flag
-            ]
+            return [_zeros(bb, t) if e is None else e for e, t, flag in zip(entries, targets, found) if flag]
 
         name = node.regions[len(regions)].name
         regions.append(build(name, [v.type for v in operands[1:]], back, "backward"))
@@ -226,7 +227,10 @@ def _cond_forward(node: Node, halves: Sequence[Reversed]) -> tuple[Graph, ...] |
             rows = [outs[own:] if j == k else [_zeros(b, v) for v in extras[j]] for j in range(len(halves))]
             return [*outs[:own], *(v for row in rows for v in row)]
 
-        return build(node.regions[k].name, types, run)
+        made = build(node.regions[k].name, types, run)
+        for v, other in zip(made.inputs, node.regions[k].inputs):
+            v.name = other.name
+        return made
 
     return tuple(branch(k) for k in range(len(halves)))
 
@@ -293,7 +297,11 @@ def scan_grad(b: Any, n: Any, *grads: Value) -> tuple[Any, ...]:
     totals = [_zeros(b, node.operands[i]) for i in consts]
     read_xs = [i for i in back.reads if i < k + m]
     read_consts = [i for i in back.reads if i >= k + m]
-    stacks = [*(grads[j] for j in seeds), *(node.operands[i] for i in read_xs), *(outs[j] for j in back.saves)]
+    stacks = [
+        *(grads[j] for j in seeds),
+        *(node.operands[i] for i in read_xs),
+        *(outs[j] for j in back.saves),
+    ]
     operands = (*inits, *totals, *stacks, *(node.operands[i] for i in read_consts))
     n_carry = len(inits) + len(totals)
     types = [v.type for v in operands[:n_carry]]
@@ -384,13 +392,23 @@ def carries_grad(
 def with_saves(
     name: str, types: Sequence[Any], attrs: dict[str, Any], regions: tuple[Graph, ...], needs: Flags
 ) -> tuple[Graph, ...]:
-    """The regions of a cond or scan with everything its backward will read among their outputs, so that it runs
-    once. `needs` says which operands require grad."""
+    """The regions of a cond or scan with everything its backward will read among their outputs, so that
+    it runs once. `needs` says which operands require grad."""
     op = REGISTRY[name]
     dry = Node(op, tuple([Value(t) for t in types]), attrs, None, "forward", regions)
-    dry.results = tuple([Value(t, dry, i) for i, t in enumerate(op.infer_types(tuple(types), attrs, regions))])
+    dry.results = tuple(
+        [Value(t, dry, i) for i, t in enumerate(op.infer_types(tuple(types), attrs, regions))]
+    )
     if name == "cond":
         plan = _cond_plan(dry, needs, dry.results)
         return plan[3] or regions if plan is not None else regions
     found = _scan_plan(dry, needs, _floats(dry.results))
-    return (found.back.forward,) if found is not None else regions
+    return (_named(found.back.forward, regions[0]),) if found is not None else regions
+
+
+def _named(region: Graph, like: Graph) -> Graph:
+    """A copy whose inputs have the names of another region's."""
+    out = part(region, region.inputs, region.outputs)
+    for v, other in zip(out.inputs, like.inputs):
+        v.name = other.name
+    return out

@@ -218,7 +218,8 @@ class _Translator:
         self.scope.update({f"p_{name}": _prim(name) for name in PRIMITIVES})
 
     def kernel(self, k: Kernel, turns: list[Var]) -> Callable[..., None]:
-        """A function of the buffers it uses (`self.buffers`), then of the variables of the loops around it."""
+        """A function of the buffers it uses (`self.buffers`), then of the variables of the loops around
+        it."""
         variables = [self.fresh(v, "i") for v in turns]
         self.block(k.body, "  ")
         params = ", ".join([*(self.names[id(b)] for b in self.buffers), *variables])

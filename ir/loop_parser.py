@@ -4,7 +4,8 @@ uses it."""
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 from . import dtypes
 from .errors import ParseError
@@ -439,7 +440,12 @@ class _Parser:
         self.expect("else")
         return Branch(cond, then, self.step_block())
 
-    steps = {"kernel": kernel, "repeat": repeat, "while": while_step, "branch": branch}
+    steps: ClassVar[dict[str, Callable[..., Step]]] = {
+        "kernel": kernel,
+        "repeat": repeat,
+        "while": while_step,
+        "branch": branch,
+    }
 
 
 def parse_program(text: str) -> LoopProgram:

@@ -20,9 +20,10 @@
       }
     }
 
-Around kernels there may be `repeat t in 50 reverse rotate (a, b) { }`, `while done most 10 rotate (a, b) gives (r, a)
-{ test } do { body }` and `branch c { } else { }` (see ir/loops.py). Literals carry their dtype (`f32:0.5`), bare integers are i64. `f32(e)` converts, `bits.u32(e)` reinterprets,
-`reduce.add(l in 16: e)` combines lanes. Used by dumps, the CLI and tests.
+Around kernels there may be `repeat t in 50 reverse rotate (a, b) { }`, `while done most 10 rotate (a, b)
+gives (r, a) { test } do { body }` and `branch c { } else { }` (see ir/loops.py). Literals carry their dtype
+(`f32:0.5`), bare integers are i64. `f32(e)` converts, `bits.u32(e)` reinterprets, `reduce.add(l in 16: e)`
+combines lanes. Used by dumps, the CLI and tests.
 """
 
 from __future__ import annotations

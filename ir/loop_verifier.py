@@ -7,8 +7,8 @@ Rules, besides dtypes and scoping:
 - register buffers are indexed by constants, unrolled and vector variables only;
 - const and plain input buffers are not stored to, and every arena buffer lies inside the arena;
 - `program.updated` are inputs;
-- conditions of control flow are single bools; buffers that rotate or are copied have one type, none rotates twice in
-  a loop, and all are the program's to write.
+- conditions of control flow are single bools; buffers that rotate or are copied have one type, none rotates
+  twice in a loop, and all are the program's to write.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The loop IR: scheduled loop nests over buffers, shared by the LLVM and CUDA targets.
 
-A `LoopProgram` is the lowered form of one graph: buffers and a sequence of steps, kernels and control flow around
-kernels (`Repeat`, `WhileStep`, `Branch`). Schedulers build it, the code generators and the loop interpreter read it.
-Statements execute in order; each evaluates its expressions when it is reached, a DAG node used twice in one
-statement once.
+A `LoopProgram` is the lowered form of one graph: buffers and a sequence of steps, kernels and control flow
+around kernels (`Repeat`, `WhileStep`, `Branch`). Schedulers build it, the code generators and the loop
+interpreter read it. Statements execute in order; each evaluates its expressions when it is reached, a DAG
+node used twice in one statement once.
 """
 
 from __future__ import annotations
@@ -149,14 +149,14 @@ class Kernel:
     bytes_moved: int = 0
 
 
-#: Buffers that change places after every turn of a loop: each name takes the memory of the next, the last that of
-#: the first. After the loop every name has its own memory again.
+#: Buffers that change places after every turn of a loop: each name takes the memory of the next, the last
+#: that of the first. After the loop every name has its own memory again.
 Rotation = tuple[Buffer, ...]
 
 
 @dataclass(eq=False, slots=True)
 class Repeat:
-    """Runs `body` with `var` = 0, 1, ... extent - 1, or downwards with `reverse`. Kernels inside may use `var`.
+    """Runs `body` with `var` = 0, 1, ... extent - 1, or downwards with `reverse`. Kernels may use `var`.
 
     Attributes:
         rotate: disjoint; the scheduler knows from the number of turns where values end up.

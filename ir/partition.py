@@ -1,6 +1,5 @@
-"""What a forward computation keeps for its backward: the cheapest set of values, in bytes, from which everything
-the backward reads can be computed with cheap ops. A minimum cut, used by ir/grad_control.py.
-"""
+"""What a forward computation keeps for its backward: the cheapest set of values, in bytes, from which
+everything the backward reads can be computed with cheap ops. A minimum cut, used by ir/grad_control.py."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The pass over control flow: ops with regions get smaller, or go. It applies the rewrites of `REWRITES` in turn
-until none fires; each is one function, counted by its name in dumps like a rule, and has golden tests
-(tests/test_control_passes.py).
+"""The pass over control flow: ops with regions get smaller, or go. It applies the rewrites of `REWRITES`
+in turn until none fires; each is one function, counted by its name in dumps like a rule, and has golden
+tests (tests/test_control_passes.py).
 
     merge_equal       two loops over the same operands --> one loop
     prune_cond        dead, equal and forwarded results, dead, equal and constant operands --> gone
@@ -9,9 +9,8 @@ until none fires; each is one function, counted by its name in dumps like a rule
     unroll_one        scan of length 1 --> its body
     hoist_invariants, hoist_projections, hoist_sums, sink_outputs: see ir/pass_hoist.py
 
-A rewrite is `f(b, node, operands, used) -> replacements | None`: `b` builds the new graph around the node, `used`
-says which results anyone reads; replacements of unused results may be None.
-"""
+A rewrite is `f(b, node, operands, used) -> replacements | None`: `b` builds the new graph around the
+node, `used` says which results anyone reads; replacements of unused results may be None."""
 
 from __future__ import annotations
 
@@ -160,7 +159,9 @@ def _joined(b: Builder, nodes: Sequence[Node], operands: tuple[Value, ...]) -> l
     made = made if isinstance(made, tuple) else (made,)
     ys = iter(made[k * n :])
     return [
-        v for i, node in enumerate(nodes) for v in (*made[k * i : k * (i + 1)], *(next(ys) for _ in node.results[k:]))
+        v
+        for i, node in enumerate(nodes)
+        for v in (*made[k * i : k * (i + 1)], *(next(ys) for _ in node.results[k:]))
     ]
 
 
@@ -170,7 +171,9 @@ def _joined(b: Builder, nodes: Sequence[Node], operands: tuple[Value, ...]) -> l
 def _source(v: Value) -> list[Node] | None:
     """The nodes that make a constant worth copying into a region, or None."""
     nodes = toposort([v])
-    if len(nodes) > 4 or any(n.op.kernel not in ("source", "movement") and n.op.name != "full" for n in nodes):
+    if len(nodes) > 4 or any(
+        n.op.kernel not in ("source", "movement") and n.op.name != "full" for n in nodes
+    ):
         return None
     if not nodes or any(n.op.name == "iota" for n in nodes):
         return None
@@ -310,7 +313,8 @@ def _known(region: Graph, v: Value, inputs: _Inputs) -> Any:
 
 
 def _expanded_slice(v: Value) -> Value | None:
-    """What each slice along the first dimension of `v` expands, if they are all the same by the look of it."""
+    """What each slice along the first dimension of `v` expands, if they are all the same by the look of
+    it."""
     node = v.node
     if node is None or node.op.name != "expand" or v.type.shape[0] == 1:
         return None
@@ -325,14 +329,16 @@ def _slice_of(b: Builder, source: Value, v: Value) -> Value:
     return source if source.type.shape == shape else b.expand(source, shape=shape)
 
 
-def _equal_carries(body: Graph, carried: Sequence[int], operands: Sequence[Value], alias: dict[int, int]) -> None:
+def _equal_carries(
+    body: Graph, carried: Sequence[int], operands: Sequence[Value], alias: dict[int, int]
+) -> None:
     """Adds to `alias` carried values that begin equal and stay so."""
     leader: dict[int, int] = {}
     starts: dict[Any, int] = {}
     for i in carried:
         v = operands[i]
-        number = splat(v)
-        leader[i] = starts.setdefault((exact(number), v.type) if number is not None else v, i)
+        value = splat(v)
+        leader[i] = starts.setdefault((exact(value), v.type) if value is not None else v, i)
     if all(i == j for i, j in leader.items()):
         return
     while True:
@@ -467,7 +473,8 @@ def unroll_one(b: Builder, node: Node, operands: tuple[Value, ...], used: list[b
     k, m = attrs.get("carry", 0), attrs.get("xs", 0)
     if attrs["length"] == 0:
         empty = [
-            b.expand(b.const(r.type.dtype.kind == "f" and 0.0, r), shape=r.type.shape) for r in node.results[k:]
+            b.expand(b.const(r.type.dtype.kind == "f" and 0.0, r), shape=r.type.shape)
+            for r in node.results[k:]
         ]
         return [*operands[:k], *empty]
     slices = [b.reshape(v, shape=v.type.shape[1:]) for v in operands[k : k + m]]
@@ -485,4 +492,3 @@ REWRITES: tuple[Rewrite, ...] = (
     hoist_sums,
     sink_outputs,
 )
-

@@ -139,7 +139,9 @@ def hoist_invariants(b: Builder, node: Node, operands: tuple[Value, ...], used: 
     done = {
         n
         for n in scan.body.nodes
-        if n.results[0] in scan.invariant and _computes(n) and not (risky and n.op.kernel in ("gather", "scatter"))
+        if n.results[0] in scan.invariant
+        and _computes(n)
+        and not (risky and n.op.kernel in ("gather", "scatter"))
     }
     roots = _frontier(scan, done, scan.invariant)
     if not roots:
@@ -198,7 +200,8 @@ def _projects(n: Node, able: set[Value], scan: _Scan) -> bool:
 
 
 def _all_steps(b: Builder, scan: _Scan, stacks: dict[Value, Value], roots: Sequence[Value]) -> list[Value]:
-    """Values of the body for all steps at once, from the xs, the operands, and values that are stacked already."""
+    """Values of the body for all steps at once, from the xs, the operands, and values that are stacked
+    already."""
     inside = part(scan.body, [*stacks, *scan.xs, *scan.consts], roots)
     given = [*stacks.values(), *(scan.operand[v] for v in (*scan.xs, *scan.consts))]
     flags = [True] * (len(stacks) + scan.m) + [False] * len(scan.consts)
@@ -371,7 +374,7 @@ def _total(b: Builder, scan: _Scan, stacks: dict[Value, Value], term: Value) -> 
     else:
         total = b.sum(stacked(v), axes=(0,))
     for c in chain:
-        total = b.emit(c.op, (total,), c.attrs)  # type: ignore[assignment]
+        total = getattr(b, c.op.name)(total, **c.attrs)
     return total
 
 
@@ -451,9 +454,7 @@ def sink_outputs(b: Builder, node: Node, operands: tuple[Value, ...], used: list
             sunk |= below
     if not sunk:
         return None
-    roots = [
-        v for v, flag in zip(scan.body.outputs[scan.k :], used[scan.k :]) if flag and v.node in sunk
-    ]
+    roots = [v for v, flag in zip(scan.body.outputs[scan.k :], used[scan.k :]) if flag and v.node in sunk]
     if not roots:
         return None
     keep = [v for v in scan.body.outputs[scan.k :] if v.node not in sunk]
@@ -489,4 +490,3 @@ def _below(node: Node, read: dict[Value, list[Node]]) -> set[Node]:
                     found.add(u)
                     stack.append(u)
     return found
-

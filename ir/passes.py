@@ -26,7 +26,18 @@ from .rules import rule_set
 from .text import print_graph
 from .verifier import verify as verify_graph
 
-__all__ = ["PASSES", "PassOptions", "PassRecord", "control", "cse", "dce", "decompose", "fold", "optimize", "simplify"]
+__all__ = [
+    "PASSES",
+    "PassOptions",
+    "PassRecord",
+    "control",
+    "cse",
+    "dce",
+    "decompose",
+    "fold",
+    "optimize",
+    "simplify",
+]
 
 
 @dataclass

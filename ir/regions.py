@@ -1,6 +1,5 @@
-"""Regions as things: a key by content, inlining, and building new ones out of old. Used by the gradients and the
-passes of control flow, and by the tracer.
-"""
+"""Regions as things: a key by content, inlining, and building new ones out of old. Used by the gradients
+and the passes of control flow, and by the tracer."""
 
 from __future__ import annotations
 
@@ -41,7 +40,9 @@ def structure(graph: Graph) -> Key:
     return (tuple([v.type for v in graph.inputs]), tuple(rows), tuple([number[v] for v in graph.outputs]))
 
 
-def inline(b: Any, graph: Graph, operands: Sequence[Value], env: dict[Value, Value] | None = None) -> list[Any]:
+def inline(
+    b: Any, graph: Graph, operands: Sequence[Value], env: dict[Value, Value] | None = None
+) -> list[Any]:
     """Emits the ops of `graph` on `operands`; gives its outputs.
 
     Args:
@@ -74,7 +75,8 @@ def part(
     outputs: Sequence[Value],
     name: str = "",
 ) -> Graph:
-    """The part of `graph` that computes `outputs` from `inputs` (any of its values), as a graph of its own."""
+    """The part of `graph` that computes `outputs` from `inputs` (any of its values), as a graph of its
+    own."""
     known = set(inputs)
     wanted = [v for v in outputs if v not in known]
     needed: set[Node] = set()
@@ -93,8 +95,8 @@ def part(
 
 
 def graft(out: Graph, nodes: Iterable[Node], env: dict[Value, Value]) -> None:
-    """Adds copies of `nodes` to `out`, with their locations, phases and names. `env` holds what their operands
-    became, and gets their results; what it holds already stays."""
+    """Adds copies of `nodes` to `out`, with their locations, phases and names. `env` holds what their
+    operands became, and gets their results; what it holds already stays."""
     for node in nodes:
         copy = Node(
             node.op, tuple([env[v] for v in node.operands]), node.attrs, node.loc, node.phase, node.regions
@@ -134,9 +136,7 @@ def unshared(graph: Graph, seen: set[int] | None = None) -> Graph:
     for node in graph.nodes:
         operands = tuple([env.get(v, v) for v in node.operands])
         if node in changed or operands != node.operands:
-            copy = Node(
-                node.op, operands, node.attrs, node.loc, node.phase, changed.get(node, node.regions)
-            )
+            copy = Node(node.op, operands, node.attrs, node.loc, node.phase, changed.get(node, node.regions))
             copy.results = tuple([Value(r.type, copy, r.index, r.name) for r in node.results])
             env.update(zip(node.results, copy.results))
             node = copy

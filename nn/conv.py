@@ -63,13 +63,13 @@ class _ConvNd(Module):
 
     def _amounts(self) -> tuple[int, ...]:
         """The padding as `functional.pad` takes it, for the modes that are not zeros."""
-        if self.padding == "valid":
-            sides = [(0, 0)] * self._n
+        if isinstance(self.padding, tuple):
+            sides = [(p, p) for p in self.padding]
         elif self.padding == "same":
             total = [d * (k - 1) for k, d in zip(self.kernel_size, self.dilation)]
             sides = [(t // 2, t - t // 2) for t in total]
         else:
-            sides = [(p, p) for p in self.padding]
+            sides = [(0, 0)] * self._n
         return tuple(v for side in reversed(sides) for v in side)
 
     def reset_parameters(self) -> None:

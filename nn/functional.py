@@ -37,6 +37,10 @@ from .functional_activation import (
     threshold,
     threshold_,
 )  # fmt: skip
+from .functional_attention import (
+    multi_head_attention_forward,
+    scaled_dot_product_attention,
+)  # fmt: skip
 from .functional_batchnorm import (
     batch_norm,
     instance_norm,
@@ -86,7 +90,6 @@ from .functional_norm import (
     one_hot,
     pdist,
     rms_norm,
-    scaled_dot_product_attention,
 )  # fmt: skip
 from .functional_pool import (
     adaptive_avg_pool1d,
@@ -124,6 +127,10 @@ from .functional_random import (
     gumbel_softmax,
     rrelu,
     rrelu_,
+)  # fmt: skip
+from .functional_sparse import (
+    embedding,
+    embedding_bag,
 )  # fmt: skip
 from .functional_vision import (
     channel_shuffle,
@@ -173,6 +180,8 @@ __all__ = [
     "dropout3d",
     "elu",
     "elu_",
+    "embedding",
+    "embedding_bag",
     "feature_alpha_dropout",
     "fold",
     "gaussian_nll_loss",
@@ -213,6 +222,7 @@ __all__ = [
     "max_unpool3d",
     "mish",
     "mse_loss",
+    "multi_head_attention_forward",
     "multi_margin_loss",
     "multilabel_margin_loss",
     "multilabel_soft_margin_loss",

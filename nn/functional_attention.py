@@ -1,22 +1,76 @@
-"""`multi_head_attention_forward` of `nn.functional`. Import it from there."""
+"""Attention of `nn.functional`, with and without the projections around it. Import the functions from there."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-from ..tracer.creation import zeros
+from ..ir.dtypes import bool_
+from ..ir.op import REGISTRY
+from ..tracer.creation import ones, zeros
 from ..tracer.library import ArgumentError, ArgumentTypeError
 from ..tracer.methods import FUNCTIONS
 from ..tracer.operands import tensor_operand
-from ..tracer.tensor import Tensor
-from . import functional_norm
+from ..tracer.tensor import Tensor, apply
 from .functional_activation import softmax
-from .functional_dropout import dropout
 from .functional_norm import linear
+from .functional_random import dropout
 
 T = Any
 _NAME = "multi_head_attention_forward()"
+
+
+def scaled_dot_product_attention(
+    query: T, key: T, value: T, attn_mask: T = None, dropout_p: float = 0.0, is_causal: bool = False,
+    scale: float | None = None, enable_gqa: bool = False,
+) -> Tensor:  # fmt: skip
+    """softmax(query @ key.T * scale + mask) @ value (Vaswani et al. 2017).
+
+    Args:
+        query: `[..., L, E]`.
+        key: `[..., S, E]`.
+        value: `[..., S, F]`.
+        attn_mask: added to the scores, or a bool mask that is True where to attend; broadcasts to `[..., L,
+            S]`.
+        dropout_p: share of the weights that are dropped, whether or not anything is in training.
+        is_causal: attend to no later position; then there is no `attn_mask`.
+        scale: 1 / sqrt(E) if None.
+        enable_gqa: key and value may have fewer heads (the dimension before the last two) than query, a
+            divisor of its number; each serves as many heads in a row (Ainslie et al. 2023).
+    """
+    name = "scaled_dot_product_attention()"
+    q, k, v = [tensor_operand(t, f"{name}: operand") for t in (query, key, value)]
+    if enable_gqa:
+        k, v = _shared_heads(name, q, k), _shared_heads(name, q, v)
+    if not dropout_p:
+        more = () if attn_mask is None else (attn_mask,)
+        op = REGISTRY["scaled_dot_product_attention"]
+        return apply(op, q, k, v, *more, is_causal=is_causal, scale=scale)
+    if is_causal and attn_mask is not None:
+        raise ArgumentError(f"{name}: expected attn_mask or is_causal, got both")
+    scores = FUNCTIONS["matmul"](q * (q.shape[-1] ** -0.5 if scale is None else scale), k.transpose(-2, -1))
+    if is_causal:
+        attn_mask = FUNCTIONS["tril"](ones(tuple(scores.shape[-2:]), dtype=bool_))
+    if attn_mask is not None and attn_mask.dtype is not bool_:
+        return FUNCTIONS["matmul"](dropout(softmax(scores + attn_mask, -1), dropout_p), v)
+    if attn_mask is not None:  # a row with nothing to attend to gives zeros, and no NaN on the way
+        scores = scores.masked_fill(attn_mask.any(-1, keepdim=True) & ~attn_mask, -math.inf)
+    p = softmax(scores, -1)
+    if attn_mask is not None:
+        p = p.masked_fill(~attn_mask, 0.0)  # type: ignore[attr-defined]
+    return FUNCTIONS["matmul"](dropout(p, dropout_p), v)
+
+
+def _shared_heads(name: str, q: T, x: T) -> T:
+    """Keys or values with each head repeated for the query heads it serves."""
+    if q.dim() < 3 or x.dim() < 3 or q.shape[-3] % x.shape[-3]:
+        raise ArgumentError(
+            f"{name}: with enable_gqa the query's heads must be a multiple of the others', got "
+            f"{q._value().type} and {x._value().type}"
+        )
+    *lead, h, s, e = x.shape
+    times = q.shape[-3] // h
+    return x.unsqueeze(-3).expand(*lead, h, times, s, e).reshape(*lead, h * times, s, e)
 
 
 def float_mask(mask: T, dtype: Any, name: str) -> T:
@@ -165,7 +219,7 @@ def multi_head_attention_forward(
         q, k, v = [x.reshape(N, num_heads, x.shape[1], d) for x in (q, k, v)]
         if mask is not None:
             mask = mask.unsqueeze(0) if mask.shape[0] == 1 else mask.reshape(N, num_heads, -1, S)
-        out = functional_norm.scaled_dot_product_attention(q, k, v, mask, dropped, causal)
+        out = scaled_dot_product_attention(q, k, v, mask, dropped, causal)
         out = out.reshape(N * num_heads, L, d)  # type: ignore[attr-defined]
     out = linear(out.transpose(0, 1).reshape(L, N, E), out_proj_weight, out_proj_bias)
     if not batched:

@@ -51,6 +51,9 @@ def batch_norm(
     Raises:
         ArgumentError: shapes that don't fit; training with one value per channel.
     """
+    if tuple(input.shape) == (0,):  # no channels of no batch
+        row = input.unsqueeze(0)
+        return batch_norm(row, running_mean, running_var, weight, bias, training, momentum, eps)[0]
     running = {"running_mean": running_mean, "running_var": running_var}
     _check_channels("batch_norm", input, {**running, "weight": weight, "bias": bias})
     more = _affine(input, weight, bias, (input.shape[1],))
@@ -91,7 +94,8 @@ def instance_norm(
     running = {"running_mean": running_mean, "running_var": running_var}
     _check_channels("instance_norm", input, {**running, "weight": weight, "bias": bias})
     if not use_input_stats:
-        return batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+        out = batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+        return out.view(input.shape)  # type: ignore[attr-defined]
     count, channels, *rest = input.shape
     if prod(rest) == 1:
         raise ArgumentError(

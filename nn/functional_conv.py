@@ -20,8 +20,9 @@ def ints(value: Any, n: int, what: str) -> Ints:
     """`value`, one int for all or one each, as `n` ints."""
     if isinstance(value, int) and not isinstance(value, bool):
         return (value,) * n
+    items: Any = value
     try:
-        found = tuple(int(v) for v in value)
+        found = tuple([int(v) for v in items])
     except (TypeError, ValueError):
         raise ArgumentError(f"{what} must be an int or {n} ints, got {value!r}") from None
     if len(found) == 1:

@@ -296,6 +296,8 @@ def _rows(name: str, input: T, target: T, target_dims: int) -> tuple[T, T]:
     """Input `[N, C]` or `[C]` and its target as a batch; a scalar counts as one class."""
     if input.dim() == 0 and target.dim() == 0:
         input, target = input.reshape(1), target.reshape(1) if target_dims else target
+    if not target_dims and input.dim() == 1 and tuple(target.shape) == (1,):
+        target = target.reshape(())
     if input.dim() not in (1, 2) or target.dim() != input.dim() - 1 + target_dims:
         raise ArgumentError(
             f"{name}(): expected an input [N, C] or [C] and its target, got {input._value().type}, "

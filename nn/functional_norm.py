@@ -108,24 +108,3 @@ def one_hot(tensor: T, num_classes: int = -1) -> Tensor:
             )
         num_classes = int(tensor.max().item()) + 1
     return (tensor.unsqueeze(-1) == arange(num_classes)).long()  # type: ignore[attr-defined]
-
-
-def scaled_dot_product_attention(
-    query: T, key: T, value: T, attn_mask: T = None, dropout_p: float = 0.0, is_causal: bool = False,
-    scale: float | None = None, enable_gqa: bool = False,
-) -> Tensor:  # fmt: skip
-    """softmax(query @ key.T * scale + mask) @ value (Vaswani et al. 2017).
-
-    Args:
-        query: `[..., L, E]`.
-        key: `[..., S, E]`.
-        value: `[..., S, F]`.
-        attn_mask: added to the scores, or a bool mask that is True where to attend; broadcasts to `[..., L,
-            S]`.
-        scale: 1 / sqrt(E) if None.
-    """
-    if dropout_p or enable_gqa:
-        raise ArgumentError("scaled_dot_product_attention(): dropout_p and enable_gqa are not available yet")
-    more = () if attn_mask is None else (attn_mask,)
-    op = REGISTRY["scaled_dot_product_attention"]
-    return apply(op, tensor_operand(query), key, value, *more, is_causal=is_causal, scale=scale)

@@ -46,7 +46,7 @@ def _max_pool(n: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
             padding=ints(padding, n, f"{name}(): padding"),
             dilation=ints(dilation, n, f"{name}(): dilation"),
             ceil_mode=bool(ceil_mode),
-        )
+        )[:2]
 
     def fn(
         input: T, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
@@ -78,6 +78,9 @@ def _avg(
     input: T, n: int, size: Any, stride: Any, padding: Any, ceil_mode: bool, with_pad: bool, divisor: Any
 ) -> Tensor:
     what = f"avg_pool{n}d"
+    if isinstance(input, Tensor) and input.dtype.kind in "iu":  # integers are divided towards zero
+        exact: Any = _avg(input.double(), n, size, stride, padding, ceil_mode, with_pad, divisor)
+        return exact.to(input.dtype)
     taps = ints(size, n, f"{what}(): kernel_size")
     return apply(
         REGISTRY["avg_pool"],

@@ -8,18 +8,18 @@ change.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
 from typing import Any
 
-from ..tracer.library import ArgumentError, ArgumentTypeError, MissingName, RemovableHandle, add_hook
+from ..tracer.library import ArgumentError, ArgumentTypeError, MissingName
 from ..tracer.recording import STATE
 from ..tracer.tensor import Tensor, note_change
+from .module_hooks import CALLS, REGISTRATIONS, HookMixin, registered
 from .module_state import StateMixin
 from .module_tree import TreeMixin
 from .parameter import Buffer, Parameter
 
 
-class Module(TreeMixin, StateMixin):
+class Module(HookMixin, TreeMixin, StateMixin):
     """Base of all layers and models (PyTorch's `nn.Module`). Subclasses call `super().__init__()` first,
     assign parameters and submodules to attributes, and define `forward`.
 
@@ -38,8 +38,9 @@ class Module(TreeMixin, StateMixin):
         put("_non_persistent_buffers_set", set())
         put("_modules", {})
         for name in (
-            "_forward_hooks", "_forward_pre_hooks", "_state_dict_hooks", "_state_dict_pre_hooks",
-            "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
+            "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
+            "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks",
+            "_load_state_dict_post_hooks",
         ):  # fmt: skip
             put(name, OrderedDict())
 
@@ -54,62 +55,11 @@ class Module(TreeMixin, StateMixin):
         trace = STATE.trace
         if trace is not STATE.lazy:
             trace.guard_module(self, self._trace_state())
-        if not d["_forward_hooks"] and not d["_forward_pre_hooks"]:
-            return self.forward(*args, **kwargs)
-        return self._call_with_hooks(args, kwargs)
-
-    def _call_with_hooks(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        for hook, with_kwargs in list(self._forward_pre_hooks.values()):
-            made = hook(self, args, kwargs) if with_kwargs else hook(self, args)
-            if made is None:
-                continue
-            if with_kwargs:
-                if not (isinstance(made, tuple) and len(made) == 2):
-                    raise ArgumentTypeError(
-                        f"a forward pre-hook with kwargs must return None or (args, kwargs), got {made!r:.80}"
-                    )
-                args, kwargs = made
-            else:
-                args = made if isinstance(made, tuple) else (made,)
-        done: set[int] = set()
-        try:
-            result = self.forward(*args, **kwargs)
-            for key, (hook, with_kwargs, _) in list(self._forward_hooks.items()):
-                done.add(key)
-                made = hook(self, args, kwargs, result) if with_kwargs else hook(self, args, result)
-                result = result if made is None else made
-            return result
-        except BaseException:
-            for key, (hook, with_kwargs, always) in list(self._forward_hooks.items()):
-                if always and key not in done:
-                    hook(self, args, kwargs, None) if with_kwargs else hook(self, args, None)
-            raise
-
-    def register_forward_pre_hook(
-        self, hook: Callable[..., Any], *, prepend: bool = False, with_kwargs: bool = False
-    ) -> RemovableHandle:
-        """Calls `hook(module, args)` before `forward`; what it returns replaces the arguments."""
-        return self._hook("_forward_pre_hooks", hook, (with_kwargs,), prepend)
-
-    def register_forward_hook(
-        self,
-        hook: Callable[..., Any],
-        *,
-        prepend: bool = False,
-        with_kwargs: bool = False,
-        always_call: bool = False,
-    ) -> RemovableHandle:
-        """Calls `hook(module, args, output)` after `forward`; what it returns replaces the output."""
-        return self._hook("_forward_hooks", hook, (with_kwargs, always_call), prepend)
-
-    def _hook(
-        self, kind: str, hook: Callable[..., Any], options: tuple[bool, ...], first: bool
-    ) -> RemovableHandle:
-        hooks = self.__dict__[kind]
-        handle = add_hook(hooks, hook, first=first)
-        hooks[handle.id] = (hook, *options)
-        note_change()
-        return handle
+        if CALLS or d["_forward_hooks"] or d["_forward_pre_hooks"]:
+            return self._call_with_hooks(args, kwargs)
+        if d["_backward_hooks"] or d["_backward_pre_hooks"]:
+            return self._call_with_hooks(args, kwargs)
+        return self.forward(*args, **kwargs)
 
     def _trace_state(self) -> tuple[Any, ...]:
         """What a trace of this module relies on, compared with `==`. Holds the cells themselves, so that no
@@ -122,6 +72,9 @@ class Module(TreeMixin, StateMixin):
             tuple(d["_modules"].items()),
             tuple(d["_forward_hooks"].items()),
             tuple(d["_forward_pre_hooks"].items()),
+            tuple(d["_backward_hooks"].items()),
+            tuple(d["_backward_pre_hooks"].items()),
+            tuple(CALLS.items()),
         )
 
     # --- attributes -----------------------------------------------------------------------------------------
@@ -158,7 +111,7 @@ class Module(TreeMixin, StateMixin):
                 f"parameter {name!r} must be a leaf, but was computed by {param.grad_fn.name()}; compute it "
                 f"in forward()"
             )
-        self._parameters[name] = param
+        self._parameters[name] = registered("parameter", self, name, param) if REGISTRATIONS else param
         note_change()
 
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
@@ -166,7 +119,7 @@ class Module(TreeMixin, StateMixin):
         self._check_name(name, "buffer", self.__dict__.get("_buffers", {}))
         if tensor is not None and not isinstance(tensor, Tensor):
             raise ArgumentTypeError(f"buffer {name!r} must be a tensor or None, got {type(tensor).__name__}")
-        self._buffers[name] = tensor
+        self._buffers[name] = registered("buffer", self, name, tensor) if REGISTRATIONS else tensor
         (self._non_persistent_buffers_set.discard if persistent else self._non_persistent_buffers_set.add)(
             name
         )
@@ -179,7 +132,7 @@ class Module(TreeMixin, StateMixin):
             raise ArgumentTypeError(
                 f"module {name!r} must be an nn.Module or None, got {type(module).__name__}"
             )
-        self._modules[name] = module
+        self._modules[name] = registered("module", self, name, module) if REGISTRATIONS else module
         note_change()
 
     register_module = add_module

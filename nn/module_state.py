@@ -106,6 +106,15 @@ class StateMixin:
         error_msgs)` before the module is loaded."""
         return add_hook(self._load_state_dict_pre_hooks, hook)
 
+    def _register_load_state_dict_pre_hook(
+        self, hook: Callable[..., Any], with_module: bool = False
+    ) -> RemovableHandle:
+        """The same, without the module as first argument unless asked for."""
+        whole = hook if with_module else lambda module, *args: hook(*args)
+        return add_hook(self._load_state_dict_pre_hooks, whole)
+
+    _register_state_dict_hook = register_state_dict_post_hook
+
     def register_load_state_dict_post_hook(self, hook: Callable[..., Any]) -> RemovableHandle:
         """Calls `hook(module, incompatible_keys)` after the module was loaded; it may edit the lists of
         keys."""

@@ -96,6 +96,25 @@ class Buffer(Tensor, metaclass=_BufferType):
         return made
 
 
+class UninitializedParameter(Parameter):
+    """PyTorch's parameter of a lazy module, of unknown shape. There are no lazy modules here: making one is
+    an error."""
+
+    __slots__ = ()
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        raise ArgumentTypeError(
+            f"{cls.__name__}: a parameter needs a shape when it is made, since programs are compiled for "
+            f"fixed shapes; make a Parameter(empty(...)) once the shape is known"
+        )
+
+
+class UninitializedBuffer(UninitializedParameter):
+    """The same for buffers."""
+
+    __slots__ = ()
+
+
 def replace(t: Tensor, new: Tensor) -> None:
     """Makes `t` hold `new`'s contents, of whatever dtype and shape; `t` stays the same object and a leaf."""
     flag = t.requires_grad
@@ -112,4 +131,6 @@ def is_floating(t: Tensor) -> bool:
     return t.dtype.kind == "f"
 
 
-__all__ = ["Buffer", "Parameter", "is_floating", "replace"]
+__all__ = [
+    "Buffer", "Parameter", "UninitializedBuffer", "UninitializedParameter", "is_floating", "replace",
+]  # fmt: skip

@@ -13,8 +13,8 @@ from ..tracer.control import scan
 from ..tracer.creation import empty, zeros
 from ..tracer.library import ArgumentError, ArgumentTypeError
 from ..tracer.methods import FUNCTIONS
-from .functional_dropout import dropout
 from .functional_norm import linear
+from .functional_random import dropout
 from .module import Module
 from .parameter import Parameter
 from .rnn_cells import MODES, draw, where_there

@@ -212,7 +212,7 @@ def _kernels(cost: Cost, lines: text.Lines) -> str:
     for i, k in enumerate(cost.kernels):
         where = ", ".join(dict.fromkeys(escape(str(loc)) for loc in k.locs))
         cells = [
-            escape(k.name),
+            escape(k.name) + (f" &times;{k.runs}" if k.runs != 1 else ""),
             f"<code>{escape(k.comment)}</code>",
             count(k.flops),
             size(k.bytes_moved),

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from html import escape
 
 from ..ir.graph import Graph, Location
-from ..ir.loops import LoopProgram
+from ..ir.loops import Kernel, LoopProgram
 from ..ir.text import print_graph
 
 _MAX_LINES = 40_000
@@ -57,7 +57,7 @@ paint_graph = _painter(
 )
 paint_loops = _painter(
     str=_STRING,
-    key=r"\b(?:program|kernel|for|in|step|let|if|while|alloc|barrier|input|output|arena|const|returns"
+    key=r"\b(?:program|kernel|repeat|branch|else|do|rotate|gives|for|in|step|let|if|while|alloc|barrier|input|output|arena|const|returns"
     r"|updates|serial|parallel|vector|unroll|register|local|reduce|arena_bytes|flops|bytes)\b",
     typ=_TYPE,
     num=_NUMBER,
@@ -141,15 +141,18 @@ def graph_lines(graph: Graph, lines: Lines) -> list[str]:
 
 def loop_lines(program: LoopProgram, lines: Lines) -> list[str]:
     """A loop program's text; all lines of a kernel belong to the kernel's locations."""
-    at = -1
+    kernels = program.kernels
+    at, end = -1, ""
 
     def attributes(text: str) -> str:
-        nonlocal at
-        if text.startswith("  kernel "):
-            at += 1
-        elif at < 0 or text == "}":
-            return ""
-        return lines.attribute(program.kernels[at].locs, at)
+        nonlocal at, end
+        inside = bool(end)
+        word = text.lstrip()
+        if word.startswith('kernel "'):
+            at, end, inside = at + 1, f"{text[: len(text) - len(word)]}}}", True
+        elif text == end:
+            end = ""
+        return lines.attribute(kernels[at].locs, at) if inside else ""
 
     return _plain(str(program), paint_loops, attributes)
 
@@ -161,6 +164,7 @@ _KERNEL_LABEL = re.compile(r"^_?k(\d+)_")
 
 def llvm_lines(text: str, program: LoopProgram, lines: Lines) -> list[str]:
     """LLVM IR; functions of kernels belong to the kernels' locations."""
+    kernels = program.kernels
     at: int | None = None
 
     def attributes(text: str) -> str:
@@ -168,7 +172,7 @@ def llvm_lines(text: str, program: LoopProgram, lines: Lines) -> list[str]:
         m = _DEFINED.match(text)
         if m:
             at = int(m.group(1))
-        found = "" if at is None else _kernel_attribute(at, program, lines)
+        found = "" if at is None else _kernel_attribute(at, kernels, lines)
         if text == "}":
             at = None
         return found
@@ -178,6 +182,7 @@ def llvm_lines(text: str, program: LoopProgram, lines: Lines) -> list[str]:
 
 def asm_lines(text: str, program: LoopProgram, lines: Lines) -> list[str]:
     """Assembly; what follows a kernel's label belongs to the kernel's locations."""
+    kernels = program.kernels
     at: int | None = None
 
     def attributes(text: str) -> str:
@@ -186,13 +191,13 @@ def asm_lines(text: str, program: LoopProgram, lines: Lines) -> list[str]:
         if m and not text.startswith(".L"):
             k = _KERNEL_LABEL.match(m.group(1))
             at = int(k.group(1)) if k else None
-        return "" if at is None else _kernel_attribute(at, program, lines)
+        return "" if at is None else _kernel_attribute(at, kernels, lines)
 
     return _plain(text, paint_asm, attributes)
 
 
-def _kernel_attribute(k: int, program: LoopProgram, lines: Lines) -> str:
-    return lines.attribute(program.kernels[k].locs, k) if k < len(program.kernels) else ""
+def _kernel_attribute(k: int, kernels: list[Kernel], lines: Lines) -> str:
+    return lines.attribute(kernels[k].locs, k) if k < len(kernels) else ""
 
 
 def _plain(text: str, paint: Painter, attributes: Callable[[str], str]) -> list[str]:

@@ -4,11 +4,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ..ir.expr import Load, walk
 from ..ir.graph import Graph, Location
-from ..ir.loops import Buffer, LoopProgram, expressions, statements
+from ..ir.loops import (
+    Buffer,
+    Kernel,
+    LoopProgram,
+    Repeat,
+    Step,
+    WhileStep,
+    blocks_of,
+    expressions,
+    statements,
+)
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -23,6 +34,8 @@ class KernelCost:
         flops: arithmetic operations on elements, a multiply-add being two.
         bytes_moved: bytes read and written, each buffer element once.
         locs: the user's lines it came from.
+        runs: how often it runs, at most: the turns of the loops around it (a `while` without a bound counts
+            as one). `flops` and `bytes_moved` are of one run.
     """
 
     name: str
@@ -30,6 +43,7 @@ class KernelCost:
     flops: int
     bytes_moved: int
     locs: tuple[Location, ...]
+    runs: int = 1
 
     @property
     def intensity(self) -> float:
@@ -39,19 +53,19 @@ class KernelCost:
 
 @dataclass(frozen=True)
 class Cost:
-    """Static cost of one run."""
+    """Static cost of one run; both branches of a condition are counted."""
 
     kernels: tuple[KernelCost, ...]
 
     @property
     def flops(self) -> int:
         """Arithmetic operations of all kernels."""
-        return sum(k.flops for k in self.kernels)
+        return sum(k.flops * k.runs for k in self.kernels)
 
     @property
     def bytes_moved(self) -> int:
         """Bytes read and written by all kernels."""
-        return sum(k.bytes_moved for k in self.kernels)
+        return sum(k.bytes_moved * k.runs for k in self.kernels)
 
     def __str__(self) -> str:
         return (
@@ -95,7 +109,25 @@ class Memory:
 
 def cost_of(program: LoopProgram) -> Cost:
     """The cost of a scheduled program, kernel by kernel."""
-    return Cost(tuple(KernelCost(k.name, k.comment, k.flops, k.bytes_moved, k.locs) for k in program.kernels))
+    return Cost(
+        tuple(
+            KernelCost(k.name, k.comment, k.flops, k.bytes_moved, k.locs, runs)
+            for k, runs in _runs(program.steps, 1)
+        )
+    )
+
+
+def _runs(steps: Iterable[Step], times: int) -> Iterator[tuple[Kernel, int]]:
+    """Every kernel and how often it runs."""
+    for s in steps:
+        if isinstance(s, Kernel):
+            yield s, times
+            continue
+        turns = s.extent if isinstance(s, Repeat) else 1
+        if isinstance(s, WhileStep) and s.most is not None:
+            turns = max(s.most, 1)
+        for block in blocks_of(s):
+            yield from _runs(block, times * turns)
 
 
 def memory_of(graph: Graph, program: LoopProgram) -> Memory:

@@ -1,5 +1,5 @@
-"""One tensor as the bytes of a safetensors file, and back: what pickles and copies of tensors hold, so that nothing
-in them can be executed."""
+"""One tensor as the bytes of a safetensors file, and back: what pickles and copies of tensors hold, so that
+nothing in them can be executed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ _NAMES = {
 
 
 def to_bytes(buffer: Buffer) -> bytes:
-    """One tensor as the bytes of a safetensors file: the header's length, the header in JSON, the contents."""
+    """One tensor as the bytes of a safetensors file: the header's length, the header in JSON, the
+    contents."""
     import json
 
     t = buffer.type

@@ -1,5 +1,5 @@
-"""Tables of convolutions, pools, pads and interpolations, and the runs that tests compare. Used by test_conv.py
-and test_pool.py."""
+"""Tables of convolutions, pools, pads and interpolations, and the runs that tests compare. Used by
+test_conv.py and test_pool.py."""
 
 from __future__ import annotations
 
@@ -88,8 +88,16 @@ CONVS: list[Case] = [
     ("conv_transpose2d", ((2, 4, 3, 4), (4, 3, 3, 2), (6,)), {"stride": 2, "groups": 2, "padding": (1, 0)}),
     ("conv_transpose2d", ((2, 4, 3, 3), (4, 3, 4, 4), (3,)), {"stride": 2, "padding": 1}),
     ("conv_transpose2d", ((4, 3, 3), (4, 3, 2, 2), (3,)), {"stride": 2}),
-    ("conv_transpose2d", ((2, 2, 3, 3), (2, 3, 3, 3)), {"stride": 3, "output_padding": (2, 1), "dilation": 2}),
-    ("conv_transpose3d", ((1, 2, 2, 3, 2), (2, 2, 2, 2, 3), (2,)), {"stride": (1, 2, 1), "padding": (0, 1, 1)}),
+    (
+        "conv_transpose2d",
+        ((2, 2, 3, 3), (2, 3, 3, 3)),
+        {"stride": 3, "output_padding": (2, 1), "dilation": 2},
+    ),
+    (
+        "conv_transpose3d",
+        ((1, 2, 2, 3, 2), (2, 2, 2, 2, 3), (2,)),
+        {"stride": (1, 2, 1), "padding": (0, 1, 1)},
+    ),
 ]
 
 #: name, shape of the input, arguments
@@ -99,7 +107,11 @@ POOLS: list[Case] = [
     ("max_pool2d", ((2, 3, 8, 6),), {"kernel_size": 2, "return_indices": True}),
     ("max_pool2d", ((2, 3, 8, 9),), {"kernel_size": 3, "stride": 2, "padding": 1, "return_indices": True}),
     ("max_pool2d", ((3, 8, 9),), {"kernel_size": (3, 2), "stride": (1, 3), "dilation": (2, 1)}),
-    ("max_pool2d", ((2, 2, 7, 8),), {"kernel_size": 3, "stride": 2, "ceil_mode": True, "return_indices": True}),
+    (
+        "max_pool2d",
+        ((2, 2, 7, 8),),
+        {"kernel_size": 3, "stride": 2, "ceil_mode": True, "return_indices": True},
+    ),
     ("max_pool2d", ((1, 2, 5, 5),), {"kernel_size": 2, "stride": 3, "padding": 1, "ceil_mode": True}),
     ("max_pool3d", ((1, 2, 4, 6, 5),), {"kernel_size": 2, "return_indices": True}),
     ("max_pool3d", ((2, 4, 6, 5),), {"kernel_size": (2, 3, 2), "stride": 1, "padding": (1, 1, 0)}),
@@ -145,7 +157,11 @@ RESAMPLED: list[Case] = [
     ("pad", ((2, 2, 3, 4, 5),), {"pad": (1, 2, 2, 1, 0, 2), "mode": "circular"}),
     ("pad", ((2, 3, 5),), {"pad": (-1, 2), "mode": "replicate"}),
     ("pad", ((2, 3, 6),), {"pad": (2, -1), "mode": "circular"}),
-    ("unfold", ((2, 3, 5, 6),), {"kernel_size": (2, 3), "stride": (2, 1), "padding": (0, 1), "dilation": (1, 2)}),
+    (
+        "unfold",
+        ((2, 3, 5, 6),),
+        {"kernel_size": (2, 3), "stride": (2, 1), "padding": (0, 1), "dilation": (1, 2)},
+    ),
     ("unfold", ((3, 5, 6),), {"kernel_size": 3}),
     ("fold", ((2, 12, 20),), {"output_size": (5, 6), "kernel_size": 2}),
     ("fold", ((18, 6),), {"output_size": (4, 5), "kernel_size": 3, "stride": 2, "padding": 1, "dilation": 1}),

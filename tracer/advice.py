@@ -1,6 +1,5 @@
-"""Errors for Python that needs the value of a traced tensor: they name the user's line, show it, and write down
-the traced form of it where the source is at hand.
-"""
+"""Errors for Python that needs the value of a traced tensor: they name the user's line, show it, and
+write down the traced form of it where the source is at hand."""
 
 from __future__ import annotations
 
@@ -23,9 +22,9 @@ def needs_value(value: TracedValue, when: str) -> TraceError:
     if written:
         return TraceError(f"{head}, but it is only known when the program runs.\n{written}")
     return TraceError(
-        f"{head} (a branch on it, .item(), print, numpy()), but it is only known when the program runs; return "
-        f"the tensor and read it outside, or write a branch as tracegrad.where or tracegrad.cond and a loop as "
-        f"tracegrad.while_loop"
+        f"{head} (a branch on it, .item(), print, numpy()), but it is only known when the program runs; "
+        f"return the tensor and read it outside, or write a branch as tracegrad.where or tracegrad.cond and "
+        f"a loop as tracegrad.while_loop"
     )
 
 
@@ -42,7 +41,9 @@ def advice(loc: Location) -> str:
     if found is None:
         return ""
     shown = lines[found.lineno - 1].strip()
-    return f"    {shown}\ncan be written\n" + "".join(f"    {line}\n" for line in _instead(found)).rstrip("\n")
+    return f"    {shown}\ncan be written\n" + "".join(f"    {line}\n" for line in _instead(found)).rstrip(
+        "\n"
+    )
 
 
 def _at(tree: ast.AST, line: int) -> Any:
@@ -90,10 +91,12 @@ def _instead(node: Any) -> list[str]:
 def _loop(node: ast.While, test: str) -> list[str]:
     names = _assigned(node.body)
     listed = ", ".join(names) or "x"
-    carried = f"({listed},)" if len(names) == 1 else f"({listed})"
+    one = len(names) == 1
+    carried = f"({listed},)" if one else f"({listed})"
+    call = f"tracegrad.while_loop(lambda {listed}: {test}, body, {carried})"
     return [
         *_function(f"body({listed})", node.body, listed),
-        f"{listed + ',' if len(names) == 1 else listed} = tracegrad.while_loop(lambda {listed}: {test}, body, {carried})",
+        f"{listed + ',' if one else listed} = {call}",
         "# with max_trips=N gradients flow through it",
     ]
 

@@ -9,10 +9,13 @@ from typing import Any
 
 from ..ir.errors import GradError
 from ..ir.grad import backward as walk_back
+from ..ir.grad import reads
 from ..ir.op import REGISTRY
+from . import anomaly
+from .hooks import LIVE, RETAINING, Callbacks
 from .recording import STATE, LazyTrace, Trace
-from .tensor import Tensor, watched_values
-from .values import OPAQUE, TracedValue, history, let_go
+from .tensor import Tensor
+from .values import OPAQUE, SPENT, TracedValue, history, let_go, without_contents
 
 
 class _GradMode:
@@ -110,7 +113,7 @@ def _explore(roots: Sequence[TracedValue]) -> tuple[list[TracedValue], list[Any]
                 leaves.append(v)
             continue
         node = v.node
-        if v.freed:
+        if v.freed is True:
             made = f"{node.op.name} (made at {node.loc})" if node is not None else f"a {v.type} tensor"
             raise GradError(
                 f"backward through {made} a second time: what it saved was freed "
@@ -159,47 +162,56 @@ def _run(
             )
         if not isinstance(t, Tensor):
             raise GradError("backward() takes tensors")
-    watched = watched_values()
-    plain = wrt is None and not create_graph and not watched and not OPAQUE
+    calls = bool(LIVE or RETAINING or anomaly.enabled())
+    plain = wrt is None and not create_graph and not calls and not OPAQUE
     if plain and isinstance(trace, LazyTrace) and all(v in trace.slots for v in values):
         return _replayed(trace, tensors, values, gradients, keep)
     leaves, nodes = _explore(values)
-    if watched:  # a leaf that was written since is still the leaf
-        owners = ((v, v.leaf()) for v in leaves if v.leaf is not None)
-        watched.update((v, t) for v, t in owners if t is not None and t._hooks)
-    targets = [*(leaves if wrt is None else (v for t in wrt for v in _values_of(t, leaves))), *watched]
-
-    on_grad = _on_grad(trace, watched, create_graph)
+    targets = leaves if wrt is None else [v for t in wrt for v in _values_of(t, leaves)]
+    callbacks = callbacks_of(trace, create_graph, leaves) if calls else None
     with _walking(trace, create_graph):
         seeds = _seeds(trace, tensors, values, gradients)
-        found = walk_back(trace, seeds, targets, on_grad=on_grad, stop=_stops)
+        if callbacks is None:
+            found = walk_back(trace, seeds, targets, stop=_stops)
+        else:
+            found = walk_back(trace, seeds, targets, stop=_stops, **callbacks.arguments())
+            for t in (v.leaf() for v in targets if v.leaf is not None):
+                if t is not None and id(t) in callbacks.many:
+                    callbacks.many.discard(id(t))
+                    _hook_sum(trace, t, leaves, found, callbacks)
+            callbacks.finish()
     if not keep:
-        release(trace, [r for node in nodes for r in node.results], values)
+        release(trace, *_results(nodes), values)
     return leaves, found
 
 
-def _on_grad(trace: Trace, watched: dict[TracedValue, Tensor], create_graph: bool) -> Any:
-    """What the walk does with the gradients of watched values; None where there are none."""
-
-    def on_grad(v: Any, g: Any) -> Any:
-        t = watched.get(v)
-        if t is None:
-            return g
-        for hook in list((t._hooks or {}).values()):
-            new = hook(Tensor(_owned(trace, g)))
-            if new is not None:
-                g = new._value()
-        if t._retains and v.leaf is None:
-            _accumulate(trace, t, g, create_graph)
-        return g
-
-    return on_grad if watched else None
+def callbacks_of(trace: Trace, create_graph: bool, leaves: Sequence[TracedValue]) -> Callbacks:
+    """What a walk back in which hooks may run calls."""
+    owners = [id(v.leaf()) for v in leaves if v.leaf is not None]
+    many = {k for k in owners if owners.count(k) > 1}
+    show = lambda g: Tensor(_owned(trace, g))  # noqa: E731
+    made = anomaly.Checks if anomaly.enabled() else Callbacks
+    return made(trace, show, lambda t, g: _accumulate(trace, t, g, create_graph), many)
 
 
-def hooks_of(trace: Trace, create_graph: bool) -> tuple[dict[TracedValue, Tensor], Any]:
-    """(values with hooks, what the walk calls with their gradients), for other walks than `backward`."""
-    watched = watched_values()
-    return watched, _on_grad(trace, watched, create_graph)
+def _hook_sum(trace: Any, t: Tensor, leaves: Sequence[TracedValue], found: dict[Any, Any], calls: Callbacks) -> None:
+    """Runs the hooks of a leaf that the graph knows by several values, on the sum of their gradients."""
+    values = [v for v in _values_of(t, leaves) if v in found]
+    if values and t._hooks:
+        total = found[values[0]]
+        for v in values[1:]:
+            total = trace.add(total, found.pop(v))
+        found[values[0]] = calls.of_leaf(t, total)
+
+
+def _results(nodes: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    """Of walked nodes the results of those that saved something, and of those that can be walked again."""
+    saved: list[Any] = []
+    free: list[Any] = []
+    for node in nodes:
+        needs = tuple([v.requires_grad for v in node.operands])
+        (saved if any(reads(node, needs)) else free).extend(node.results)
+    return saved, free
 
 
 @contextmanager
@@ -234,17 +246,18 @@ def _replayed(
     """The plain walk of ordinary code to all leaves, as a segment: a graph that is wholly of the pending
     program is walked once and for all."""
 
-    def walk() -> tuple[list[Any], int]:
+    def walk() -> tuple[list[Any], tuple[int, int]]:
         leaves, nodes = _explore(values)
         found = walk_back(trace, given, leaves, stop=_stops)
-        return [*leaves, *map(found.get, leaves), *(r for n in nodes for r in n.results)], len(leaves)
+        saved, free = _results(nodes)
+        return [*leaves, *map(found.get, leaves), *saved, *free], (len(leaves), 2 * len(leaves) + len(saved))
 
     with _walking(trace, False):
         given = _seeds(trace, tensors, values, gradients)
-        made, n = trace.segment("backward", [*given, *given.values()], walk)
+        made, (n, end) = trace.segment("backward", [*given, *given.values()], walk)
     leaves = made[:n]
     if not keep:
-        release(trace, made[2 * n :], values)
+        release(trace, made[2 * n : end], made[end:], values)
     return leaves, {v: g for v, g in zip(leaves, made[n : 2 * n]) if g is not None}
 
 
@@ -265,14 +278,19 @@ def _gradient(trace: Any, t: Tensor, leaves: Sequence[TracedValue], found: dict[
     return total
 
 
-def release(trace: Any, results: Sequence[Any], roots: Sequence[Any]) -> None:
-    """Frees what the walked nodes, of these results, saved for backward."""
+def release(trace: Any, saved: Sequence[Any], free: Sequence[Any], roots: Sequence[Any]) -> None:
+    """Frees what walked nodes kept for backward: of those with the results `saved` all, so that they can't be
+    walked again; those with the results `free` need no more than the way to their operands."""
     slots = getattr(trace, "slots", {})
     trace.mark(("backward", tuple([slots.get(r, -1) for r in roots])))
-    for r in results:
+    for r in saved:
         r.freed = True
         if r.trace is None and r.node is not None:
             let_go(r.node)
+    for r in free:
+        r.freed = SPENT
+        if r.trace is None and r.index == 0:
+            without_contents(r.node)
 
 
 def _owned(trace: Trace, g: Any) -> Any:
@@ -317,6 +335,8 @@ def backward(
                 g = _gradient(trace, t, leaves, found)
                 if g is not None:
                     _accumulate(trace, t, g, create_graph)
+                    for hook in list(t.__dict__.get("_post_accumulate_grad_hooks", {}).values()):
+                        hook(t)
     finally:
         trace.grad_enabled = enabled
     if not create_graph:

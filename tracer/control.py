@@ -1,5 +1,5 @@
-"""Control flow on traced values: `cond`, `while_loop`, `scan` and `map`. Bodies are traced once, into regions of
-one op, whatever their length and whichever branch is taken.
+"""Control flow on traced values: `cond`, `while_loop`, `scan` and `map`. Bodies are traced once, into
+regions of one op, whatever their length and whichever branch is taken.
 
 Bodies may read tensors from around them (they get gradients), write them in place (the state is carried from
 step to step and written back), call modules, and contain control flow themselves.
@@ -10,145 +10,35 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import numpy as np
-
-from ..ir.dtypes import DType
 from ..ir.errors import DTypeError, OpError
 from ..ir.grad_control import bounded, carries_grad, with_saves
 from ..ir.graph import Graph
 from ..ir.op import REGISTRY
 from ..ir.types import normalize_axis
-from .operands import number_dtype
+from .control_tree import (
+    NUMBERS,
+    agree,
+    as_tensor,
+    leaves_of,
+    parameter_names,
+    rebuilt,
+    results_of,
+    shown,
+    where_is,
+)
 from .recording import STATE, Trace, user_location
-from .region import RegionTrace
+from .region import Body, RegionTrace
 from .tensor import Tensor
-
 from .values import Storage, TracedValue
 
 __all__ = ["FUNCTIONS", "cond", "map", "scan", "while_loop"]
 
-_NUMBERS = (bool, int, float, np.generic)
-
-
-# --- trees --------------------------------------------------------------------------------------------------
-
-
-def _leaves(tree: Any, where: str) -> list[Any]:
-    """Tensors and numbers of nested containers, in order."""
-    if isinstance(tree, (Tensor, *_NUMBERS)):
-        return [tree]
-    if isinstance(tree, (tuple, list)):
-        return [leaf for x in tree for leaf in _leaves(x, where)]
-    if isinstance(tree, dict):
-        return [leaf for x in tree.values() for leaf in _leaves(x, where)]
-    if tree is None:
-        return []
-    raise DTypeError(
-        f"{user_location()}: {where} must be tensors or numbers, in tuples, lists and dicts, got "
-        f"{type(tree).__name__}: {tree!r:.60}"
-    )
-
-
-def _like(tree: Any, leaves: Iterable[Any]) -> Any:
-    """The containers of `tree` around other leaves."""
-    given = iter(leaves)
-
-    def fill(tree: Any) -> Any:
-        if isinstance(tree, (Tensor, *_NUMBERS)):
-            return next(given)
-        if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-            return type(tree)(*[fill(x) for x in tree])
-        if isinstance(tree, (tuple, list)):
-            return type(tree)([fill(x) for x in tree])
-        if isinstance(tree, dict):
-            return {k: fill(v) for k, v in tree.items()}
-        return tree
-
-    return fill(tree)
-
-
-def _shape_of(tree: Any) -> Any:
-    """The containers of a tree, as something to compare and to show."""
-    if isinstance(tree, (Tensor, *_NUMBERS)):
-        return "*"
-    if isinstance(tree, (tuple, list)):
-        return (type(tree).__name__, tuple([_shape_of(x) for x in tree]))
-    if isinstance(tree, dict):
-        return ("dict", tuple([(k, _shape_of(v)) for k, v in tree.items()]))
-    return None
-
-
-def _shown(tree: Any) -> str:
-    """The tree with types for leaves."""
-    if isinstance(tree, Tensor):
-        return str(tree._value().type)
-    if isinstance(tree, _NUMBERS):
-        return f"{tree!r}, a Python number"
-    if isinstance(tree, dict):
-        return "{" + ", ".join(f"{k!r}: {_shown(v)}" for k, v in tree.items()) + "}"
-    if isinstance(tree, (tuple, list)):
-        inside = ", ".join(_shown(x) for x in tree)
-        return f"[{inside}]" if isinstance(tree, list) else f"({inside}{',' if len(tree) == 1 else ''})"
-    return repr(tree)
-
-
-def _as_tensor(trace: Trace, x: Any) -> Tensor:
-    if isinstance(x, Tensor):
-        return x
-    value = x.item() if isinstance(x, np.generic) else x
-    return Tensor(trace.literal(value, number_dtype(x)))
-
-
-def _fits(x: Any, dtype: DType) -> bool:
-    """Whether a Python number is one of a dtype, without losing its category."""
-    return "biuf".index(number_dtype(x).kind) <= "buif".index(dtype.kind) or (
-        number_dtype(x).kind == "i" and dtype.kind == "u" and x >= 0
-    )
-
-
-def _at(fn: Any) -> str:
-    """` (body at model.py:7)` for messages."""
-    code = getattr(fn, "__code__", None) or getattr(getattr(fn, "forward", None), "__code__", None)
-    if code is None:
-        return ""
-    return f" ({getattr(fn, '__name__', 'it')} is at {code.co_filename.rsplit('/', 1)[-1]}:{code.co_firstlineno})"
-
-
-def _results(name: str, fn: Any, out: Any, like: Any, what: str) -> list[TracedValue]:
-    """The values of what a body gave, which must be of the types of `like`. Called while its trace is open."""
-    trace = STATE.trace
-    given, wanted = _leaves(out, f"results of {name}"), _leaves(like, "")
-    same = _shape_of(out) == _shape_of(like)
-    if same:
-        values = []
-        for x, t in zip(given, wanted):
-            to = t._value().type
-            if not isinstance(x, Tensor) and to.shape == () and _fits(x, to.dtype):
-                x = Tensor(trace.literal(x.item() if isinstance(x, np.generic) else x, to.dtype))
-            values.append(trace.own(x._value()) if isinstance(x, Tensor) else None)
-        if all(v is not None and v.type == t._value().type for v, t in zip(values, wanted)):
-            return values
-    raise OpError(
-        f"{name} at {user_location()}: {what} {_shown(like)}, but the function gives {_shown(out)}{_at(fn)}; "
-        f"both must have the same structure, dtypes and shapes (use .to(dtype), .expand(...) or a tensor)"
-    )
-
-
 # --- putting an op together ---------------------------------------------------------------------------------
 
 
-class _Body:
-    """One traced region with its explicit inputs and outputs."""
-
-    def __init__(self, trace: RegionTrace, inputs: Sequence[TracedValue]) -> None:
-        self.trace = trace
-        self.inputs = list(inputs)
-        self.outputs: list[TracedValue] = []
-
-    def bound(self, value: TracedValue) -> TracedValue:
-        """The region's input for a value from outside, whether this body read it or not."""
-        inner = self.trace.captured.get(value)
-        return inner if inner is not None else self.trace.input(value.type, False)
+def _as_tensors(trace: Trace, tree: Any, where: str) -> Any:
+    """The tree with tensors for numbers."""
+    return rebuilt(tree, [as_tensor(trace, x) for x in leaves_of(tree, where)])
 
 
 def _begin() -> Trace:
@@ -159,7 +49,7 @@ def _begin() -> Trace:
     return trace
 
 
-def _written(bodies: Sequence[_Body]) -> dict[Storage, TracedValue]:
+def _written(bodies: Sequence[Body]) -> dict[Storage, TracedValue]:
     """Storages that any body wrote and their values before."""
     out: dict[Storage, TracedValue] = {}
     for body in bodies:
@@ -168,7 +58,7 @@ def _written(bodies: Sequence[_Body]) -> dict[Storage, TracedValue]:
     return out
 
 
-def _captured(bodies: Sequence[_Body], but: Iterable[TracedValue]) -> list[TracedValue]:
+def _captured(bodies: Sequence[Body], but: Iterable[TracedValue]) -> list[TracedValue]:
     """What the bodies read from outside."""
     found = dict.fromkeys(v for body in bodies for v in body.trace.captured)
     for v in but:
@@ -176,7 +66,7 @@ def _captured(bodies: Sequence[_Body], but: Iterable[TracedValue]) -> list[Trace
     return list(found)
 
 
-def _finals(body: _Body, states: dict[Storage, TracedValue]) -> list[TracedValue]:
+def _finals(body: Body, states: dict[Storage, TracedValue]) -> list[TracedValue]:
     """The values of the written storages when the body ends."""
     return [body.trace.finals.get(s) or body.trace.own(old) for s, old in states.items()]
 
@@ -226,7 +116,7 @@ def _write_back(states: dict[Storage, TracedValue], results: Sequence[TracedValu
         storage.put(value)
 
 
-def _names(body: _Body, tensors: Iterable[str]) -> dict[Any, str]:
+def _names(body: Body, tensors: Iterable[str]) -> dict[Any, str]:
     return dict(zip(body.inputs, tensors))
 
 
@@ -250,7 +140,9 @@ def cond(pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], o
     if isinstance(pred, (bool, int, float)):
         return true_fn(*operands) if pred else false_fn(*operands)
     if not isinstance(pred, Tensor):
-        raise DTypeError(f"cond at {user_location()}: pred must be a tensor or a bool, got {type(pred).__name__}")
+        raise DTypeError(
+            f"cond at {user_location()}: pred must be a tensor or a bool, got {type(pred).__name__}"
+        )
     if pred.numel() != 1:
         raise OpError(
             f"cond at {user_location()}: pred is {pred._value().type}, expected one element; reduce it with "
@@ -258,23 +150,24 @@ def cond(pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], o
         )
     trace = _begin()
     test = _truth(trace, pred)
-    given = [_as_tensor(trace, x) for x in _leaves(operands, "operands of cond")]
+    given = [as_tensor(trace, x) for x in leaves_of(operands, "operands of cond")]
     values = [t._value() for t in given]
-    bodies: list[_Body] = []
+    bodies: list[Body] = []
     trees: list[Any] = []
     for fn in (true_fn, false_fn):
         inner = RegionTrace(trace, "tracegrad.cond")
-        body = _Body(inner, [inner.input(v.type, v.requires_grad) for v in values])
+        body = Body(inner, [inner.input(v.type, v.requires_grad) for v in values])
         trees.append(inner.run(lambda fn=fn, body=body: _branch(fn, operands, body)))
         bodies.append(body)
-    _agree(trees, bodies, (true_fn, false_fn))
+    agree(trees, bodies, (true_fn, false_fn))
     states = _written(bodies)
     consts = _captured(bodies, states.values())
     graphs = []
-    for body, name in zip(bodies, ("then", "else")):
+    for body, name, fn in zip(bodies, ("then", "else"), (true_fn, false_fn)):
         inputs = [*body.inputs, *(body.bound(v) for v in (*states.values(), *consts))]
         outputs = [*body.outputs, *_finals_or_inputs(body, states, inputs[len(values) :])]
-        graphs.append(body.trace.graph(inputs, outputs))
+        names = parameter_names(fn, operands)
+        graphs.append(body.trace.graph(inputs, outputs, dict(zip(body.inputs, names))))
         graphs[-1].name = name
     operands_ = [*values, *states.values(), *consts]
     keep = _used(graphs, 0)
@@ -284,7 +177,7 @@ def cond(pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], o
         return trees[0]
     made = _emit(trace, "cond", [test, *(operands_[i] for i in keep)], {}, graphs)
     _write_back(states, made[n : n + len(states)])
-    return _like(trees[0], [Tensor(v) for v in made[:n]])
+    return rebuilt(trees[0], [Tensor(v) for v in made[:n]])
 
 
 def _truth(trace: Trace, pred: Tensor) -> TracedValue:
@@ -295,65 +188,15 @@ def _truth(trace: Trace, pred: Tensor) -> TracedValue:
     return v if not v.type.shape else trace.emit(REGISTRY["reshape"], (v,), {"shape": ()})
 
 
-def _branch(fn: Callable[..., Any], operands: Any, body: _Body) -> Any:
-    out = fn(*_like(operands, [Tensor(v) for v in body.inputs]))
-    leaves = _leaves(out, "results of cond's functions")
+def _branch(fn: Callable[..., Any], operands: Any, body: Body) -> Any:
+    out = fn(*rebuilt(operands, [Tensor(v) for v in body.inputs]))
+    leaves = leaves_of(out, "results of cond's functions")
     body.outputs = [body.trace.own(x._value()) if isinstance(x, Tensor) else x for x in leaves]  # type: ignore
     return out
 
 
-def _agree(trees: list[Any], bodies: list[_Body], fns: tuple[Any, Any]) -> None:
-    """Makes numbers in results tensors of what the other branch has there; raises where types differ."""
-    then, other = bodies
-    pairs = list(zip(then.outputs, other.outputs))
-    ok = _shape_of(trees[0]) == _shape_of(trees[1])
-    for i, (x, y) in enumerate(pairs if ok else ()):
-        for body, mine, yours in ((then, x, y), (other, y, x)):
-            if not isinstance(mine, TracedValue):
-                known = isinstance(yours, TracedValue)
-                dtype = yours.type.dtype if known else _wider(mine, yours)
-                if not _fits(mine, dtype) or (known and yours.type.shape):
-                    ok = False
-                    continue
-                body.outputs[i] = body.trace.run(lambda m=mine, d=dtype, b=body: b.trace.literal(_plain(m), d))
-        ok = ok and then.outputs[i].type == other.outputs[i].type
-        if not ok:
-            break
-    if not ok:
-        raise OpError(
-            f"cond at {user_location()}: true_fn gives {_typed(trees[0], then.outputs)}{_at(fns[0])}, false_fn "
-            f"gives {_typed(trees[1], other.outputs)}{_at(fns[1])}; both must give the same structure, dtypes and "
-            f"shapes"
-        )
-
-
-def _typed(tree: Any, outputs: Sequence[Any]) -> str:
-    given = iter(outputs)
-
-    def leaf(tree: Any) -> str:
-        if isinstance(tree, (Tensor, *_NUMBERS)):
-            v = next(given)
-            return str(v.type) if isinstance(v, TracedValue) else f"{v!r}, a Python number"
-        if isinstance(tree, dict):
-            return "{" + ", ".join(f"{k!r}: {leaf(v)}" for k, v in tree.items()) + "}"
-        if isinstance(tree, (tuple, list)):
-            return "(" + ", ".join(leaf(x) for x in tree) + ("," if len(tree) == 1 else "") + ")"
-        return repr(tree)
-
-    return leaf(tree)
-
-
-def _plain(x: Any) -> Any:
-    return x.item() if isinstance(x, np.generic) else x
-
-
-def _wider(x: Any, y: Any) -> DType:
-    a, b = number_dtype(x), number_dtype(y)
-    return a if "buif".index(a.kind) >= "buif".index(b.kind) else b
-
-
 def _finals_or_inputs(
-    body: _Body, states: dict[Storage, TracedValue], inputs: Sequence[TracedValue]
+    body: Body, states: dict[Storage, TracedValue], inputs: Sequence[TracedValue]
 ) -> list[TracedValue]:
     """What each written storage holds at the end of this body: what it wrote, or what came in."""
     return [body.trace.finals.get(s) or v for s, v in zip(states, inputs)]
@@ -381,30 +224,31 @@ def while_loop(
     trace = _begin()
     if not isinstance(carried_inputs, (tuple, list)):
         carried_inputs = (carried_inputs,)
-    first = _like(carried_inputs, [_as_tensor(trace, x) for x in _leaves(carried_inputs, "carried_inputs")])
-    values = [t._value() for t in _leaves(first, "")]
+    first = _as_tensors(trace, carried_inputs, "carried_inputs")
+    values = [t._value() for t in leaves_of(first, "")]
     if not values:
         raise OpError(f"while_loop at {user_location()}: carried_inputs has no tensor, so nothing can change")
     if max_trips is not None and (not isinstance(max_trips, int) or max_trips < 0):
         raise OpError(f"while_loop at {user_location()}: max_trips must be an int >= 0, got {max_trips!r}")
-    bodies: list[_Body] = []
+    bodies: list[Body] = []
     for fn, run in ((cond_fn, _run_test), (body_fn, _run_body)):
         inner = RegionTrace(trace, "tracegrad.while_loop")
-        body = _Body(inner, [inner.input(v.type, inner.grad_enabled) for v in values])
+        body = Body(inner, [inner.input(v.type, inner.grad_enabled) for v in values])
         inner.run(lambda fn=fn, run=run, body=body: run(fn, first, body))
         bodies.append(body)
     if bodies[0].trace.written:
         raise OpError(
-            f"while_loop at {user_location()}: cond_fn writes a tensor in place{_at(cond_fn)}; it runs once more "
-            f"than the body, so write in body_fn"
+            f"while_loop at {user_location()}: cond_fn writes a tensor in place{where_is(cond_fn)}; it runs "
+            f"once more than the body, so write in body_fn"
         )
     states = _written(bodies)
     consts = _captured(bodies, states.values())
     graphs = []
-    for body, name in zip(bodies, ("test", "body")):
+    for body, name, fn in zip(bodies, ("test", "body"), (cond_fn, body_fn)):
         inputs = [*body.inputs, *(body.bound(v) for v in (*states.values(), *consts))]
         outputs = body.outputs if name == "test" else [*body.outputs, *_finals(body, states)]
-        graphs.append(body.trace.graph(inputs, outputs))
+        names = parameter_names(fn, first)
+        graphs.append(body.trace.graph(inputs, outputs, dict(zip(body.inputs, names))))
         graphs[-1].name = name
     k = len(values) + len(states)
     keep = [*range(k), *_used(graphs, k)]
@@ -415,24 +259,25 @@ def while_loop(
         attrs["max_trips"] = max_trips
     made = _emit(trace, "while", [operands[i] for i in keep], attrs, graphs)
     _write_back(states, made[len(values) : k])
-    return tuple(_like(first, [Tensor(v) for v in made[: len(values)]]))
+    return tuple(rebuilt(first, [Tensor(v) for v in made[: len(values)]]))
 
 
-def _run_test(fn: Callable[..., Any], first: Any, body: _Body) -> None:
-    out = fn(*_like(first, [Tensor(v) for v in body.inputs]))
-    out = _as_tensor(body.trace, out) if isinstance(out, _NUMBERS) else out
+def _run_test(fn: Callable[..., Any], first: Any, body: Body) -> None:
+    out = fn(*rebuilt(first, [Tensor(v) for v in body.inputs]))
+    out = as_tensor(body.trace, out) if isinstance(out, NUMBERS) else out
     if not isinstance(out, Tensor) or out.numel() != 1:
         raise OpError(
-            f"while_loop at {user_location()}: cond_fn gives {_shown(out)}{_at(fn)}, expected a tensor of one element"
+            f"while_loop at {user_location()}: cond_fn gives {shown(out)}{where_is(fn)}, expected a tensor "
+            f"of one element"
         )
     body.outputs = [_truth(body.trace, out)]
 
 
-def _run_body(fn: Callable[..., Any], first: Any, body: _Body) -> None:
-    out = fn(*_like(first, [Tensor(v) for v in body.inputs]))
+def _run_body(fn: Callable[..., Any], first: Any, body: Body) -> None:
+    out = fn(*rebuilt(first, [Tensor(v) for v in body.inputs]))
     if not isinstance(out, (tuple, list)):
         out = (out,)
-    body.outputs = _results("while_loop", fn, type(first)(out), first, "the carried values are")
+    body.outputs = results_of("while_loop", fn, type(first)(out), first, "the carried values are")
 
 
 def scan(
@@ -473,12 +318,12 @@ def _scan(
 ) -> tuple[Any, Any]:
     """`scan`; its region is called `name`."""
     trace = _begin()
-    first = _like(init, [_as_tensor(trace, x) for x in _leaves(init, "init of scan")])
-    carried = [t._value() for t in _leaves(first, "")]
-    stacks = [_stack(t, dim) for t in _leaves(xs, "xs of scan")]
+    first = _as_tensors(trace, init, "init of scan")
+    carried = [t._value() for t in leaves_of(first, "")]
+    stacks = [_stack(t, dim) for t in leaves_of(xs, "xs of scan")]
     sizes = {t.shape[0] for t in stacks} | ({length} if length is not None else set())
     if len(sizes) != 1:
-        given = [str(t._value().type) for t in _leaves(xs, "")]
+        given = [str(t._value().type) for t in leaves_of(xs, "")]
         given += [f"length={length}"] if length is not None else []
         raise OpError(
             f"scan at {user_location()}: xs must have one size along dim={dim}, got "
@@ -487,7 +332,7 @@ def _scan(
     (n,) = sizes
     values = [t._value() for t in stacks]
     inner = RegionTrace(trace, "tracegrad.scan")
-    body = _Body(
+    body = Body(
         inner,
         [
             *(inner.input(v.type, inner.grad_enabled) for v in carried),
@@ -505,7 +350,8 @@ def _scan(
         *(body.bound(v) for v in consts),
     ]
     outputs = [*body.outputs[:k], *_finals(body, states), *body.outputs[k:]]
-    graph = inner.graph(inputs, outputs)
+    names = parameter_names(combine_fn, (first, rebuilt(xs, stacks)))
+    graph = inner.graph(inputs, outputs, dict(zip(body.inputs, names)))
     graph.name = name
     operands = [*carried, *states.values(), *values, *consts]
     explicit = k + len(states) + len(values)
@@ -519,31 +365,32 @@ def _scan(
     made = _emit(trace, "scan", [operands[i] for i in keep], attrs, [graph])
     k_all = k + len(states)
     _write_back(states, made[k:k_all])
-    last = _like(first, [Tensor(v) for v in made[:k]])
-    return last, _like(ys, [Tensor(v) for v in made[k_all : len(outputs)]])
+    last = rebuilt(first, [Tensor(v) for v in made[:k]])
+    return last, rebuilt(ys, [Tensor(v) for v in made[k_all : len(outputs)]])
 
 
 def _stack(t: Any, dim: int) -> Tensor:
     if not isinstance(t, Tensor) or t.dim() == 0:
         raise OpError(
-            f"scan at {user_location()}: xs are tensors with a dimension to step along, got {_shown(t)}; what "
+            f"scan at {user_location()}: xs are tensors with a dimension to step along, got {shown(t)}; what "
             f"does not change from step to step is read from around the function"
         )
     d = normalize_axis(dim, t.dim())
     return t if d == 0 else t.permute(d, *(i for i in range(t.dim()) if i != d))
 
 
-def _step(fn: Callable[..., Any], first: Any, xs: Any, body: _Body, k: int) -> Any:
-    carry = _like(first, [Tensor(v) for v in body.inputs[:k]])
-    x = _like(xs, [Tensor(v) for v in body.inputs[k:]])
+def _step(fn: Callable[..., Any], first: Any, xs: Any, body: Body, k: int) -> Any:
+    carry = rebuilt(first, [Tensor(v) for v in body.inputs[:k]])
+    x = rebuilt(xs, [Tensor(v) for v in body.inputs[k:]])
     out = fn(carry, x)
     if not isinstance(out, (tuple, list)) or len(out) != 2:
         raise OpError(
-            f"scan at {user_location()}: combine_fn must give a pair (carry, y), got {_shown(out)}{_at(fn)}"
+            f"scan at {user_location()}: combine_fn must give a pair (carry, y), got {shown(out)}"
+            f"{where_is(fn)}"
         )
-    values = _results("scan", fn, out[0], first, "the carry is")
-    ys = _like(out[1], [_as_tensor(body.trace, y) for y in _leaves(out[1], "ys of scan")])
-    body.outputs = [*values, *(body.trace.own(y._value()) for y in _leaves(ys, ""))]
+    values = results_of("scan", fn, out[0], first, "the carry is")
+    ys = rebuilt(out[1], [as_tensor(body.trace, y) for y in leaves_of(out[1], "ys of scan")])
+    body.outputs = [*values, *(body.trace.own(y._value()) for y in leaves_of(ys, ""))]
     return ys
 
 
@@ -560,4 +407,3 @@ def map(f: Callable[..., Any], xs: Any, *args: Any) -> Any:
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {"cond": cond, "while_loop": while_loop, "scan": scan, "map": map}
-

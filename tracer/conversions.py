@@ -16,7 +16,6 @@ from ..ir.dtypes import DType
 from ..ir.errors import DTypeError, GradError, OpError
 from ..ir.op import REGISTRY
 from ..ir.types import Type, broadcast_shapes
-from ..runtime.buffers import copy_of
 from ..runtime.buffers import empty as empty_buffer
 from . import creation
 from .operands import as_value
@@ -36,8 +35,8 @@ def check_device(where: Any) -> None:
 
 def to(self: Tensor, *args: Any, dtype: DType | None = None, copy: bool = False, **kwargs: Any) -> Tensor:
     """The tensor in another dtype (and on another device, or as another tensor has it); itself if nothing
-    changes and `copy` is False. Takes PyTorch's overloads: `to(dtype)`, `to(device, dtype)`, `to(other)`, each
-    followed by `non_blocking` and `copy`."""
+    changes and `copy` is False. Takes PyTorch's overloads: `to(dtype)`, `to(device, dtype)`, `to(other)`,
+    each followed by `non_blocking` and `copy`."""
     flags = [a for a in args if isinstance(a, bool)]
     copy = copy or (len(flags) > 1 and flags[1])
     for a in (*args, kwargs.pop("device", None), kwargs.pop("other", None)):
@@ -49,7 +48,9 @@ def to(self: Tensor, *args: Any, dtype: DType | None = None, copy: bool = False,
             check_device(a)
     unknown = kwargs.keys() - {"non_blocking", "memory_format"}
     if unknown:
-        raise TypeError(f"to() takes dtype, device, other, non_blocking, copy and memory_format, not {unknown}")
+        raise TypeError(
+            f"to() takes dtype, device, other, non_blocking, copy and memory_format, not {unknown}"
+        )
     if dtype is None or dtype is self.dtype:
         return self.clone() if copy else self
     return Tensor(STATE.trace.emit(REGISTRY["cast"], (self._value(),), {"dtype": dtype}))
@@ -199,7 +200,8 @@ def from_dlpack(ext_tensor: Any, *, device: Any = None, copy: bool | None = None
     if copy:
         array = array.copy()
     elif not array.flags.writeable and not isinstance(ext_tensor, np.ndarray):
-        # NumPy marks what it imports read-only where the exporter said nothing; the memory is shared as it is.
+        # NumPy marks what it imports read-only where the exporter said nothing; the memory is shared as it
+        # is.
         array = _writable(array)
     return creation.from_numpy(array)
 

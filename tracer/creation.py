@@ -224,6 +224,8 @@ def arange(
     if dtype is None:
         integral = all(isinstance(x, (int, np.integer)) for x in (start, end, step))
         dtype = dtypes.int64 if integral else get_default_dtype()
+    if not all(math.isfinite(x) for x in (start, end, step)):
+        raise OpError(f"arange(): {start} to {end} in steps of {step} is not a finite range")
     n = math.ceil((end - start) / step)
     return _finish(_iota(n, dtype, start, step), requires_grad, device)
 

@@ -25,6 +25,7 @@ class Description(Operators):
 
         def _value(self) -> TracedValue: ...
         def _buffer(self) -> Buffer: ...
+        def _memory(self) -> Buffer: ...
 
     @property
     def shape(self) -> Size:
@@ -58,8 +59,8 @@ class Description(Operators):
         return self.dtype.is_signed
 
     def data_ptr(self) -> int:
-        """The address of the contents."""
-        return self._buffer().ptr
+        """The address of the first element."""
+        return self._memory().ptr + self.storage_offset() * self.dtype.itemsize
 
     def get_device(self) -> int:
         """The number of the CUDA device; -1 on the CPU."""

@@ -61,7 +61,7 @@ class finfo:
         self.max = float(info.max)
         self.min = float(info.min)
         self.tiny = self.smallest_normal = float(info.tiny)
-        self.resolution = float(info.resolution)
+        self.resolution = 10.0**-info.precision
 
     def __repr__(self) -> str:
         return (
@@ -108,8 +108,6 @@ def set_num_threads(n: int) -> None:
 PUBLIC: dict[str, Any] = {
     c.__name__: c for c in (memory_format, layout, finfo, iinfo, get_num_threads, set_num_threads)
 }
-PUBLIC |= {
-    c._name: c for c in (contiguous_format, preserve_format, channels_last, channels_last_3d, strided)
-}
+PUBLIC |= {c._name: c for c in (contiguous_format, preserve_format, channels_last, channels_last_3d, strided)}
 
 __all__ = ["PUBLIC", "finfo", "iinfo", "layout", "memory_format"]

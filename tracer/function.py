@@ -87,19 +87,19 @@ class _Call:
         args: for each argument the number of its operand, None for what is no tensor.
         outputs: how many results.
         saved: for each saved tensor (kind, number): `operand`, `result`, or `none`.
-        batch: for a call on a batch, (size, which operands, which results are batched).
+        batch: for a call on batches, innermost first, their size and which operands have them.
     """
 
     def __init__(self, cls: Any, ctx: FunctionCtx, args: Any, outputs: int, saved: Any, forward: Any) -> None:
         self.cls, self.ctx, self.args, self.outputs = cls, ctx, args, outputs
         self.saved, self.forward = saved, forward
-        self.batch: tuple[int, tuple[bool, ...]] | None = None
+        self.batch: tuple[tuple[int, tuple[bool, ...]], ...] = ()
         self._key = (cls, args, outputs, saved, forward, ctx._materialize, ctx.needs_input_grad)
-        OPAQUE.add(self)
+        OPAQUE.add(ctx)
 
     def batched(self, size: int, flags: tuple[bool, ...]) -> _Call:
         out = _Call(self.cls, self.ctx, self.args, self.outputs, self.saved, self.forward)
-        out.batch = (size, flags)
+        out.batch = (*self.batch, (size, flags))
         out._key = (*self._key, out.batch)  # type: ignore[assignment]
         return out
 
@@ -152,44 +152,39 @@ def _gradients(b: Any, n: GradNode, *grads: Value | None) -> tuple[Any, ...]:
     values = [*flowing, *(n[k] for k in range(count)), *n.outs]
     types = [v.type for v in (*n.outs, *(n[k] for k in range(count)), *n.outs)]
 
-    def run(trace: Any, given: list[Any]) -> list[Any]:
-        if call.batch is None:
-            return _run_backward(call, trace, given[:outs], given[outs : outs + count], given[outs + count :])
-        return _on_examples(call, trace, given, types, count)
-
-    made = _within(b, values, types, run)
+    made = _within(b, values, types, lambda trace, given: _of_batch(call, call.batch, trace, given))
     return (*([None] * outs), *made, *([None] * (count - outs - len(made))))
 
 
-def _on_examples(call: _Call, trace: Any, given: list[Any], types: list[Type], count: int) -> list[Any]:
-    """`backward` of a call on a batch, for one example, lowered by the batch."""
-    assert call.batch is not None
-    size, flags = call.batch
+def _of_batch(call: _Call, batch: Any, trace: Any, given: list[Any]) -> list[Any]:
+    """`backward` on gradients, operands and results: of a call on a batch that of one example, lowered by it."""
     outs = call.outputs
+    if not batch:
+        return _run_backward(call, trace, given[:outs], given[outs:-outs], given[-outs:])
+    *rest, (size, operand_flags) = batch
+    flags = [*([True] * outs), *operand_flags, *([True] * outs)]
     level = Level("vmap", size, parent=trace)
     inner: list[Any] = []
-    for v, t, flag in zip(given, types, [*([True] * outs), *flags, *([True] * outs)]):
+    for v, flag in zip(given, flags):
         if v is None:
             inner.append(None)
             continue
-        made = level.input(t.with_shape(t.shape[1:]) if flag else t, v.requires_grad)
+        made = level.input(v.type.with_shape(v.type.shape[1:]) if flag else v.type, v.requires_grad)
         level.bind(made, v)
         if flag:
             level.batched.add(made)
         inner.append(made)
     with level:
-        found = _run_backward(call, level, inner[:outs], inner[outs : outs + count], inner[outs + count :])
+        found = _of_batch(call, rest, level, inner)
     result: list[Any] = []
-    for k, v in enumerate(found):
+    for flag, v in zip(operand_flags[outs:], found):
         if v is None:
             result.append(None)
             continue
         (low,) = level.lower([v])
         if v not in level.batched:
             low = trace.expand(low, shape=(size, *v.type.shape))
-        if not flags[outs + k]:  # one operand for all examples gets the sum
-            low = trace.sum(low, axes=(0,))
-        result.append(low)
+        result.append(low if flag else trace.sum(low, axes=(0,)))  # what all examples share gets the sum
     level.finish()
     return result
 
@@ -254,7 +249,7 @@ def _tangents(b: Any, n: GradNode, *tangents: Value | None) -> tuple[Any, ...]:
     """Forward mode of a call's node: `jvp` where the class has one, else `backward` transposed."""
     call: _Call = n.attrs["call"]
     outs, cls = call.outputs, call.cls
-    if cls.jvp is Function.jvp or call.batch is not None:
+    if cls.jvp is Function.jvp or call.batch:
         if cls.backward is Function.backward:  # what forward did moves as it moves
             return tuple(tangents[:outs])
         needs = tuple(k >= outs and t is not None for k, t in enumerate(tangents))
@@ -288,8 +283,6 @@ def _batched(b: Any, n: BatchNode) -> Any:
     call: _Call = n.attrs["call"]
     outs = call.outputs
     operands = [n.full(i) if i < outs else n.operands[i] for i in range(len(n))]
-    if call.batch is not None:
-        raise GradError(f"{call.cls.__name__} can't be batched twice; use vmap once over both dimensions")
     flags = (*([True] * outs), *n.flags[outs:])
     return n.again(*operands, call=call.batched(n.size, flags))
 
@@ -383,8 +376,6 @@ class Function:
 
 def _apply_vmap(cls: Any, level: Level, args: tuple[Any, ...]) -> Any:
     """A call under vmap of a class that says how it is batched."""
-    from .func.batching import batch_input
-
     values = {id(a): a._value() for a in args if isinstance(a, Tensor)}
     with recording_into(level.parent):
         outside: list[Any] = []
@@ -401,7 +392,7 @@ def _apply_vmap(cls: Any, level: Level, args: tuple[Any, ...]) -> Any:
     single = not isinstance(made, (tuple, list))
     outs = [made] if single else list(made)
     places = [out_dims] * len(outs) if not isinstance(out_dims, (tuple, list)) else list(out_dims)
-    result = [t if d is None else batch_input(level, t, d % t.dim()) for t, d in zip(outs, places)]
+    result = [t if d is None else level.example_of(t, d % t.dim()) for t, d in zip(outs, places)]
     return result[0] if single else tuple(result)
 
 

@@ -21,7 +21,7 @@ from ..runtime.buffers import Buffer, empty
 from ..runtime.executable import Executable, Lowered, interpret
 from .recording import LazyTrace, TrieNode, freeze
 from .segments import fill
-from .values import TracedValue, let_go
+from .values import TracedValue, let_go, without_contents
 
 
 class LazyProgram:
@@ -166,13 +166,15 @@ def _settle(trace: LazyTrace) -> None:
         cut = True
         for v in node.results:
             v.trace = None  # type: ignore[attr-defined]
-            if v.requires_grad and not v.freed and v.leaf is None:  # type: ignore[attr-defined]
+            if v.requires_grad and v.freed is not True and v.leaf is None:  # type: ignore[attr-defined]
                 cut = False
         if cut:
             for v in node.results:
                 if not v.requires_grad or v.leaf is not None:  # type: ignore[attr-defined]
                     v.node = None  # else it keeps the node for grad_fn's name
             let_go(node)
+        elif node.results[0].freed:  # type: ignore[attr-defined]
+            without_contents(node)
         else:
             for v in node.operands:
                 part_from_native(v)  # type: ignore[arg-type]

@@ -152,6 +152,21 @@ class Level(Trace):
         self.bind(made, value)
         return self.dressed(made, t, lambda new: t._put(new))
 
+    def example_of(self, t: Tensor, dim: int) -> Tensor:
+        """A tensor of this level that stands for one example of `t`, whose dimension `dim` counts them."""
+        parent = self.parent
+        value: Any = moved(parent, self.seen_outside(t), dim, 0)
+        made = self.input(value.type.with_shape(value.type.shape[1:]), value.requires_grad)
+        self.bind(made, value)
+        self.batched.add(made)
+
+        def write(new: Any) -> None:
+            if new.type.rank < value.type.rank:
+                new = parent.expand(new, shape=value.type.shape)
+            t._put(self.free(moved(parent, new, 0, dim)))
+
+        return self.dressed(made, t, write)
+
     def dressed(self, made: TracedValue, t: Tensor, write: Callable[[TracedValue], Any]) -> Tensor:
         """An input as a tensor of `t`'s class; `write` takes its new contents outside, if they are replaced."""
         fresh = Tensor(made)
@@ -324,6 +339,15 @@ class Level(Trace):
 
     def note_state(self, owner: Any, state: dict[str, Any]) -> None:
         self.parent.note_state(owner, state)
+
+
+def moved(trace: Any, v: Any, source: int, to: int) -> Any:
+    """A value with dimension `source` at position `to`."""
+    if source == to:
+        return v
+    order = [d for d in range(v.type.rank) if d != source]
+    order.insert(to, source)
+    return trace.permute(v, dims=tuple(order))
 
 
 def innermost_batch() -> Level | None:

@@ -15,7 +15,7 @@ from ..ir.errors import TracegradError
 from ..ir.types import Type
 from ..runtime.buffers import copy_of, empty
 from .recording import STATE, outside_traces
-from .tensor import Tensor, concrete
+from .tensor import Tensor, concrete, note_change
 from .values import TracedValue
 
 
@@ -43,6 +43,7 @@ class RemovableHandle:
     def remove(self) -> None:
         """Takes the hook off; a second call does nothing."""
         self._hooks.pop(self.id, None)
+        note_change()
 
     def __enter__(self) -> RemovableHandle:
         return self

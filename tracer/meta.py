@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from ..ir.errors import TraceError
+from ..ir.errors import GradError, TraceError
 from ..ir.op import Op
+from .hooks import HookHandle, own_hooks
 from .values import TracedValue, history
 
 if TYPE_CHECKING:
@@ -61,6 +61,18 @@ class device:
     def __hash__(self) -> int:
         return hash((self.type, self.index))
 
+    def __enter__(self) -> device:
+        """Tensors made in the `with` block are on this device: on the CPU, as all are."""
+        if self.type != "cpu":
+            raise TraceError(f"{self!r} is not available here; tensors live on 'cpu'")
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        """Nothing to undo."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (device, (self.type, self.index))
+
     def __repr__(self) -> str:
         return f"device(type='{self.type}'" + (f", index={self.index})" if self.index is not None else ")")
 
@@ -91,13 +103,40 @@ class GradFn:
     def next_functions(self) -> tuple[tuple[GradFn | None, int], ...]:
         """The functions of this node's operands (None where no gradient flows), with their output numbers;
         nothing once backward has freed them."""
-        if self._value.leaf is not None or self._value.node is None or self._value.freed:
+        if self._value.leaf is not None or self._value.node is None or self._value.freed is True:
             return ()
         operands: list[Any] = [history(v) for v in self._value.node.operands]  # type: ignore[arg-type]
         return tuple(
             (GradFn(v), v.index if v.node is not None else 0) if v.requires_grad else (None, 0)
             for v in operands
         )
+
+    def register_hook(self, hook: Callable[..., Any]) -> HookHandle:
+        """Calls `hook(grad_inputs, grad_outputs)` when this node's gradients were computed; what it returns
+        replaces `grad_inputs`, which go on to the next functions."""
+        return HookHandle(own_hooks(self._first).after, hook)
+
+    def register_prehook(self, hook: Callable[..., Any]) -> HookHandle:
+        """Calls `hook(grad_outputs)` before this node's gradients are computed; what it returns replaces them."""
+        return HookHandle(own_hooks(self._first).before, hook)
+
+    @property
+    def _first(self) -> Any:
+        node = self._value.node
+        if node is None or self._value.leaf is not None:
+            raise GradError(
+                "AccumulateGrad takes no node hooks; use tensor.register_hook(), or "
+                "register_post_accumulate_grad_hook() for what is to run after .grad is set"
+            )
+        return node.results[0]
+
+    def __getattr__(self, name: str) -> Any:
+        """What a custom Function's `forward` left on `ctx`."""
+        node = object.__getattribute__(self, "_value").node
+        call = node.attrs.get("call") if node is not None else None
+        if call is None or name.startswith("__"):
+            raise AttributeError(f"{self.name()} has no attribute {name!r}")
+        return getattr(call.ctx, name)
 
     @property
     def variable(self) -> Tensor | None:
@@ -112,20 +151,6 @@ class GradFn:
 
     def __repr__(self) -> str:
         return f"<{self.name()}>"
-
-
-class HookHandle:
-    """What `register_hook` gives."""
-
-    _count = itertools.count()
-
-    def __init__(self, hooks: dict[int, Any]) -> None:
-        self._hooks = hooks
-        self.key = next(HookHandle._count)
-
-    def remove(self) -> None:
-        """Takes the hook off again."""
-        self._hooks.pop(self.key, None)
 
 
 class Operators:

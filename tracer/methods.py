@@ -7,10 +7,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from ..ir.errors import DTypeError, GradError, OpError
 from ..ir.op import REGISTRY
 from . import conversions, random
 from .conversions import adopt
+from .creation import as_tensor
 from .environment import strided
 from .functions import (
     activation,
@@ -170,8 +173,9 @@ _METHODS: dict[str, Any] = {
     "__iter__": _iterate, "__reversed__": _reversed,
     # What has a meaning for complex, sparse, quantised or device tensors, and none here.
     **dict.fromkeys("conj resolve_conj resolve_neg pin_memory share_memory_ to_dense".split(), _itself),
-    **dict.fromkeys("is_conj is_neg is_pinned is_shared is_inference is_coalesced".split(), lambda self: False),
-    "is_cpu": property(lambda self: True), "layout": property(lambda self: strided), "real": property(_itself),
+    **dict.fromkeys("is_conj is_neg is_pinned is_shared is_inference is_coalesced".split(), lambda _: False),
+    "is_cpu": property(lambda self: True), "layout": property(lambda self: strided),
+    "real": property(_itself),
     **{f"is_{kind}": property(lambda self: False) for kind in
        "sparse sparse_csr quantized meta mps xpu xla nested mkldnn vulkan ipu mtia".split()},
 }  # fmt: skip
@@ -183,8 +187,11 @@ for _name, _method in _METHODS.items():
 
 def _operator(fn: Callable[..., Any], *, reflected: bool = False) -> Callable[..., Any]:
     def op(self: Tensor, other: Any) -> Any:
-        if not isinstance(other, (Tensor, int, float)) and not hasattr(other, "dtype"):
-            return NotImplemented
+        if not isinstance(other, (Tensor, int, float)):
+            if not hasattr(other, "dtype"):
+                return NotImplemented
+            if isinstance(other, np.ndarray):
+                other = as_tensor(other)
         return fn(other, self) if reflected else fn(self, other)
 
     return op

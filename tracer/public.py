@@ -1,5 +1,6 @@
-"""The functions of the package's namespace: those of FUNCTIONS, with PyTorch's `out=` where they compute something,
-and functions that work in place (`relu_`, `sin_`). tracegrad/__init__.py shows them; nothing else imports this."""
+"""The functions of the package's namespace: those of FUNCTIONS, with PyTorch's `out=` where they compute
+something, and functions that work in place (`relu_`, `sin_`). tracegrad/__init__.py shows them; nothing else
+imports this."""
 
 from __future__ import annotations
 
@@ -21,11 +22,11 @@ from .tensor import Tensor
 
 #: Views, questions and what decides its own dtype: PyTorch's have no `out` either.
 _WITHOUT_OUT = frozenset(
-    """view reshape flatten unflatten permute transpose t movedim moveaxis swapaxes swapdims unsqueeze squeeze expand
-    expand_as broadcast_to narrow select split chunk unbind diagonal contiguous ravel split_with_sizes tensor_split
-    hsplit vsplit dsplit unsafe_chunk unsafe_split atleast_1d atleast_2d atleast_3d broadcast_tensors
-    broadcast_shapes meshgrid equal allclose isclose is_tensor is_floating_point is_nonzero numel promote_types
-    can_cast einsum clone positive trace linear""".split()
+    """view reshape flatten unflatten permute transpose t movedim moveaxis swapaxes swapdims unsqueeze squeeze
+    expand expand_as broadcast_to narrow select split chunk unbind diagonal contiguous ravel split_with_sizes
+    tensor_split hsplit vsplit dsplit unsafe_chunk unsafe_split atleast_1d atleast_2d atleast_3d
+    broadcast_tensors broadcast_shapes meshgrid equal allclose isclose is_tensor is_floating_point is_nonzero
+    numel promote_types can_cast einsum clone positive trace linear as_strided""".split()
 )
 
 
@@ -51,7 +52,7 @@ def _fill_out(name: str, out: Any, result: Any) -> Any:
         return out
     if out.numel():
         warnings.warn(
-            f"{name}(): out of shape {list(out.shape)} becomes one of {list(result.shape)}; pass an empty tensor",
+            f"{name}(): out= of shape {list(out.shape)} becomes one of {list(result.shape)}; pass empty(0)",
             stacklevel=4,
         )
     adopt(out, Tensor(STATE.trace.emit(REGISTRY["alias"], (value,), {})))
@@ -81,16 +82,16 @@ def _in_place(name: str) -> Callable[..., Tensor]:
     return function
 
 
-_IN_PLACE = """abs_ acos_ acosh_ addmv_ arccos_ arccosh_ arcsin_ arcsinh_ arctan_ arctanh_ asin_ asinh_ atan_ atanh_
-ceil_ celu_ clamp_ clamp_max_ clamp_min_ clip_ cos_ cosh_ deg2rad_ detach_ erf_ erfc_ exp2_ exp_ expm1_ fill_ fix_
-floor_ frac_ gcd_ index_put_ lcm_ ldexp_ log10_ log1p_ log2_ log_ logit_ nan_to_num_ neg_ negative_ rad2deg_
-reciprocal_ relu_ round_ rsqrt_ selu_ sigmoid_ sin_ sinc_ sinh_ sqrt_ square_ tan_ tanh_ threshold_ trunc_ xlogy_
-zero_"""
+_IN_PLACE = """abs_ acos_ acosh_ addmv_ arccos_ arccosh_ arcsin_ arcsinh_ arctan_ arctanh_ asin_ asinh_ atan_
+atanh_ ceil_ celu_ clamp_ clamp_max_ clamp_min_ clip_ cos_ cosh_ deg2rad_ detach_ erf_ erfc_ exp2_ exp_ expm1_
+fill_ fix_ floor_ frac_ gcd_ index_put_ lcm_ ldexp_ log10_ log1p_ log2_ log_ logit_ nan_to_num_ neg_ negative_
+rad2deg_ reciprocal_ relu_ round_ rsqrt_ selu_ sigmoid_ sin_ sinc_ sinh_ sqrt_ square_ tan_ tanh_ threshold_
+trunc_ xlogy_ zero_"""
 
 
 def trace(input: Any) -> Any:
-    """The sum of the diagonal of a matrix; of a function, what gives its graph: `trace(fn)(*args)`, as traced,
-    nothing runs."""
+    """The sum of the diagonal of a matrix; of a function, what gives its graph: `trace(fn)(*args)`, as
+    traced, nothing runs."""
     return matrix_trace(input) if isinstance(input, Tensor) else trace_function(input)
 
 

@@ -49,10 +49,9 @@ def _check(holds: bool, message: str) -> None:
         raise OpError(message)
 
 
-def _units(shape: _Shape, dtype: DType, g: Any, d: DType | None = None) -> Any:
-    """Traced samples of U[0, 1) in a type wide enough to compute with."""
-    wide = d or (dtypes.opmath(dtype) if dtype.kind == "f" else dtypes.float64)
-    return draw("random_uniform", generator=g, shape=shape, dtype=wide)
+def _units(shape: _Shape, g: Any) -> Any:
+    """Traced samples of U[0, 1) in f64: tails of distributions need the digits, as in PyTorch."""
+    return draw("random_uniform", generator=g, shape=shape, dtype=dtypes.float64)
 
 
 def _traced_uniform(shape: _Shape, dtype: DType, g: Any, low: float = 0.0, high: float = 1.0) -> Any:
@@ -69,7 +68,7 @@ def _traced_normal(shape: _Shape, dtype: DType, g: Any, mean: float = 0.0, std: 
 
 def _traced_exponential(shape: _Shape, dtype: DType, g: Any, lambd: float = 1.0) -> Any:
     _check(lambd > 0, f"exponential: expected lambd > 0, got {lambd}")
-    return _F["log1p"](-_units(shape, dtype, g)) * (-1.0 / lambd)
+    return _F["log1p"](-_units(shape, g)) * (-1.0 / lambd)
 
 
 def _traced_log_normal(shape: _Shape, dtype: DType, g: Any, mean: float = 1.0, std: float = 2.0) -> Any:
@@ -79,12 +78,12 @@ def _traced_log_normal(shape: _Shape, dtype: DType, g: Any, mean: float = 1.0, s
 
 def _traced_cauchy(shape: _Shape, dtype: DType, g: Any, median: float = 0.0, sigma: float = 1.0) -> Any:
     _check(sigma > 0, f"cauchy: expected sigma > 0, got {sigma}")
-    return _F["tan"]((_units(shape, dtype, g) - 0.5) * math.pi) * sigma + median
+    return _F["tan"]((_units(shape, g) - 0.5) * math.pi) * sigma + median
 
 
 def _traced_geometric(shape: _Shape, dtype: DType, g: Any, p: float = 0.5) -> Any:
     _check(0 < p < 1, f"geometric: expected p in (0, 1), got {p}")
-    steps = _F["ceil"](_F["log1p"](-_units(shape, dtype, g)) * (1 / math.log1p(-p)))
+    steps = _F["ceil"](_F["log1p"](-_units(shape, g)) * (1 / math.log1p(-p)))
     return _F["clamp"](steps, min=1)
 
 
@@ -108,7 +107,7 @@ def _largest(dtype: DType) -> int:
 
 def _traced_bernoulli(shape: _Shape, dtype: DType, g: Any, p: float = 0.5) -> Any:
     _check(0 <= p <= 1, f"bernoulli: expected p in [0, 1], got {p}")
-    return _units(shape, dtype, g, dtypes.float64) < p
+    return _units(shape, g) < p
 
 
 #: name: (by PyTorch's generator, `f(engine, shape, dtype, **parameters)`; inside programs, the same of the
@@ -277,7 +276,15 @@ def normal(
     made: Any = _create("normal", tuple(like.shape), like.dtype, generator, False, 0.0, scale)
     if isinstance(std, Tensor):
         made = made * std.detach()
-    return made + (mean.detach() if isinstance(mean, Tensor) else mean)
+    made = made + (mean.detach() if isinstance(mean, Tensor) else mean)
+    return _sampled("sampled_normal", made, *tensors)
+
+
+def _sampled(op: str, made: Tensor, *parameters: Tensor) -> Tensor:
+    """A draw with the history of its distribution's parameters, through which zeros flow."""
+    if not any(t.requires_grad for t in parameters):
+        return made
+    return Tensor(STATE.trace.emit(REGISTRY[op], tuple(t._value() for t in (made, *parameters)), {}))
 
 
 def bernoulli(
@@ -289,7 +296,7 @@ def bernoulli(
         return _create("bernoulli", tuple(t.shape), t.dtype, generator, False, float(p))
     if t.dtype.kind != "f":
         raise DTypeError(f"bernoulli() takes a floating-point tensor of probabilities, got {t._value().type}")
-    return _bernoulli_of(t, t.dtype, generator)
+    return _sampled("sampled_bernoulli", _bernoulli_of(t, t.dtype, generator), t)
 
 
 def _bernoulli_of(
@@ -323,10 +330,16 @@ def multinomial(
             f"multinomial(): can't draw {num_samples} of the categories of {p._value().type}, {replacement=}"
         )
     # The largest of weights / Exp(1): one race for all samples, or one each if they may be equal.
+    p = p.to(dtypes.opmath(p.dtype))
     if replacement or num_samples == 1:
         races = (*p.shape[:-1], num_samples, k)
-        return (p.unsqueeze(-2) / _traced_exponential(races, p.dtype, generator)).argmax(-1)
-    return (p / _traced_exponential(tuple(p.shape), p.dtype, generator)).topk(num_samples, -1)[1]
+        return (p.unsqueeze(-2) / _race(races, p.dtype, generator)).argmax(-1)
+    return (p / _race(tuple(p.shape), p.dtype, generator)).topk(num_samples, -1)[1]
+
+
+def _race(shape: _Shape, dtype: DType, generator: Generator | None) -> Any:
+    """Samples of Exp(1), none of them 0: a weight of 0 never wins."""
+    return _F["clamp"](_traced_exponential(shape, dtype, generator).to(dtype), min=1e-30)
 
 
 # --- filling in place ---------------------------------------------------------------------------------------

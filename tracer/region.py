@@ -1,9 +1,8 @@
 """Recording the body of a control-flow op: a trace inside a trace.
 
-What a body reads of the world around it becomes an input of its region. What it writes in place becomes a value
-that is carried: the storage is put back as it was, and written once, with the op's result. Used by
-tracer/control.py only.
-"""
+What a body reads of the world around it becomes an input of its region. What it writes in place becomes a
+value that is carried: the storage is put back as it was, and written once, with the op's result. Used by
+tracer/control.py and tracer/control_tree.py."""
 
 from __future__ import annotations
 
@@ -34,8 +33,8 @@ class LostGrad:
 
     def __str__(self) -> str:
         return (
-            f"this gradient was made inside the body of {self.name} and existed only there; return it from the "
-            f"body to see it"
+            f"this gradient was made inside the body of {self.name} and existed only there; return it from "
+            f"the body to see it"
         )
 
 
@@ -92,8 +91,8 @@ class RegionTrace(Trace):
                 return
             outer = outer.parent
         raise TraceError(
-            f"a tensor of type {value.type} made inside the body of {value.trace.name} was used outside of it; "
-            f"a body hands tensors out by returning them"
+            f"a tensor of type {value.type} made inside the body of {value.trace.name} was used outside of "
+            f"it; a body hands tensors out by returning them"
         )
 
     def emit(
@@ -177,12 +176,28 @@ class RegionTrace(Trace):
                 continue
             if key in self.none_read or before is not None:
                 raise TraceError(
-                    f"{user_location()}: the body of {self.name} leaves a gradient in .grad of a tensor of type "
-                    f"{tensor._value().type}, which the next step would add to; reset it in the body before "
-                    f"backward() (optimizer.zero_grad()), or use tracegrad.autograd.grad"
+                    f"{user_location()}: the body of {self.name} leaves a gradient in .grad of a tensor of "
+                    f"type {tensor._value().type}, which the next step would add to; reset it in the body "
+                    f"before backward() (optimizer.zero_grad()), or use tracegrad.autograd.grad"
                 )
 
-    def graph(self, inputs: Sequence[TracedValue], outputs: Sequence[TracedValue], names: Any = None) -> Graph:
+    def graph(
+        self, inputs: Sequence[TracedValue], outputs: Sequence[TracedValue], names: Any = None
+    ) -> Graph:
         """The region."""
         given: list[Value] = list(inputs)
         return freeze(self.name.rpartition(".")[2], self.nodes, given, list(outputs), (), names)
+
+
+class Body:
+    """One traced region with its explicit inputs and outputs."""
+
+    def __init__(self, trace: RegionTrace, inputs: Sequence[TracedValue]) -> None:
+        self.trace = trace
+        self.inputs = list(inputs)
+        self.outputs: list[TracedValue] = []
+
+    def bound(self, value: TracedValue) -> TracedValue:
+        """The region's input for a value from outside, whether this body read it or not."""
+        inner = self.trace.captured.get(value)
+        return inner if inner is not None else self.trace.input(value.type, False)

@@ -71,6 +71,8 @@ def _picked(layout: Layout, dims: Any) -> Layout:
 
 def _swapped(layout: Layout, dim0: int, dim1: int) -> Layout:
     order = list(range(len(layout[0])))
+    if not order:
+        return layout
     order[dim0], order[dim1] = order[dim1], order[dim0]
     return _picked(layout, order)
 
@@ -113,6 +115,11 @@ def _diagonal(layout: Layout, offset: int = 0, dim1: int = 0, dim2: int = 1) -> 
     return (*kept[0], length), (*kept[1], strides[a] + strides[b]), at
 
 
+def _squeeze(layout: Layout, dims: Any = None) -> Layout:
+    named = range(len(layout[0])) if dims is None else (dims,) if isinstance(dims, int) else dims
+    return _picked(layout, [d for d, n in enumerate(layout[0]) if d not in named or n != 1])
+
+
 def _view(layout: Layout, shape: Ints) -> Layout:
     strides = regrouped(layout[0], layout[1], shape)
     assert strides is not None  # `view` is not recorded otherwise
@@ -138,12 +145,13 @@ _STEPS: dict[str, Callable[..., Layout]] = {
     "transpose": _swapped,
     "t": lambda layout: _picked(layout, range(len(layout[0]) - 1, -1, -1)),
     "unsqueeze": _unsqueeze,
-    "squeeze": lambda layout, dims: _picked(layout, [d for d in range(len(layout[0])) if d not in dims]),
+    "squeeze": _squeeze,
     "expand": _expand,
     "slice": _slice,
     "select": _select,
     "diagonal": _diagonal,
     "view": _view,
+    "as_strided": lambda layout, size, stride, offset=0: (size, stride, offset),
     "unfold": _unfold,
 }
 

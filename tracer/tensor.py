@@ -9,7 +9,6 @@ base with each op's `unview`.
 from __future__ import annotations
 
 import copy
-import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +21,8 @@ from ..ir.op import REGISTRY, Op
 from ..runtime.buffers import Buffer
 from ..runtime.tensor_bytes import from_bytes, to_bytes
 from .description import Description
-from .meta import GradFn, HookHandle, View
+from .hooks import HookHandle, HookTable, own_hooks, retain
+from .meta import GradFn, View
 from .meta import Size as Size
 from .meta import device as device
 from .recording import STATE, Trace
@@ -54,7 +54,7 @@ class Tensor(Description):
     _hold: Storage | None
     _version_seen: int
     _grad: Any
-    _hooks: dict[int, Callable[[Tensor], Tensor | None]] | None
+    _hooks: HookTable | None
     _retains: bool
 
     def __init__(self, value: TracedValue) -> None:
@@ -142,6 +142,12 @@ class Tensor(Description):
             return STATE.trace.materialize(keep._storage.value)
         return STATE.trace.materialize(value)
 
+    def _memory(self) -> Buffer:
+        """The contents of the storage's base, which its views share."""
+        value = self._storage.value
+        trace = STATE.trace
+        return value.buffer if value.buffer is not None and trace is STATE.lazy else trace.materialize(value)
+
     def _array(self) -> np.ndarray:
         return self._buffer().array
 
@@ -167,10 +173,14 @@ class Tensor(Description):
         """
         if self.requires_grad and not force:
             raise GradError("can't call numpy() on a tensor that requires grad; use tensor.detach().numpy()")
-        buffer = self._buffer()
-        if self._view is None or all(op.name in ("detach", "alias") for op, _ in self._view):
-            self._storage.shared = buffer
-        return buffer.array
+        buffer = self._memory()
+        self._storage.shared = buffer
+        if self._view is None:
+            return buffer.array
+        shape, strides, offset = self._layout()
+        item = self.dtype.itemsize
+        memory = buffer.array.reshape(-1)[offset:]
+        return np.lib.stride_tricks.as_strided(memory, shape, [s * item for s in strides])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         a = self.numpy()
@@ -218,7 +228,8 @@ class Tensor(Description):
         out = memo[id(self)] = rebuild(*args)
         if isinstance(self._grad, Tensor):
             out._grad = self._grad.__deepcopy__(memo)
-        out.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        kept = {k: v for k, v in self.__dict__.items() if k != "_post_accumulate_grad_hooks"}
+        out.__dict__.update(copy.deepcopy(kept, memo))
         return out
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -303,7 +314,7 @@ class Tensor(Description):
             raise GradError("retain_grad() on a tensor that does not require grad")
         if not self.is_leaf:
             self._retains = True
-            _watch(self)
+            retain(self)
 
     def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> Any:
         """Calls `hook(grad)` when this tensor's gradient is computed; what it returns replaces the
@@ -311,12 +322,20 @@ class Tensor(Description):
         """
         if not self.requires_grad:
             raise GradError("register_hook() on a tensor that does not require grad")
+        value = self._value()
+        if value.leaf is None:
+            return HookHandle(own_hooks(history(value)).gradient, hook)
         if self._hooks is None:
-            self._hooks = {}
-        handle = HookHandle(self._hooks)
-        self._hooks[handle.key] = hook
-        _watch(self)
-        return handle
+            self._hooks = HookTable()
+        return HookHandle(self._hooks, hook)
+
+    def register_post_accumulate_grad_hook(self, hook: Callable[[Tensor], None]) -> HookHandle:
+        """Calls `hook(tensor)` after a backward added to this leaf's `.grad`."""
+        if not self.requires_grad or not self.is_leaf:
+            raise GradError(
+                "register_post_accumulate_grad_hook() on a tensor that is no leaf, or does not require grad"
+            )
+        return HookHandle(self.__dict__.setdefault("_post_accumulate_grad_hooks", HookTable()), hook)
 
     def detach(self) -> Tensor:
         """A view of the same contents that gradients do not flow through."""
@@ -356,24 +375,6 @@ class Tensor(Description):
         from .autograd import backward
 
         backward([self], [gradient], retain_graph, create_graph, inputs)
-
-
-#: Tensors with hooks or retain_grad, which `backward` must look at.
-WATCHED: list[weakref.ref[Tensor]] = []
-_WATCH_LOCK = threading.Lock()
-
-
-def _watch(t: Tensor) -> None:
-    with _WATCH_LOCK:
-        WATCHED[:] = [*(r for r in WATCHED if r() is not None and r() is not t), weakref.ref(t)]
-
-
-def watched_values() -> dict[TracedValue, Tensor]:
-    """The values that watched tensors hold now, as far as a graph can know them."""
-    with _WATCH_LOCK:
-        alive = [t for t in (r() for r in WATCHED) if t is not None and (t._retains or t._hooks)]
-    held = ((t._storage.value if t._view is None else t._cached, t) for t in alive)
-    return {history(v): t for v, t in held if v is not None and v.requires_grad}
 
 
 def _with_history(trace: Trace, storage: Storage, value: Any) -> Any:

@@ -26,10 +26,14 @@ class TracedValue(Value):
         requires_grad: whether gradients flow to it.
         leaf: weak reference to the leaf Tensor whose `.grad` its gradient adds to, or None.
         storage: weak reference to the storage it was put in, or None.
-        freed: its node's saved values are gone (`backward` ran without `retain_graph`).
+        freed: its node's saved values are gone (`backward` ran without `retain_graph`); `SPENT` if it ran and
+            the node had saved none, so that it can run again.
+        hooks: what users want called with its gradient (tracer/hooks.py); not set where there are none.
     """
 
-    __slots__ = ("buffer", "freed", "leaf", "requires_grad", "storage", "trace")
+    __slots__ = ("buffer", "freed", "hooks", "leaf", "requires_grad", "storage", "trace")
+
+    hooks: Any
 
     def __init__(
         self,
@@ -49,7 +53,7 @@ class TracedValue(Value):
         self.requires_grad = requires_grad
         self.leaf: weakref.ref[Any] | None = None
         self.storage: weakref.ref[Any] | None = None
-        self.freed = False
+        self.freed: Any = False
 
 
 def history(value: TracedValue) -> TracedValue:
@@ -57,6 +61,22 @@ def history(value: TracedValue) -> TracedValue:
     while value.node is not None and value.node.op.name == "rebind" and value.node.operands:
         value = value.node.operands[0]  # type: ignore[assignment]
     return value
+
+
+#: See `TracedValue.freed`.
+SPENT = 2
+
+
+def without_contents(node: Node) -> None:
+    """Lets go of the memory of a node's operands where only gradients' paths are still needed: of leaves, which
+    have new contents by now, and of constants."""
+    node.operands = tuple([_ghost(v) if v.node is None else v for v in node.operands])  # type: ignore[arg-type]
+
+
+def _ghost(v: TracedValue) -> TracedValue:
+    out = TracedValue(v.type, None, v.index, None, None, v.requires_grad)
+    out.leaf = v.leaf
+    return out
 
 
 def let_go(node: Node) -> None:

@@ -1,7 +1,8 @@
-"""The control flow between kernels, written into `run`: loops whose buffers change places by swapping pointers,
-loops that test a byte in memory, branches. Used by codegen_program.
+"""The control flow between kernels, written into `run`: loops whose buffers change places by swapping
+pointers, loops that test a byte in memory, branches. Used by codegen_program.
 
-A name's pointer is looked up where a kernel is called, so a rotation is a permutation of phis: it costs nothing.
+A name's pointer is looked up where a kernel is called, so a rotation is a permutation of phis: it costs
+nothing.
 """
 
 from __future__ import annotations
@@ -52,7 +53,10 @@ class StepWriter:
     def call(self, kernel: Kernel) -> None:
         """A kernel on what its buffers' names stand for now."""
         name, buffers, variables = self.calls[kernel]
-        arguments = [*[f"ptr {self.pointers[b]}" for b in buffers], *[f"i64 {self.turns[v]}" for v in variables]]
+        arguments = [
+            *[f"ptr {self.pointers[b]}" for b in buffers],
+            *[f"i64 {self.turns[v]}" for v in variables],
+        ]
         self.lines.append(f"  call void @{name}({', '.join([*arguments, f'i64 {self.pool}'])})")
 
     def label(self, name: str) -> None:
@@ -163,7 +167,8 @@ class StepWriter:
 
 
 def alignments(steps: Iterable[Step], own: Callable[[Buffer], int]) -> dict[Buffer, int]:
-    """The bytes that every memory a rotated name may stand for is aligned to; `own` is of a buffer's own memory."""
+    """The bytes that every memory a rotated name may stand for is aligned to; `own` is of a buffer's own
+    memory."""
     rotations = [names for s in walk_steps(steps) if isinstance(s, (Repeat, WhileStep)) for names in s.rotate]
     out = {b: own(b) for names in rotations for b in names}
     changed = True

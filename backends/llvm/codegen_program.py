@@ -83,7 +83,8 @@ class _Program:
     # --- kernels --------------------------------------------------------------------------------------------
 
     def _kernel(self, kernel: Kernel, number: int) -> Call:
-        """Writes a kernel's function; its name, the buffers and the variables of loops around it that it takes."""
+        """Writes a kernel's function; its name, the buffers and the variables of loops around it that it
+        takes."""
         module = self.module
         name = f"k{number}_{_plain(kernel.name)}"
         writer = KernelWriter(module, name, "%pool")
@@ -119,7 +120,11 @@ class _Program:
 
     def _variables(self, kernel: Kernel) -> list[Var]:
         around = set(self.turns.get(kernel, ()))
-        used = {e for s in statements(kernel.body) for e in self.module.nodes(s) if e in around} if around else ()
+        used = (
+            {e for s in statements(kernel.body) for e in self.module.nodes(s) if e in around}
+            if around
+            else ()
+        )
         return [v for v in self.turns.get(kernel, ()) if v in used]
 
     def _place(self, b: Buffer) -> Place | None:

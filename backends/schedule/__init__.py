@@ -4,8 +4,8 @@ call.
 In order: plan.py decides what is computed where (groups.py, row_group.py, other_groups.py, contract.py; their
 elements are pulled through index maps by elements.py); placement.py gives every stored value its buffer and
 the groups their order; pointwise.py and rows.py write their loops with the help of nests.py and scopes.py;
-backends/memory.py lays out the arena. Regions of control flow are planned and placed in the same way, as part of
-the group of their node (control.py); control_steps.py puts their kernels into loops and branches.
+backends/memory.py lays out the arena. Regions of control flow are planned and placed in the same way, as part
+of the group of their node (control.py); control_steps.py puts their kernels into loops and branches.
 """
 
 from __future__ import annotations
@@ -53,7 +53,6 @@ def schedule(graph: Graph, machine: MachineModel | None = None) -> LoopProgram:
     program = LoopProgram(graph.name, plan.inputs, placement.outputs)
     program.updated = [plan.input_buffer(i) for i, v in plan.updates.items() if v.type.numel]
     _, program.steps = _steps(placement, machine)
-    settle(program.steps)
     for n, kernel in enumerate(program.kernels):
         kernel.name = f"k{n}_{kernel.name}" if kernel.name else f"k{n}"
     program.temps = list(plan.constants)
@@ -68,6 +67,8 @@ def _steps(placement: Placement, machine: MachineModel) -> tuple[list[Ahead], li
     for group in placement.order:
         if isinstance(group, ControlGroup):
             moved, made = control_steps(group, placement, lambda region: _steps(region, machine))
+            if placement.plan.frame is None:
+                settle(made)
             ahead += moved
             steps += made
             continue

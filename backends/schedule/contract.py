@@ -5,14 +5,16 @@ plan.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 from typing import TYPE_CHECKING
 
-from ...ir.dtypes import opmath
+from ...ir.dtypes import float32, opmath
 from ...ir.expr import Cast, Const, Expr, Load, Local, Var, stride_of, substitute
 from ...ir.graph import Node, Value
+from ...ir.loops import Buffer
 from .elements import NotFusable, decided, letter_sizes, split_spec
 from .groups import Group
 from .indexing import ZERO, ravel, unravel
@@ -74,7 +76,7 @@ class ContractGroup(Group):
                 raise NotFusable("operand is not a load")
             loads.append(e)
         strides: dict[str, tuple[int, int, int]] = {}
-        c_stride = dict(zip(reversed(out), _row_major([sizes[c] for c in out])))
+        c_stride = dict(zip(out, row_major([sizes[c] for c in out])))
         for letter, var in vars_.items():
             found = [stride_of(x.index[0], var) if isinstance(var, Var) else 0 for x in loads]
             if any(s is None for s in found):
@@ -82,13 +84,27 @@ class ContractGroup(Group):
             strides[letter] = (found[0] or 0, found[1] or 0, c_stride.get(letter, 0))
         self.offsets = [_constant_part(x.index[0], vars_) for x in loads]
         self.buffers = [x.buffer for x in loads]
-        self.windows = _overlapping(node, *(prod(b.shape) for b in self.buffers))
+        self.windows = _overlapping(node, [prod(b.shape) for b in self.buffers])
         self.arrange(spec_a, spec_b, out, sizes, strides)
         self.members.append(self.result)
         self.plan.home[self.result] = self
         self.finish()
         if self.result in self.plan.live:
             self.plan.demand(self.result)
+
+    def estimate(self, sources: tuple[tuple[Value, tuple[int, ...]], ...]) -> float:
+        """Cycles if the operands were loads from `sources` (values and the operands' strides in them); for a
+        group that is not used further."""
+        node = self.node
+        sizes = letter_sizes(node)
+        spec_a, spec_b, out = split_spec(node)
+        a, b = (dict(zip(s, strides)) for s, (_, strides) in zip((spec_a, spec_b), sources))
+        c = dict(zip(out, row_major([sizes[i] for i in out])))
+        strides = {i: (a.get(i, 0), b.get(i, 0), c.get(i, 0)) for i in sizes}
+        self.offsets, self.buffers = [ZERO, ZERO], [self.plan.buffers.get(v, _UNKNOWN) for v, _ in sources]
+        self.windows = _overlapping(node, [v.type.numel for v, _ in sources])
+        self.arrange(spec_a, spec_b, out, sizes, strides)
+        return self.strategy.cycles
 
     def arrange(
         self,
@@ -133,8 +149,10 @@ class ContractGroup(Group):
         problem = Problem(
             m.size, n.size, prod(d.size for d in self.inner), outer, m.a, k.a, k.b, n.b, m.c, n.c,
             self.acc.itemsize, all(d.b == 0 for d in (*self.batch, *self.rows[:-1])), len(self.inner),
-            *map(self.reuse, "ab"), k.size, self.rows[-2].size if len(self.rows) > 1 else 1,
-            self.cols[-2].size if len(self.cols) > 1 else 1, *self.windows,
+            reuse_a=self.reuse("a"), reuse_b=self.reuse("b"), k_last=k.size,
+            m_rows=self.rows[-2].size if len(self.rows) > 1 else 1,
+            n_rows=self.cols[-2].size if len(self.cols) > 1 else 1,
+            windows_a=self.windows[0], windows_b=self.windows[1],
         )  # fmt: skip
         self.strategy: Strategy = _choose(problem, self.plan.machine)
         if self.strategy.swap:
@@ -185,18 +203,24 @@ class ContractGroup(Group):
         return self.element()
 
 
-def _overlapping(node: Node, a: int, b: int) -> tuple[bool, bool]:
-    """Which operands are larger than the a and b elements they come from, by having some several times."""
+#: stands for buffers that are not there yet
+_UNKNOWN = Buffer("", float32, (), "arena")
+
+
+def _overlapping(node: Node, counts: list[int]) -> tuple[bool, bool]:
+    """Which operands are larger than the elements in memory they come from, by having some several times."""
     x, y = node.operands
-    return x.type.numel > a, y.type.numel > b
+    return x.type.numel > counts[0], y.type.numel > counts[1]
 
 
-def affine_source(v: Value, home: dict[Value, Group]) -> Value:
+def affine_source(v: Value, home: dict[Value, Group]) -> tuple[Value, tuple[int, ...]]:
     """What to store so that elements of `v` are loads at places affine in its index: what the movement ops
-    that make it move, or else the last of them that does more than reorder (padding)."""
-    index: tuple[Expr, ...] = tuple(Var("i", n) if n != 1 else ZERO for n in v.type.shape)
-    vars_ = [i for i in index if isinstance(i, Var)]
+    that make it move, or else the last of them that does more than reorder (padding). With the strides that
+    `v` then has."""
+    vars_ = [Var("i", n) for n in v.type.shape]
+    index: tuple[Expr, ...] = tuple(i if i.extent != 1 else ZERO for i in vars_)
     found = at = v
+    strides = row_major(v.type.shape)
     while at not in home and at.node is not None and at.node.op.kernel == "movement":
         node = at.node
         assert node.op.pull is not None
@@ -206,21 +230,22 @@ def affine_source(v: Value, home: dict[Value, Group]) -> Value:
             break
         at, index = node.operands[pieces[0].operand], pieces[0].index
         flat = ravel(index, at.type.shape)
-        if all(stride_of(flat, i) is not None for i in vars_):
-            found = at
-    return found
+        steps = [stride_of(flat, i) for i in vars_]
+        if None not in steps:
+            found, strides = at, tuple(s or 0 for s in steps)
+    return found, strides
 
 
 _choose = lru_cache(maxsize=4096)(choose)
 
 
-def _row_major(sizes: list[int]) -> list[int]:
-    """Strides, last first."""
+def row_major(sizes: Sequence[int]) -> tuple[int, ...]:
+    """Strides of contiguous contents."""
     out, stride = [], 1
     for n in reversed(sizes):
         out.append(stride)
         stride *= n
-    return out
+    return tuple(reversed(out))
 
 
 def _constant_part(index: Expr, vars_: dict[str, Expr]) -> Expr:

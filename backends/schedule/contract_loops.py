@@ -155,7 +155,7 @@ def emit_contract(
     number: Numbering,
     packed: list[Packed],
 ) -> list[Stmt]:
-    """All statements of a contraction, but those that pack operands for a whole loop, which go to `packed`."""
+    """All statements of a contraction, but those that pack operands for a whole loop: they go to `packed`."""
     emitter = ContractEmitter(group, specs, machine, place, number)
     body = emitter.emit()
     packed += emitter.packed_once

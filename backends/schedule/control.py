@@ -1,10 +1,10 @@
-"""Groups around regions: `scan`, `while` and `cond`. A region is planned like a graph of its own, whose inputs and
-outputs are views of the buffers around it: a step of a scan reads its slice where the whole operand is, and writes
-its row of a stacked result in place.
+"""Groups around regions: `scan`, `while` and `cond`. A region is planned like a graph of its own, whose
+inputs and outputs are views of the buffers around it: a step of a scan reads its slice where the whole
+operand is, and writes its row of a stacked result in place.
 
-Carried values are inputs that are updated. Where the group that computes the new value may write over the old one,
-it does; else the two buffers change places after every turn (`Rotation`), and so do values that are only passed on
-from one carried name to the next. The steps are written by control_steps.py.
+Carried values are inputs that are updated. Where the group that computes the new value may write over the old
+one, it does; else the two buffers change places after every turn (`Rotation`), and so do values that are only
+passed on from one carried name to the next. The steps are written by control_steps.py.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ TURNS = 8
 
 
 class View(Buffer):
-    """Part of a buffer of the plan around, from element `start` on (None: from the first). Only while scheduling;
-    `real` says what it is in the end."""
+    """Part of a buffer of the plan around, from element `start` on (None: from the first). Only while
+    scheduling; `real` says what it is in the end."""
 
     __slots__ = ("base", "plan", "start")
 
@@ -92,8 +92,6 @@ class RegionPlacement(Placement):
 
     Attributes:
         rotate: buffers that change places after every turn, as in the loop IR.
-        holders: for each carried input what holds its value when the next turn begins: its own buffer, or the one
-            before it in a rotation.
     """
 
     def __init__(self, plan: Planner, frame: Frame) -> None:
@@ -150,7 +148,8 @@ class RegionPlacement(Placement):
         return b
 
     def rotations(self, fresh: dict[Value, Buffer]) -> None:
-        """Each name takes the memory of what holds its next value; what is left over goes to the fresh buffer."""
+        """Each name takes the memory of what holds its next value; what is left over goes to the fresh
+        buffer."""
         frame = self.frame
         taker = {j: i for i, j in frame.moved.items() if i.type.numel}
         seen: set[Value] = set()
@@ -226,12 +225,12 @@ class ControlGroup(Group):
     def inlet(self, o: Value) -> Buffer:
         """Where an operand is stored; a reshape of a stored value is where that is."""
         plan = self.plan
-        o = plan.sources.get(o, o)
-        while o.node is not None and o.node.op.name == "reshape" and o not in plan.home and not self.starts(o):
+        while (
+            o.node is not None and o.node.op.name == "reshape" and o not in plan.home and not self.starts(o)
+        ):
             o = o.node.operands[0]
         if o.type.numel == 0:
             return plan.buffer(o)
-        o = plan.sources.get(o, o)
         if o.node is not None:
             if o not in plan.home:
                 plan.ensure_home(o)
@@ -272,7 +271,7 @@ class ControlGroup(Group):
 
     def take_scan(self, memory: list[Buffer]) -> None:
         attrs, (body,) = self.node.attrs, self.node.regions
-        length, carry, xs = attrs["length"], attrs["carry"], attrs["xs"]
+        length, carry, xs = attrs["length"], attrs.get("carry", 0), attrs.get("xs", 0)
         carried = memory[:carry]
         self.own_buffers.update(carried)
         ys = [self.buffer(v, "ys") for v in self.node.results[carry:]]
@@ -292,9 +291,10 @@ class ControlGroup(Group):
         placed = self.region(body, frame)
         for names in placed.rotate:
             for k, b in enumerate(names):
-                if isinstance(b, View):  # a carried name: at the end its value is where the rotation stands then
+                if isinstance(b, View):  # a carried name: its value ends up where the rotation then stands
                     last = names[(k + length) % len(names)]
-                    self.results[self.carried(body, placed, b)] = last.base if isinstance(last, View) else last
+                    at = self.carried(body, placed, b)
+                    self.results[at] = last.base if isinstance(last, View) else last
         self.own_buffers.update(self.results[:carry])
 
     @staticmethod

@@ -1,5 +1,5 @@
-"""Steps of control flow: regions' kernels put into loops and branches, what needs doing once put in front of a loop,
-and views resolved. Used by schedule/__init__.py only.
+"""Steps of control flow: regions' kernels put into loops and branches, what needs doing once put in front of
+a loop, and views resolved. Used by schedule/__init__.py only.
 """
 
 from __future__ import annotations

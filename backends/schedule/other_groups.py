@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 from .groups import Group, ReduceSpec, domain_var, identity
 
 
+#: values of at most this many elements join straight-line code
+MOST = 64
+
+
 class TinyGroup(Group):
     """Values of a few elements, each element a scalar local."""
 
@@ -29,6 +33,8 @@ class TinyGroup(Group):
         return None
 
     def try_join(self, v: Value) -> bool:
+        if v.type.numel > MOST:
+            return False
         mark = self.begin()
         try:
             for index in self.positions(v):

@@ -70,9 +70,7 @@ class Placement:
             if v.type.numel == 0:
                 continue
             target, home, b = plan.input_buffer(i), plan.home[v], plan.buffer(v)
-            if not self.in_place(target, v, home):
-                self.copies.append((target, b))
-            elif b.space == "output" and not home.multi:
+            if not self.in_place(target, v, home) or (b.space == "output" and not home.multi):
                 self.copies.append((target, b))
             elif b.space == "output":
                 self.targets[home.id].append((target, v))

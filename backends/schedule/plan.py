@@ -21,7 +21,7 @@ from ...ir.expr import Expr, Load
 from ...ir.graph import Graph, Node, Value
 from ...ir.loops import Buffer
 from ..machine import MachineModel
-from .contract import ContractGroup, affine_source
+from .contract import ContractGroup, affine_source, row_major
 from .control import ControlGroup, Frame
 from .cumulative import CumulativeGroup
 from .elements import NotFusable, letter_sizes, scalar_cost, split_spec
@@ -39,6 +39,8 @@ TINY = 16
 TINY_REDUCE = 32
 #: elementwise work cheaper than this (cycles per element) is done again rather than stored and loaded
 CHEAP = 4.0
+#: cycles to write out an element of windows and to read it again
+COLUMN = 1.5
 #: longest chain of floating values
 MAX_DEPTH = 24
 
@@ -324,13 +326,15 @@ class Planner:
         return True
 
     def home_pointwise(self, v: Value) -> None:
-        """In a group of the same size that depends on just the same, or a new one."""
+        """In a group of the same size that depends on just the same (any, for a copy that nothing waits for),
+        or a new one."""
         want = self.closure(self.reach[v])
+        copy = v.node is not None and v.node.op.name == "reshape" and v in self.live and self.uses[v] <= 1
         for g in reversed(self.groups):
             if (
                 isinstance(g, PointwiseGroup)
                 and g.n == v.type.numel
-                and self.anc[g.id] & ~want == 0
+                and (copy or self.anc[g.id] & ~want == 0)
                 and not self.depends_any(want, g)
                 and len(g.stored) < 8
                 and g.try_join(v)
@@ -417,8 +421,7 @@ class Planner:
 
     def contract_tiles(self, node: Node) -> None:
         """A group of its own; operands that are not stored somewhere in a simple layout are stored first."""
-        for o in node.operands:
-            base = affine_source(o, self.home)
+        for base, _ in self.contract_sources(node):
             if base.node is not None and base.node.op.kernel != "source":
                 self.ensure_home(base)
                 self.demand(base)
@@ -434,3 +437,16 @@ class Planner:
                 if o in self.home:
                     self.demand(o)
             self.new_group(ContractGroup, node).take()
+
+    def contract_sources(self, node: Node) -> tuple[tuple[Value, tuple[int, ...]], ...]:
+        """What the operands of a contraction are loaded from, and their strides there. Windows are met where
+        they are, unless short rows or steps make that slower than writing them out (im2col)."""
+        found = tuple(affine_source(o, self.home) for o in node.operands)
+        for k, (o, (base, _)) in enumerate(zip(node.operands, found)):
+            if o.type.numel < 2 * base.type.numel or o.type.nbytes > 16 * self.machine.l2_bytes:
+                continue
+            other = tuple((o, row_major(o.type.shape)) if i == k else f for i, f in enumerate(found))
+            apart, whole = (ContractGroup(self, -1, node).estimate(f) for f in (found, other))
+            if whole + COLUMN * o.type.numel < apart:
+                found = other
+        return found

@@ -81,7 +81,8 @@ def _whole(plan: Planner, extra: list[Node]) -> None:
 
 
 def _region(plan: Planner, frame: Frame, extra: list[Node]) -> None:
-    """Carried values are updates of the region's inputs; one that takes over another's just takes its memory."""
+    """Carried values are updates of the region's inputs; one that takes over another's just takes its
+    memory."""
     changing = {i for i, v in frame.carries if v is not i}
     taken: set[Value] = set()
     for i, v in frame.carries:
@@ -105,8 +106,8 @@ def _region(plan: Planner, frame: Frame, extra: list[Node]) -> None:
 
 
 def _copied_carries(plan: Planner, nodes: list[Node]) -> list[Node]:
-    """What a loop carries starts in memory that the loop may write to: the value's own where nothing else reads it.
-    """
+    """What a loop carries starts in memory that the loop may write to: the value's own where nothing else
+    reads it."""
     if not any(n.op.kernel == "control" for n in nodes):
         return nodes
     uses: dict[Value, int] = {}

@@ -20,6 +20,8 @@ PER_LOAD = 0.1
 FROM_L2 = 0.15
 #: cycles of a vector store to scattered places, per lane
 SCATTER = 1.5
+#: cycles to begin another row of dot products, where k is not contiguous as a whole
+PER_ROW = 20.0
 #: cycles for a tile's prologue and epilogue, per accumulator
 PER_VECTOR = 3.0
 
@@ -31,8 +33,8 @@ class Problem:
     `repeat_a` and `repeat_b` say how often the same elements of an operand are used again in other
     repetitions, `reuse_a` and `reuse_b` how often in other runs: packing is paid for once.
     `k_last` is the extent of the contracted dimension that the strides are of, the innermost of `inner_dims`.
-    `m_rows` and `n_rows` are extents of dimensions among the `batch` ones that only A, only B has: m and n are
-    their rows. `windows_a` and `windows_b` say that an operand's elements lie in memory once but are met
+    `m_rows` and `n_rows` are extents of dimensions among the `batch` ones that only A, only B has: m and n
+    are their rows. `windows_a` and `windows_b` say that an operand's elements lie in memory once but are met
     several times, as the windows of a convolution are.
     """
 
@@ -100,7 +102,7 @@ def choose(p: Problem, machine: MachineModel) -> Strategy:
     for swap in (False, True):
         q = p.swapped() if swap else p
         found += _outer(q, swap, machine)
-        if q.n_rows > 1 and q.bn == 1 and q.cn == 1 and q.N <= machine.lanes(q.itemsize):
+        if q.n_rows > 1 and q.bn == 1 and q.cn == 1 and machine.lanes(q.itemsize) >= q.N:
             if machine.masked_memory:
                 found += _outer(q, swap, machine, spread=True)
     if p.ak == p.bk == 1 and 2 * machine.lanes(p.itemsize) <= p.K:
@@ -186,10 +188,12 @@ def _dot(p: Problem, swap: bool, machine: MachineModel) -> Strategy:
     nr = min(4, p.N)
     mr = max(1, min(p.M, (machine.vector_registers - 1 - nr) // nr, 6))
     last = p.k_last or p.K
-    steps = p.K // max(last, 1) * -(-last // lanes)
+    rows = p.K // max(last, 1)
+    steps = rows * -(-last // lanes)
     cycles = 0.0
     for count_m, m in splits(p.M, mr):
         for count_n, n in splits(p.N, nr):
             step = max(m * n / per_cycle, (m + n) / 2, 4.0)
-            cycles += count_m * count_n * (step * steps + m * n * 6 + 20)
+            once = m * n * 6 + 20 + (PER_ROW * rows if rows > 1 else 0)
+            cycles += count_m * count_n * (step * steps + once)
     return Strategy(swap, True, mr, nr, lanes, False, False, p.K, cycles * p.batch)

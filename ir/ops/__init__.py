@@ -33,6 +33,7 @@ from . import (
     source,
     special,
     statistics,
+    strided,
     views,
     windows,
 )
@@ -70,6 +71,7 @@ __all__ = [
     "source",
     "special",
     "statistics",
+    "strided",
     "views",
     "windows",
 ]

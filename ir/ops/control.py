@@ -1,8 +1,7 @@
 """Control flow: `cond`, `while` and `scan`, ops whose meaning is in their regions.
 
-A region is a graph that uses nothing of the graph around it; what it reads comes in as operands. Gradients are
-in ir/grad_control.py, the rewrites in ir/pass_control*.py.
-"""
+A region is a graph that uses nothing of the graph around it; what it reads comes in as operands.
+Gradients are in ir/grad_control.py, the rewrites in ir/pass_control*.py."""
 
 from __future__ import annotations
 
@@ -64,7 +63,9 @@ def _cond_numpy(pred: np.ndarray, *operands: np.ndarray, regions: Regions, run: 
     return tuple(run(regions[0] if pred else regions[1], operands))
 
 
-def _while(*operands: Type, carry: int, max_trips: int | None = None, regions: Regions = ()) -> tuple[Type, ...]:
+def _while(
+    *operands: Type, carry: int, max_trips: int | None = None, regions: Regions = ()
+) -> tuple[Type, ...]:
     if not 1 <= carry <= len(operands):
         raise OpError(f"carry={carry} of {len(operands)} operands; at least one is carried")
     if max_trips is not None and max_trips < 0:
@@ -77,7 +78,8 @@ def _while(*operands: Type, carry: int, max_trips: int | None = None, regions: R
     carried = operands[:carry]
     if _types(regions[1].outputs) != carried:
         raise OpError(
-            f"the region body gives {listed(_types(regions[1].outputs))}, the carried values are {listed(carried)}"
+            f"the region body gives {listed(_types(regions[1].outputs))}, the carried values are "
+            f"{listed(carried)}"
         )
     return carried
 
@@ -187,7 +189,9 @@ def _cond_samples() -> list[Sample]:
 
 def _start_at_zero(rng: Any, types: tuple[Type, ...]) -> list[np.ndarray]:
     return [
-        np.asarray(np.zeros(t.shape) if t.dtype.kind == "i" else rng.uniform(-1, 1, t.shape)).astype(t.dtype.numpy)
+        np.asarray(np.zeros(t.shape) if t.dtype.kind == "i" else rng.uniform(-1, 1, t.shape)).astype(
+            t.dtype.numpy
+        )
         for t in types
     ]
 
@@ -215,11 +219,11 @@ def _scan_samples() -> list[Sample]:
     return [
         Sample(types, {"length": 4, "carry": 1, "xs": 1}, domain=(-1.0, 1.0), regions=rnn),
         Sample((f32(3), f32(5, 3)), {"length": 5, "carry": 1, "xs": 1, "reverse": True}, regions=total),
+        Sample((f32(3), i64(), f32()), {"length": 3, "carry": 2}, make=_start_at_zero, regions=power),
         Sample(
-            (f32(3), i64(), f32()), {"length": 3, "carry": 2}, make=_start_at_zero, regions=power
-        ),
-        Sample(
-            (f32(4, 2),), {"length": 4, "xs": 1}, regions=_step(0, 1, lambda b, x: (b.exp(x), b.sum(x, axes=(0,))))
+            (f32(4, 2),),
+            {"length": 4, "xs": 1},
+            regions=_step(0, 1, lambda b, x: (b.exp(x), b.sum(x, axes=(0,)))),
         ),
         Sample((f32(2), f32(0, 2)), {"length": 0, "carry": 1, "xs": 1}, regions=total),
         Sample((f32(2), f32(1, 2)), {"length": 1, "carry": 1, "xs": 1}, regions=total),
@@ -258,8 +262,8 @@ register(
         batch=while_batch,
         grad_name="WhileLoopAutogradOpBackward",
         samples=_while_samples,
-        doc="Runs the second region on the carried values for as long as the first holds, at most `max_trips` "
-        "times.",
+        doc="Runs the second region on the carried values for as long as the first holds, at most "
+        "`max_trips` times.",
     )
 )
 

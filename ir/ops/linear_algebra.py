@@ -1,5 +1,5 @@
-"""Composites over matrices and vectors: einsum of any expression, trace, cross and Kronecker products, pairwise
-distances, block-diagonal matrices."""
+"""Composites over matrices and vectors: einsum of any expression, trace, cross and Kronecker products,
+pairwise distances, block-diagonal matrices."""
 
 from __future__ import annotations
 
@@ -10,7 +10,18 @@ from typing import Any
 from ..errors import OpError
 from ..op import Sample
 from ..types import Shape, Type, broadcast_shapes
-from .records import F64, I64, NUMERIC, check_float, check_kind, check_rank, check_same_dtype, composite, f32, i64
+from .records import (
+    F64,
+    I64,
+    NUMERIC,
+    check_float,
+    check_kind,
+    check_rank,
+    check_same_dtype,
+    composite,
+    f32,
+    i64,
+)
 from .views import axis
 
 # --- einsum ---------------------------------------------------------------------------------------
@@ -38,6 +49,8 @@ def _sizes(parts: list[str], shapes: list[Shape], spec: str) -> dict[str, int]:
 
 
 def _einsum_infer(*xs: Type, spec: str) -> Type:
+    if not xs:
+        raise OpError("expected at least one operand")
     check_same_dtype(*xs)
     check_kind(xs[0].dtype, NUMERIC)
     parts, out = _parts(spec)
@@ -154,7 +167,7 @@ composite(
         Sample((f32(0, 3), f32(3, 2)), {"spec": "ij,jk->ik"}),
         Sample((i64(3, 4), i64(4, 2)), {"spec": "mk,kn->nm"}, (-4, 4), smooth=False),
     ],
-    doc="Products of elements with equal letters, summed over the letters not in the result, as Einstein wrote.",
+    doc="Products of elements with equal letters, summed over the letters not in the result.",
 )
 
 # --- trace, cross, kron, block_diag -----------------------------------------------------------------
@@ -244,6 +257,8 @@ composite(
 
 
 def _block_infer(*xs: Type) -> Type:
+    if not xs:
+        raise OpError("expected at least one operand")
     check_same_dtype(*xs)
     for x in xs:
         check_rank(x, 2, "matrices")
@@ -263,7 +278,11 @@ composite(
     "block_diag",
     _block_infer,
     _block_diag,
-    samples=lambda: [Sample((f32(2, 3), f32(1, 1), f32(2, 2))), Sample((f32(2, 2),)), Sample((f32(0, 2), f32(2, 1)))],
+    samples=lambda: [
+        Sample((f32(2, 3), f32(1, 1), f32(2, 2))),
+        Sample((f32(2, 2),)),
+        Sample((f32(0, 2), f32(2, 1))),
+    ],
     doc="A matrix with the operands along its diagonal.",
 )
 
@@ -310,8 +329,8 @@ def _pdist_infer(x: Type, *, p: float = 2.0) -> Type:
 
 
 def _pdist(b: Any, x: Any, *, p: float = 2.0) -> Any:
-    """Pair k of (i, j), i < j in rows of the upper triangle: the pairs before row i are i*n - i*(i+1)/2 - ..., a
-    quadratic in i, whose root rounded down is i."""
+    """Pair k of (i, j), i < j in rows of the upper triangle: the pairs before row i are i*n - i*(i+1)/2 -
+    ..., a quadratic in i, whose root rounded down is i."""
     n = x.type.shape[0]
     k = b.iota(shape=(n * (n - 1) // 2,), dim=0, dtype=I64)
     half = b.const(n - 0.5, F64)

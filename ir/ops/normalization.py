@@ -295,3 +295,40 @@ composite(
     grad_name="NativeBatchNormBackward0",
     doc="Batch normalisation with a given mean and variance.",
 )
+
+# --- weight norm ----------------------------------------------------------------------------------
+
+
+def _weight_infer(v: Type, g: Type, *, dim: int | None) -> Type:
+    check_float(v)
+    check_same_dtype(v, g)
+    if dim is not None and not 0 <= dim < v.rank:
+        raise OpError(f"expected a dimension in [0, {v.rank}), got {dim}")
+    want = () if dim is None else tuple(n if d == dim else 1 for d, n in enumerate(v.shape))
+    if g.shape != want:
+        raise OpError(f"expected norms of shape {list(want)} for {v} along {dim}, got {g}")
+    return v
+
+
+def _weight_norm(b: Any, v: Any, g: Any, *, dim: int | None) -> Any:
+    wide = widen(b, v)
+    axes = tuple(d for d in range(v.type.rank) if d != dim)
+    norm = b.sqrt(b.sum(b.mul(wide, wide), axes=axes, keepdim=dim is not None))
+    return b.cast_to(b.mul(wide, b.div(widen(b, g), norm)), v.type.dtype)
+
+
+composite(
+    "weight_norm_interface",
+    _weight_infer,
+    _weight_norm,
+    samples=lambda: [
+        Sample((f32(3, 4), f32(3, 1)), {"dim": 0}, (0.3, 2)),
+        Sample((f32(2, 3, 4), f32(1, 1, 4)), {"dim": 2}, (0.3, 2)),
+        Sample((f32(3, 4), f32()), {"dim": None}, (0.3, 2)),
+    ],
+    grad_name=lambda n: (
+        "WeightNormInterface" if n.attrs["dim"] in (0, n.results[0].type.rank - 1) else "Mul"
+    )
+    + "Backward0",
+    doc="v times g over the norm of v's slices along `dim`, or of all of v (Salimans and Kingma 2016).",
+)

@@ -1,4 +1,5 @@
-"""Composites that write at positions that are data: index_fill, index_copy, put, masked_scatter, scatter_reduce."""
+"""Composites that write at positions that are data: index_fill, index_copy, put, masked_scatter,
+scatter_reduce."""
 
 from __future__ import annotations
 
@@ -154,9 +155,7 @@ composite(
 _REDUCE = {"sum": "add", "prod": "prod", "mean": "add", "amax": "amax", "amin": "amin"}
 
 
-def _scatter_reduce(
-    x: Type, i: Type, src: Type, *, dim: int, reduce: str, include_self: bool = True
-) -> Type:
+def _scatter_reduce(x: Type, i: Type, src: Type, *, dim: int, reduce: str, include_self: bool = True) -> Type:
     check_index(i)
     check_same_dtype(x, src)
     check_kind(x.dtype, NUMERIC)

@@ -6,7 +6,9 @@ and count within the spatial dimensions, row-major, as PyTorch's.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import reduce
+from itertools import product
 from math import prod
 from typing import Any
 
@@ -14,8 +16,11 @@ from ..errors import DTypeError, OpError
 from ..op import Sample
 from ..types import Shape, Type
 from .indexing import check_index
-from .records import I64, NUMERIC, check_float, check_kind, composite, f32, i64, widen
+from .records import I32, I64, NUMERIC, check_float, check_kind, composite, f32, i64, widen
 from .windows import Ints, check_window, extent, fitted
+
+#: windows of up to this many taps are compared tap by tap, with lanes along the result
+UNROLLED = 32
 
 # --- sizes ------------------------------------------------------------------------------------------
 
@@ -72,11 +77,11 @@ def _numbered(name: str) -> Callable[[Any], str]:
 
 def _max_infer(
     x: Type, *, size: Ints, stride: Ints, padding: Ints, dilation: Ints, ceil_mode: bool = False
-) -> tuple[Type, Type]:
+) -> tuple[Type, Type, Type]:
     check_kind(x.dtype, NUMERIC)
     lead, spatial = _spatial(x, len(size))
     shape = (*lead, *pooled_counts(spatial, size, stride, padding, dilation, ceil_mode))
-    return Type(x.dtype, shape), Type(I64, shape)
+    return Type(x.dtype, shape), Type(I64, shape), Type(I32, shape)
 
 
 def _lowest(t: Type) -> float:
@@ -94,14 +99,9 @@ def _number(b: Any, k: int) -> Any:
     return b.const(k, I64)
 
 
-def _largest(b: Any, w: Any, size: Ints, place: Callable[[int, Any], Any], spatial: Shape) -> tuple[Any, Any]:
-    """Maxima over the taps of windows [lead, K..., O...], and where they are: `place(dim, tap)` is the
-    position along a dimension."""
-    n = len(size)
-    lead, out = w.type.shape[: w.type.rank - 2 * n], w.type.shape[w.type.rank - n :]
-    flat = b.reshape(w, shape=(*lead, prod(size), *out))
-    values = b.amax(flat, axes=(len(lead),))
-    tap = b.argmax(flat, dim=len(lead))
+def _positions(b: Any, tap: Any, size: Ints, spatial: Shape, place: Callable[[int, Any], Any]) -> Any:
+    """Flat positions of the taps with the given numbers; `place(dim, tap)` is the one along a dimension."""
+    tap = b.cast_to(tap, I64)
     position = None
     below = prod(size)
     for d, (k, m) in enumerate(zip(size, spatial)):
@@ -110,49 +110,71 @@ def _largest(b: Any, w: Any, size: Ints, place: Callable[[int, Any], Any], spati
         mine = b.remainder(mine, _number(b, k)) if d else mine
         at = place(d, mine)
         position = at if position is None else b.add(b.mul(position, _number(b, m)), at)
-    return values, position
+    return position
+
+
+def _first_taps(
+    b: Any, out: Shape, size: Ints, stride: Ints, padding: Ints, dilation: Ints, rank: int
+) -> Any:
+    """The number of each window's first tap that is not padding."""
+    total = None
+    below = prod(size)
+    for d, (o, k) in enumerate(zip(out, size)):
+        below //= k
+        if not padding[d]:
+            continue
+        found = tuple(-(-max(padding[d] - i * stride[d], 0) // dilation[d]) * below for i in range(o))
+        shape = tuple(o if e == rank - len(out) + d else 1 for e in range(rank))
+        part = b.constant(value=found, dtype=I32, shape=shape)
+        total = part if total is None else b.add(total, part)
+    return b.const(0, I32) if total is None else total
 
 
 def _max_pool(
     b: Any, x: Any, *, size: Ints, stride: Ints, padding: Ints, dilation: Ints, ceil_mode: bool = False
-) -> tuple[Any, Any]:
+) -> tuple[Any, Any, Any]:
+    """Tap after tap, each a strided slice, while a larger one or a NaN comes; many taps as a reduction."""
     n, rank = len(size), x.type.rank
-    _, spatial = _spatial(x.type, n)
+    lead, spatial = _spatial(x.type, n)
     out = pooled_counts(spatial, size, stride, padding, dilation, ceil_mode)
     framed = _framed(b, x, out, size, stride, padding, dilation, _lowest(x.type))
-    w = b.windows(framed, size=size, stride=stride, dilation=dilation)
+    first = _first_taps(b, out, size, stride, padding, dilation, rank)
+    if prod(size) <= UNROLLED:
+        tap = b.expand(first, shape=(*lead, *out))
+        values = None
+        for k, v in enumerate(_tap_slices(b, framed, out, size, stride, dilation)):
+            if values is None:
+                values = v
+                continue
+            better = b.gt(v, values)
+            if x.type.dtype.kind == "f":
+                better = b.logical_or(better, b.ne(v, v))
+            values = b.where(better, v, values)
+            tap = b.where(better, b.const(k, I32), tap)
+    else:
+        w = b.windows(framed, size=size, stride=stride, dilation=dilation)
+        flat = b.reshape(w, shape=(*lead, prod(size), *out))
+        values = b.amax(flat, axes=(len(lead),))
+        # Where nothing exceeds the padding's -inf the first element inside is meant.
+        tap = b.maximum(b.cast(b.argmax(flat, dim=len(lead)), dtype=I32), first)
 
     def place(d: int, tap: Any) -> Any:
-        first = b.sub(
+        start = b.sub(
             b.mul(_iota(b, out[d], rank - n + d, rank), _number(b, stride[d])), _number(b, padding[d])
         )
-        at = b.add(first, b.mul(tap, _number(b, dilation[d])))
-        if not padding[d]:
-            return at
-        # Where nothing exceeds the padding's -inf the first element inside is meant.
-        step = _number(b, dilation[d])
-        inside = b.where(b.lt(first, _number(b, 0)), b.remainder(first, step), first)
-        return b.maximum(at, inside)
+        return b.add(start, b.mul(tap, _number(b, dilation[d])))
 
-    return _largest(b, w, size, place, spatial)
+    return values, _positions(b, tap, size, spatial, place), tap
 
 
-def _max_grad(b: Any, n: Any, g: Any, _: Any) -> tuple[Any, ...]:
-    """Every window's gradient to the position it names: a sum over the windows an element is in, not a
-    scatter."""
+def _max_grad(b: Any, n: Any, g: Any, *_: Any) -> tuple[Any, ...]:
+    """Every window's gradient to the tap it chose: a sum over the windows an element is in, not a scatter."""
     size, stride, padding, dilation = (n.attr(k) for k in ("size", "stride", "padding", "dilation"))
     m, rank = len(size), n.type(0).rank
-    spatial = n.type(0).shape[rank - m :]
-    out = g.type.shape[rank - m :]
-    flat = b.reshape(b.iota(shape=(prod(spatial),), dim=0, dtype=I64), shape=spatial)
-    where = b.windows(
-        _framed(b, flat, out, size, stride, padding, dilation, -1),
-        size=size,
-        stride=stride,
-        dilation=dilation,
-    )
+    spatial, out = n.type(0).shape[rank - m :], g.type.shape[rank - m :]
     one = (*g.type.shape[: rank - m], *(1,) * m, *out)
-    hit = b.eq(b.reshape(n.outs[1], shape=one), where)
+    taps = b.reshape(b.iota(shape=(prod(size),), dim=0, dtype=I32), shape=(*size, *(1,) * m))
+    hit = b.eq(b.reshape(n.outs[2], shape=one), taps)
     spread = b.where(hit, b.reshape(g, shape=one), b.const(0, g))
     whole = tuple((o - 1) * s + extent(k, d) for o, s, k, d in zip(out, stride, size, dilation))
     summed = b.windows_sum(spread, size=whole, stride=stride, dilation=dilation)
@@ -179,7 +201,7 @@ composite(
         Sample((i64(1, 6),), _attrs((2,), (2,), (1,), (1,)), (-9, 9), smooth=False),
     ],
     grad_name=_numbered("MaxPool#DWithIndicesBackward0"),
-    doc="(maxima, positions) over windows: the first of equals. Padding counts as -inf.",
+    doc="(maxima, positions, taps) over windows: the first of equals. Padding counts as -inf.",
 )
 
 # --- mean -------------------------------------------------------------------------------------------
@@ -202,6 +224,15 @@ def _avg_infer(
     return Type(x.dtype, (*lead, *pooled_counts(spatial, size, stride, padding, (1,) * len(size), ceil_mode)))
 
 
+def _tap_slices(b: Any, framed: Any, out: Shape, size: Ints, stride: Ints, dilation: Ints) -> Iterator[Any]:
+    """What each tap sees of a padded input, [lead, O...]: strided slices."""
+    lead = framed.type.shape[: framed.type.rank - len(size)]
+    for at in product(*map(range, size)):
+        start = (*(0,) * len(lead), *(i * d for i, d in zip(at, dilation)))
+        stop = (*lead, *(i * d + (o - 1) * s + 1 for i, d, o, s in zip(at, dilation, out, stride)))
+        yield b.slice(framed, start=start, stop=stop, step=(*(1,) * len(lead), *stride))
+
+
 def _avg_pool(
     b: Any,
     x: Any,
@@ -214,23 +245,42 @@ def _avg_pool(
     divisor_override: int | None = None,
 ) -> Any:
     n = len(size)
-    _, spatial = _spatial(x.type, n)
-    out = pooled_counts(spatial, size, stride, padding, (1,) * n, ceil_mode)
-    wide = widen(b, x)
-    framed = _framed(b, wide, out, size, stride, padding, (1,) * n, 0.0)
-    w = b.windows(framed, size=size, stride=stride, dilation=(1,) * n)
-    lead = w.type.rank - 2 * n
-    total = b.sum(w, axes=tuple(range(lead, lead + n)))
-    if divisor_override is not None:
-        return b.cast_to(b.div(total, b.const(divisor_override, total)), x.type.dtype)
-    for d in range(n):
-        total = _divide(
-            b,
-            total,
-            lead + d,
-            _counted(spatial[d], out[d], size[d], stride[d], padding[d], count_include_pad),
-        )
-    return b.cast_to(total, x.type.dtype)
+    lead, spatial = _spatial(x.type, n)
+    ones = (1,) * n
+    out = pooled_counts(spatial, size, stride, padding, ones, ceil_mode)
+    framed = _framed(b, widen(b, x), out, size, stride, padding, ones, 0.0)
+    if prod(size) <= UNROLLED:
+        total = reduce(b.add, _tap_slices(b, framed, out, size, stride, ones))
+    else:
+        w = b.windows(framed, size=size, stride=stride, dilation=ones)
+        total = b.sum(w, axes=tuple(range(len(lead), len(lead) + n)))
+    counts = _divisors(spatial, out, size, stride, padding, count_include_pad, divisor_override)
+    return b.cast_to(_divided(b, total, counts), x.type.dtype)
+
+
+def _avg_grad(b: Any, n: Any, g: Any) -> tuple[Any, ...]:
+    size, stride, padding = n.attrs["size"], n.attrs["stride"], n.attrs["padding"]
+    m = len(size)
+    lead, spatial = _spatial(n.type(0), m)
+    out = g.type.shape[len(lead) :]
+    counts = _divisors(
+        spatial, out, size, stride, padding, n.attr("count_include_pad"), n.attr("divisor_override")
+    )
+    g = b.reshape(_divided(b, widen(b, g), counts), shape=(*lead, *(1,) * m, *out))
+    spread = b.expand(g, shape=(*lead, *size, *out))
+    whole = tuple((o - 1) * s + k for o, s, k in zip(out, stride, size))
+    summed = b.windows_sum(spread, size=whole, stride=stride, dilation=(1,) * m)
+    return (fitted(b, summed, tuple(-p for p in padding), spatial),)
+
+
+def _divisors(
+    spatial: Shape, out: Shape, size: Ints, stride: Ints, padding: Ints, with_pad: bool, override: int | None
+) -> list[tuple[int, ...]]:
+    """What sums are divided by: for each dimension a number for each of its windows."""
+    if override is not None:
+        return [(override,)]
+    shape = zip(spatial, out, size, stride, padding)
+    return [_counted(m, o, k, s, p, with_pad) for m, o, k, s, p in shape]
 
 
 def _counted(n: int, out: int, size: int, stride: int, padding: int, with_pad: bool) -> tuple[int, ...]:
@@ -243,12 +293,16 @@ def _counted(n: int, out: int, size: int, stride: int, padding: int, with_pad: b
     return tuple(found)
 
 
-def _divide(b: Any, x: Any, dim: int, by: tuple[int, ...]) -> Any:
-    """`x` over one number for each position of `dim`."""
-    if len(set(by)) == 1:
-        return x if by[0] == 1 else b.div(x, b.const(by[0], x))
-    shape = tuple(len(by) if d == dim else 1 for d in range(x.type.rank))
-    return b.div(x, b.constant(value=tuple(float(k) for k in by), dtype=x.type.dtype, shape=shape))
+def _divided(b: Any, x: Any, counts: list[tuple[int, ...]]) -> Any:
+    """`x` over the products of the counts of its last dimensions."""
+    even = prod(c[0] for c in counts if len(set(c)) == 1)
+    x = x if even == 1 else b.div(x, b.const(even, x))
+    for d, by in enumerate(counts, x.type.rank - len(counts)):
+        if len(set(by)) > 1:
+            shape = tuple(len(by) if e == d else 1 for e in range(x.type.rank))
+            line = b.constant(value=tuple(float(k) for k in by), dtype=x.type.dtype, shape=shape)
+            x = b.div(x, line)
+    return x
 
 
 def _avg_attrs(size: Ints, stride: Ints, padding: Ints, **more: Any) -> dict[str, Any]:
@@ -259,6 +313,7 @@ composite(
     "avg_pool",
     _avg_infer,
     _avg_pool,
+    _avg_grad,
     samples=lambda: [
         Sample((f32(2, 3, 6, 8),), _avg_attrs((2, 2), (2, 2), (0, 0))),
         Sample((f32(2, 7, 6),), _avg_attrs((3, 3), (2, 1), (1, 1), count_include_pad=False)),
@@ -350,12 +405,14 @@ def _adaptive_max(b: Any, x: Any, *, size: Ints) -> tuple[Any, Any]:
     order = (*range(m), *range(m, m + 2 * n, 2), *range(m + 1, m + 2 * n, 2))
     w = b.permute(w, dims=order)
 
+    flat = b.reshape(w, shape=(*lead, prod(taps), *size))
+    tap = b.argmax(flat, dim=len(lead))
+
     def place(d: int, tap: Any) -> Any:
         shape = tuple(size[d] if i == rank - n + d else 1 for i in range(rank))
-        start = b.constant(value=tuple(lo for lo, _ in bounds[d]), dtype=I64, shape=shape)
-        return b.add(start, tap)
+        return b.add(b.constant(value=tuple(lo for lo, _ in bounds[d]), dtype=I64, shape=shape), tap)
 
-    return _largest(b, w, taps, place, spatial)
+    return b.amax(flat, axes=(len(lead),)), _positions(b, tap, taps, spatial, place)
 
 
 def _adaptive_max_grad(b: Any, n: Any, g: Any, _: Any) -> tuple[Any, ...]:
@@ -411,7 +468,7 @@ def _unpool_grad(b: Any, n: Any, g: Any) -> tuple[Any, ...]:
     return (lambda: b.reshape(b.gather(rows, at, dim=len(lead)), shape=x.shape)), None
 
 
-def _positions(rng: Any, types: tuple[Type, ...]) -> list[Any]:
+def _distinct(rng: Any, types: tuple[Type, ...]) -> list[Any]:
     """Different positions in [0, 16) for each row."""
     x, i = types
     rows = rng.permuted(rng.random((*i.shape[:-2], 16)), axis=-1).argsort(-1)[..., : prod(i.shape[-2:])]
@@ -424,8 +481,8 @@ composite(
     _unpool,
     _unpool_grad,
     samples=lambda: [
-        Sample((f32(2, 3, 2, 3), i64(2, 3, 2, 3)), {"size": (4, 4)}, make=_positions),
-        Sample((f32(1, 2, 2), i64(1, 2, 2)), {"size": (2, 8)}, make=_positions),
+        Sample((f32(2, 3, 2, 3), i64(2, 3, 2, 3)), {"size": (4, 4)}, make=_distinct),
+        Sample((f32(1, 2, 2), i64(1, 2, 2)), {"size": (2, 8)}, make=_distinct),
     ],
     grad_name=_numbered("MaxUnpool#DBackward0"),
     doc="Zeros of spatial `size` with the elements at their positions.",

@@ -46,7 +46,9 @@ def _nextafter(s: Any, x: Any, y: Any) -> Any:
     # The bits of a float, as an integer, grow with its size.
     away = s.eq(s.lt(x, y), s.gt(x, s.zero(x)))
     step = s.select(away, s.one(i), s.const(-1, i))
-    smallest = s.select(s.gt(y, s.zero(y)), s.one(i), s.add(s.const(1, i), s.const(-(1 << (bits.bits - 1)), i)))
+    smallest = s.select(
+        s.gt(y, s.zero(y)), s.one(i), s.add(s.const(1, i), s.const(-(1 << (bits.bits - 1)), i))
+    )
     moved = s.bitcast(s.select(s.eq(x, s.zero(x)), smallest, s.add(i, step)), d)
     nan = s.or_(s.isnan(x), s.isnan(y))
     return s.select(nan, s.add(x, y), s.select(s.eq(x, y), y, moved))
@@ -200,4 +202,3 @@ unary(
     domain=(0.5, 3),
     doc="The logarithm of |gamma(x)|.",
 )
-

@@ -72,14 +72,15 @@ _reshaping(
 )
 
 
-def _squeeze(x: Type, *, dims: tuple[int, ...] | None = None) -> Type:
-    drop = {axis(d, x.rank) for d in (range(x.rank) if dims is None else dims)}
+def _squeeze(x: Type, *, dims: int | tuple[int, ...] | None = None) -> Type:
+    named = range(x.rank) if dims is None else (dims,) if isinstance(dims, int) else dims
+    drop = {axis(d, x.rank) for d in named}
     return Type(x.dtype, (n for d, n in enumerate(x.shape) if d not in drop or n != 1))
 
 
 def _squeeze_name(node: Any) -> str:
     dims = node.attrs.get("dims")
-    return f"SqueezeBackward{0 if dims is None else 1 if len(dims) == 1 else 2}"
+    return f"SqueezeBackward{0 if dims is None else 1 if isinstance(dims, int) else 2}"
 
 
 _reshaping(
@@ -87,7 +88,7 @@ _reshaping(
     _squeeze,
     [
         Sample((f32(1, 3, 1),)),
-        Sample((f32(1, 3, 1),), {"dims": (-1,)}),
+        Sample((f32(1, 3, 1),), {"dims": -1}),
         Sample((f32(1, 3, 1),), {"dims": (0, 1)}),
         Sample((f32(),), {"dims": (0,)}),
     ],

@@ -394,6 +394,7 @@ composite(
         Sample((f32(2, 3, 4, 5),), _FOLD),
         Sample((f32(3, 4, 4),), {"size": (2, 2), "dilation": (1, 1), "padding": (0, 0), "stride": (1, 1)}),
     ],
+    grad_name="Im2ColBackward0",
     doc="Every window as a column: [..., C, S...] as [..., C * taps, places] (PyTorch's unfold).",
 )
 composite(
@@ -408,6 +409,7 @@ composite(
             {"output": (4, 4), "size": (2, 2), "dilation": (1, 1), "padding": (0, 0), "stride": (1, 1)},
         ),
     ],
+    grad_name="Col2ImBackward0",
     doc="Columns summed up where their windows overlap: the transpose of im2col (PyTorch's fold).",
 )
 

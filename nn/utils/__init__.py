@@ -1,7 +1,11 @@
 """`tracegrad.nn.utils`: clipping gradients, parameters as one vector, parametrised weights."""
 
+from . import parametrizations as parametrizations
+from . import parametrize as parametrize
+from . import rnn as rnn
 from .clip_grad import clip_grad_norm_, clip_grad_value_, clip_grads_with_norm_, get_total_norm
 from .convert_parameters import parameters_to_vector, vector_to_parameters
+from .weight_norm import remove_weight_norm, weight_norm
 
 __all__ = [
     "clip_grad_norm_",
@@ -9,5 +13,10 @@ __all__ = [
     "clip_grads_with_norm_",
     "get_total_norm",
     "parameters_to_vector",
+    "parametrizations",
+    "parametrize",
+    "remove_weight_norm",
+    "rnn",
     "vector_to_parameters",
+    "weight_norm",
 ]

@@ -7,10 +7,9 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ...ir.graph import Value
 from ...ir.op import REGISTRY
 from ..functions.shaping import cat
-from ..level import Level
+from ..level import Level, moved
 from ..library import ArgumentError, ArgumentTypeError
 from ..recording import user_location
 from ..tensor import Tensor
@@ -43,14 +42,6 @@ def _dim(d: int, rank: int, what: str, t: Any) -> int:
     if not -rank <= d < rank:
         raise ArgumentError(f"{_where()}: {what} {d} is out of range for a tensor of type {t}")
     return d % rank
-
-
-def _moved(trace: Any, v: Value, source: int, to: int) -> Value:
-    if source == to:
-        return v
-    order = [d for d in range(v.type.rank) if d != source]
-    order.insert(to, source)
-    return trace.permute(v, dims=tuple(order))
 
 
 def _batch_size(tensors: Sequence[Tensor], dims: Sequence[int | None]) -> int:
@@ -129,7 +120,7 @@ def _map(
 ) -> Any:
     with Level("vmap", size, randomness) as level:
         stand_ins = [
-            t if d is None else batch_input(level, t, _dim(d, t.dim(), "in_dims", t)) for t, d in zip(tensors, dims)
+            t if d is None else level.example_of(t, d % max(t.dim(), 1)) for t, d in zip(tensors, dims)
         ]
         output = func(*refilled(args, stand_ins), **kwargs)
         found = output_tensors("vmap", output)
@@ -140,22 +131,6 @@ def _map(
         made.append(_outside(level, t, v, low, d))
     level.finish()
     return refilled(output, made)
-
-
-def batch_input(level: Level, t: Tensor, dim: int) -> Tensor:
-    """A tensor of the level that stands for one example of `t`."""
-    parent: Any = level.parent
-    value: Any = _moved(parent, level.seen_outside(t), dim, 0)
-    made = level.input(value.type.with_shape(value.type.shape[1:]), value.requires_grad)
-    level.bind(made, value)
-    level.batched.add(made)
-
-    def write(new: TracedValue) -> None:
-        if new.type.rank < value.type.rank:
-            new = parent.expand(new, shape=value.type.shape)
-        t._put(level.free(_moved(parent, new, 0, dim)))  # type: ignore[arg-type]
-
-    return level.dressed(made, t, write)
 
 
 def _outside(level: Level, t: Tensor, v: TracedValue, low: TracedValue, d: int | None) -> Tensor:
@@ -172,4 +147,4 @@ def _outside(level: Level, t: Tensor, v: TracedValue, low: TracedValue, d: int |
     made: Any = low
     if v not in level.batched:
         made = parent.emit(REGISTRY["expand"], (low,), {"shape": (level.size, *v.type.shape)})
-    return level.tensor(_moved(parent, made, 0, d))  # type: ignore[arg-type]
+    return level.tensor(moved(parent, made, 0, d))  # type: ignore[arg-type]

@@ -11,7 +11,8 @@ from ...ir.errors import GradError
 from ...ir.forward import push_forward
 from ...ir.grad import backward as walk_back
 from ...ir.graph import Node
-from ..autograd import hooks_of
+from ..autograd import callbacks_of
+from ..hooks import LIVE, RETAINING
 from ..level import Kept, Level
 from ..library import ArgumentError, ArgumentTypeError
 from ..recording import STATE, LazyTrace, user_location
@@ -148,8 +149,8 @@ def gradients(
         def stop(v: Any) -> bool:
             return v.trace is not level or v.leaf is not None or not v.requires_grad
 
-        watched, on_grad = hooks_of(level, True)
-        found: dict[Any, Any] = walk_back(level, given, [*wrt, *watched], on_grad=on_grad, stop=stop)
+        calls = callbacks_of(level, True, ()).arguments() if LIVE or RETAINING else {}
+        found: dict[Any, Any] = walk_back(level, given, wrt, stop=stop, **calls)
     return [found.get(v) for v in wrt]
 
 

@@ -1,5 +1,5 @@
-"""Activations that PyTorch has at the top level too (`torch.celu`, `torch.logit`). The rest of nn.functional's are
-in nn/functional_activation.py."""
+"""Activations that PyTorch has at the top level too (`torch.celu`, `torch.logit`). The rest of
+nn.functional's are in nn/functional_activation.py."""
 
 from __future__ import annotations
 

@@ -76,6 +76,8 @@ def diff(
     if n < 0:
         raise OpError(f"diff(): n must not be negative, got {n}")
     axis = normalize_axis(dim, input.dim())
+    if not n:
+        return input.clone()  # type: ignore[attr-defined]
     parts = [t for t in (prepend, input, append) if t is not None]
     x = cat(parts, axis) if len(parts) > 1 else input
     for _ in range(n):

@@ -1,4 +1,5 @@
-"""Diagonals and triangles: diag, tril, tril_indices, trace; and writing into a slice or a diagonal of a copy."""
+"""Diagonals and triangles: diag, tril, tril_indices, trace; and writing into a slice or a diagonal of a
+copy."""
 
 from __future__ import annotations
 
@@ -81,7 +82,9 @@ def _triangle_indices(name: str, find: Callable[..., Any]) -> Callable[..., Tens
         return tensor(np.stack(find(row, offset, col)).astype(np.int64), dtype=dtype, device=device)
 
     fn.__name__ = fn.__qualname__ = name
-    fn.__doc__ = "Rows and columns `[2, count]` of the triangle of a `row` x `col` matrix, in row-major order."
+    fn.__doc__ = (
+        "Rows and columns `[2, count]` of the triangle of a `row` x `col` matrix, in row-major order."
+    )
     return fn
 
 

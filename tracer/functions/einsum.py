@@ -1,7 +1,7 @@
 """`einsum` of any expression: ellipses, diagonals, sizes that broadcast, sublists, any number of operands.
 
-What is parsed here becomes one op with an explicit result (ir/ops/linear_algebra.py), which chooses the order of
-contraction.
+What is parsed here becomes one op with an explicit result (ir/ops/linear_algebra.py), which chooses the order
+of contraction.
 """
 
 from __future__ import annotations
@@ -61,12 +61,11 @@ def expand_equation(equation: str, ranks: list[int]) -> str:
     if len(parts) != len(ranks):
         raise OpError(f"einsum(): {equation!r} has subscripts for {len(parts)} operands, got {len(ranks)}")
     wide = 0
-    for (head, tail), rank in zip(parts, ranks):
+    for k, ((head, tail), rank) in enumerate(zip(parts, ranks)):
         named = len(head) + len(tail or "")
         if rank < named or (tail is None and rank != named):
             raise OpError(
-                f"einsum(): {equation!r}: subscripts {head + ('...' if tail is not None else '') + (tail or '')!r} "
-                f"do not fit an operand of {rank} dimensions"
+                f"einsum(): {equation!r}: the subscripts of operand {k} do not fit its {rank} dimensions"
             )
         wide = max(wide, rank - named if tail is not None else 0)
     used = set(text)
@@ -95,9 +94,10 @@ def expand_equation(equation: str, ranks: list[int]) -> str:
 def einsum(*args: Any) -> Tensor:
     """Sums of products in Einstein's notation: `einsum("bik,bkj->bij", x, y)`.
 
-    A letter names a dimension; letters that the result lacks are summed over. A letter twice in one operand takes
-    its diagonal, `...` stands for any dimensions, which broadcast, and without `->` the result has the letters
-    that occur once, in alphabetical order. `einsum(x, [0, 1], y, [1, 2], [0, 2])` spells letters as numbers.
+    A letter names a dimension; letters that the result lacks are summed over. A letter twice in one operand
+    takes its diagonal, `...` stands for any dimensions, which broadcast, and without `->` the result has the
+    letters that occur once, in alphabetical order. `einsum(x, [0, 1], y, [1, 2], [0, 2])` spells letters as
+    numbers.
     """
     if not args:
         raise OpError("einsum(): expected an equation and operands")

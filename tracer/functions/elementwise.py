@@ -65,13 +65,17 @@ def _check_divisor(name: str, other: Any) -> None:
     else:
         zero = other == 0
     if zero:
-        raise OpError(f"{name}(): ZeroDivisionError: integers divided by zero; convert an operand with .float()")
+        raise OpError(
+            f"{name}(): ZeroDivisionError: integers divided by zero; convert an operand with .float()"
+        )
 
 
 def _binary(name: str, *, floating: bool = False) -> None:
     op = REGISTRY[name]
 
     def fn(input: Any, other: Any) -> Tensor:
+        if not isinstance(input, Tensor) and not isinstance(other, Tensor):
+            raise DTypeError(f"{name}(): expected a tensor, got two numbers: {input!r:.40} and {other!r:.40}")
         trace, (x, y) = values(input, other, floating=floating)
         if name in _DIVIDES and y.type.dtype.kind in "iu":
             _check_divisor(name, other)
@@ -167,6 +171,8 @@ def pow(input: Any, exponent: Any) -> Tensor:
             )
         x = as_value(trace, input, dtype)
         return Tensor(trace.emit(REGISTRY["pow_scalar"], (x,), {"exponent": exponent}))
+    if not isinstance(exponent, Tensor):
+        raise DTypeError(f"pow(): expected a tensor, got two numbers: {input!r:.40} and {exponent!r:.40}")
     trace, (x, y) = values(input, exponent)
     return Tensor(trace.emit(REGISTRY["pow"], (x, y), {}))
 
@@ -319,14 +325,17 @@ def frexp(input: Tensor) -> Any:
     size = FUNCTIONS["abs"](x.detach())
     usable = FUNCTIONS["logical_and"](FUNCTIONS["isfinite"](x), size > 0)
     guess = FUNCTIONS["floor"](FUNCTIONS["log2"](where(usable, size, 1.0))) + 1
-    # A logarithm next to a whole number may round to it: the mantissa says so. Halves avoid overflow.
-    half = FUNCTIONS["exp2"](-guess / 2)
-    mantissa = size * half * half
+    # A logarithm next to a whole number may round to it: the mantissa says so.
+    mantissa = _scaled_down(size, guess)
     guess = guess + (mantissa >= 1).to(x.dtype) - (mantissa < 0.5).to(x.dtype)  # type: ignore[attr-defined]
     guess = where(usable, guess, 0.0)
-    half = FUNCTIONS["exp2"](-FUNCTIONS["floor"](guess / 2))
-    rest = FUNCTIONS["exp2"](-(guess - FUNCTIONS["floor"](guess / 2)))
-    return Frexp(x * half * rest, guess.to(dtypes.int32))  # type: ignore[attr-defined]
+    return Frexp(_scaled_down(x, guess), guess.to(dtypes.int32))  # type: ignore[attr-defined]
+
+
+def _scaled_down(x: Tensor, power: Tensor) -> Tensor:
+    """`x / 2**power` for whole powers, in two steps: one alone could overflow."""
+    half = FUNCTIONS["floor"](power / 2)
+    return x * FUNCTIONS["exp2"](-half) * FUNCTIONS["exp2"](half - power)
 
 
 Frexp = namedtuple("frexp", ["mantissa", "exponent"])

@@ -111,7 +111,7 @@ def _basic(x: Tensor, index: tuple[Any, ...]) -> tuple[Tensor, list[Tensor | Non
     return out, advanced
 
 
-def checked_indices(trace: Any, index: Tensor, size: int, dim: int) -> Any:
+def checked_indices(trace: Any, index: Tensor, size: int, dim: int, name: str = "") -> Any:
     """An index tensor as an i64 value. Indices whose values are known are checked here; others wrap and are
     clamped natively."""
     v = as_value(trace, index, dtypes.int64)
@@ -120,7 +120,8 @@ def checked_indices(trace: Any, index: Tensor, size: int, dim: int) -> Any:
         low, high = int(known.array.min()), int(known.array.max())
         if low < -size or high >= size:
             bad = low if low < -size else high
-            raise IndexOutOfRange(f"index {bad} is out of bounds for dimension {dim} with size {size}")
+            where = f"{name}({v.type}): " if name else ""
+            raise IndexOutOfRange(f"{where}index {bad} is out of bounds for dimension {dim} with size {size}")
     return v
 
 
@@ -258,9 +259,11 @@ def gather(input: Tensor, dim: int, index: Tensor, *, sparse_grad: bool = False)
     d = normalize_axis(dim, input.dim())
     if not index.numel():  # of any shape
         return Tensor(trace.take_flat(input._value(), as_value(trace, index, dtypes.int64)))
-    x, i = vectors(trace, input, checked_indices(trace, index, extent(input, d), d))
+    x, i = vectors(trace, input, checked_indices(trace, index, extent(input, d), d, "gather"))
     out = trace.emit(REGISTRY["gather"], (x, i), {"dim": d})
-    return Tensor(out if out.type.shape == tuple(index.shape) else trace.reshape(out, shape=tuple(index.shape)))
+    return Tensor(
+        out if out.type.shape == tuple(index.shape) else trace.reshape(out, shape=tuple(index.shape))
+    )
 
 
 def extent(t: Tensor, dim: int) -> int:
@@ -279,7 +282,7 @@ def index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
     if trace.walked_back:
         ready(trace, input)
     d = normalize_axis(dim, input.dim())
-    x, i = vectors(trace, input, checked_indices(trace, index, extent(input, d), d))
+    x, i = vectors(trace, input, checked_indices(trace, index, extent(input, d), d, "index_select"))
     if i.type.rank != 1:
         raise IndexOutOfRange(f"index_select(): expected a vector of indices, got {index._value().type}")
     out: Any = trace.emit(REGISTRY["take"], (x, i), {"dim": d})
@@ -289,8 +292,8 @@ def index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
 def scatter(
     input: Tensor, dim: int, index: Tensor, src: Any = None, *, value: Any = None, reduce: str | None = None
 ) -> Tensor:
-    """`input` with `src` (a tensor or a number) written at `index` along `dim`, or combined with what is there:
-    `reduce` is None, `"add"` or `"multiply"`."""
+    """`input` with `src` (a tensor or a number) written at `index` along `dim`, or combined with what is
+    there: `reduce` is None, `"add"` or `"multiply"`."""
     trace = STATE.trace
     if trace.walked_back:
         ready(trace, input, src)
@@ -299,14 +302,13 @@ def scatter(
         raise OpError(f"scatter(): reduce must be None, 'add' or 'multiply', not {reduce!r}")
     if isinstance(src, Tensor) and src.dtype is not input.dtype:
         raise DTypeError(
-            f"scatter(): expected a source of dtype {input.dtype}, got {src._value().type}; convert with .to()"
+            f"scatter(): expected a source of dtype {input.dtype}, got {src._value().type}; use .to()"
         )
     d = normalize_axis(dim, input.dim())
     if not index.numel():
         return clone_of(input)
-    x, i, s = vectors(
-        trace, input, checked_indices(trace, index, extent(input, d), d), as_value(trace, src, input.dtype)
-    )
+    at = checked_indices(trace, index, extent(input, d), d, "scatter")
+    x, i, s = vectors(trace, input, at, as_value(trace, src, input.dtype))
     if not isinstance(src, Tensor):
         s = broadcast_value(s, i.type.shape)
     elif s.type.shape != i.type.shape:  # PyTorch reads the leading part

@@ -1,5 +1,5 @@
-"""Putting tensors together and taking them apart: the stacks, meshgrid, tensor_split, repeat_interleave and their
-kin."""
+"""Putting tensors together and taking them apart: the stacks, meshgrid, tensor_split, repeat_interleave and
+their kin."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _at_least(rank: int, reshaped: Callable[[Tensor], Tensor]) -> Callable[..., 
         return out[0] if single else out
 
     fn.__name__ = fn.__qualname__ = f"atleast_{rank}d"
-    fn.__doc__ = f"Tensors with at least {rank} dimensions: views with dimensions of size 1 added where there are fewer."
+    fn.__doc__ = f"The tensors, seen with dimensions of size 1 added where they have fewer than {rank}."
     return fn
 
 
@@ -148,7 +148,9 @@ def split_with_sizes(input: Tensor, split_sizes: Sequence[int], dim: int = 0) ->
     return split(input, list(split_sizes), dim)
 
 
-def tensor_split(input: Tensor, indices_or_sections: Any = None, dim: int = 0, **names: Any) -> tuple[Tensor, ...]:
+def tensor_split(
+    input: Tensor, indices_or_sections: Any = None, dim: int = 0, **names: Any
+) -> tuple[Tensor, ...]:
     """Views of `n` parts of nearly equal size along `dim`, or of the parts between the given indices."""
     spec = indices_or_sections
     for name in ("indices", "sections"):
@@ -164,7 +166,7 @@ def tensor_split(input: Tensor, indices_or_sections: Any = None, dim: int = 0, *
             raise OpError(f"tensor_split(): the number of parts must be positive, got {spec}")
         small, extra = divmod(n, spec)
         ends = [min(k, extra) + small * k for k in range(spec + 1)]
-        return tuple(narrow(input, d, a, b - a) for a, b in zip(ends, ends[1:]))
+        return tuple(narrow(input, d, a, b - a) for a, b in itertools.pairwise(ends))
     ends = [slice(None, i).indices(n)[1] for i in spec]
     return tuple(narrow(input, d, min(a, n), max(b - a, 0)) for a, b in zip([0, *ends], [*ends, n]))
 

@@ -1,4 +1,5 @@
-"""Products: matmul and its kin, linear, the sums of a matrix and a product, distances. Einsum is in einsum.py."""
+"""Products: matmul and its kin, linear, the sums of a matrix and a product, distances. Einsum is in
+einsum.py."""
 
 from __future__ import annotations
 
@@ -88,7 +89,7 @@ def _added(name: str, ranks: tuple[int, int], names: tuple[str, str]) -> None:
         v = same_dtype(name, input, x, y)
         if (v[1].type.rank, v[2].type.rank) != ranks:
             raise OpError(
-                f"{name}({', '.join(str(t.type) for t in v)}): expected operands of {ranks[0]} and {ranks[1]} "
+                f"{name}({', '.join(str(t.type) for t in v)}): expected {ranks[0]} and {ranks[1]} "
                 f"dimensions after the first"
             )
         beta, alpha = _scales(v[0].type.dtype, beta, alpha)
@@ -146,12 +147,15 @@ def addr(input: Tensor, vec1: Tensor, vec2: Tensor, *, beta: Any = 1, alpha: Any
 
 def _fitting(name: str, input: Tensor, product: Tensor) -> Tensor:
     if broadcast_shapes(tuple(input.shape), tuple(product.shape)) != tuple(product.shape):
-        raise OpError(f"{name}(): {input._value().type} does not broadcast to the product {product._value().type}")
+        raise OpError(
+            f"{name}(): {input._value().type} does not broadcast to the product {product._value().type}"
+        )
     return input
 
 
 def tensordot(a: Tensor, b: Tensor, dims: Any = 2) -> Tensor:
-    """Products summed over `dims`: a number n (the last n of `a` with the first n of `b`), or a pair of lists."""
+    """Products summed over `dims`: a number n (the last n of `a` with the first n of `b`), or a pair of
+    lists."""
     x, y = same_dtype("tensordot", a, b)
     if isinstance(dims, Tensor):
         dims = dims.tolist()
@@ -162,7 +166,9 @@ def tensordot(a: Tensor, b: Tensor, dims: Any = 2) -> Tensor:
     else:
         left, right = ([d] if isinstance(d, int) else list(d) for d in dims)
     if len(left) != len(right):
-        raise OpError(f"tensordot(): as many dimensions of each operand must be summed, got {left} and {right}")
+        raise OpError(
+            f"tensordot(): as many dimensions of each operand must be summed, got {left} and {right}"
+        )
     letters = iter("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
     one = [next(letters) for _ in range(a.dim())]
     two = [next(letters) for _ in range(b.dim())]
@@ -221,7 +227,9 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
 
 def chain_matmul(*matrices: Tensor) -> Tensor:
     """The product of a chain of matrices, in the order that takes the fewest multiplications."""
-    given: Sequence[Tensor] = matrices[0] if len(matrices) == 1 and not isinstance(matrices[0], Tensor) else matrices
+    given: Sequence[Tensor] = (
+        matrices[0] if len(matrices) == 1 and not isinstance(matrices[0], Tensor) else matrices
+    )
     letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(given) + 1]
     spec = ",".join(letters[k : k + 2] for k in range(len(given))) + f"->{letters[0]}{letters[-1]}"
     return Tensor(STATE.trace.emit(REGISTRY["einsum"], same_dtype("chain_matmul", *given), {"spec": spec}))
@@ -233,4 +241,3 @@ for _fn in (
 ):  # fmt: skip
     FUNCTIONS[_fn.__name__] = _fn
 FUNCTIONS["ger"] = outer
-

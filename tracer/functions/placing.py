@@ -1,4 +1,5 @@
-"""Reading and writing at positions that are data: take, put, index_add and its kin, scatter_reduce, masked_scatter."""
+"""Reading and writing at positions that are data: take, put, index_add and its kin, scatter_reduce,
+masked_scatter."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ def _start(name: str, *tensors: Any) -> Any:
 def take(input: Tensor, index: Tensor) -> Tensor:
     """Elements at positions of the flattened tensor, in the shape of `index`."""
     trace = _start("take", input, index)
-    i = checked_indices(trace, index, input.numel(), 0)
+    i = checked_indices(trace, index, input.numel(), 0, "take")
     return Tensor(trace.emit(REGISTRY["take_flat"], (input._value(), i), {}))
 
 
@@ -38,13 +39,14 @@ def put(input: Tensor, index: Tensor, source: Tensor, accumulate: bool = False) 
     """`input` with `source` written (or added) at positions of the flattened tensor."""
     trace = _start("put", input, index, source)
     _same_dtype("put", input, source)
-    i = checked_indices(trace, index, input.numel(), 0)
+    i = checked_indices(trace, index, input.numel(), 0, "put")
     attrs = {"accumulate": bool(accumulate)}
     return Tensor(trace.emit(REGISTRY["put"], (input._value(), i, source._value()), attrs))
 
 
 def take_along_dim(input: Tensor, indices: Tensor, dim: int | None = None) -> Tensor:
-    """Elements at `indices` along `dim`, the other dimensions broadcast; of the flattened tensor without `dim`."""
+    """Elements at `indices` along `dim`, the other dimensions broadcast; of the flattened tensor without
+    `dim`."""
     if indices.dtype is not dtypes.int64:
         raise DTypeError(f"take_along_dim(): indices must be int64, got {indices._value().type}")
     if dim is None:
@@ -52,7 +54,8 @@ def take_along_dim(input: Tensor, indices: Tensor, dim: int | None = None) -> Te
     d = normalize_axis(dim, input.dim())
     if input.dim() != indices.dim():
         raise OpError(
-            f"take_along_dim(): expected as many dimensions, got {input._value().type} and {indices._value().type}"
+            f"take_along_dim(): expected as many dimensions, got {input._value().type} and "
+            f"{indices._value().type}"
         )
     x, i = list(input.shape), list(indices.shape)
     size, count = x[d], i[d]
@@ -65,14 +68,16 @@ def take_along_dim(input: Tensor, indices: Tensor, dim: int | None = None) -> Te
 def _same_dtype(name: str, input: Tensor, source: Tensor) -> None:
     if input.dtype is not source.dtype:
         raise DTypeError(
-            f"{name}(): expected a source of dtype {input.dtype}, got {source._value().type}; convert with .to()"
+            f"{name}(): expected a source of dtype {input.dtype}, got {source._value().type}; use .to()"
         )
 
 
-def _as_vectors(trace: Any, input: Tensor, dim: int, index: Tensor, source: Any) -> tuple[Any, Any, Any, int]:
+def _as_vectors(
+    name: str, trace: Any, input: Tensor, dim: int, index: Tensor, source: Any
+) -> tuple[Any, Any, Any, int]:
     """Values with scalars as vectors of one element, and the normalised dimension."""
     d = normalize_axis(dim, input.dim())
-    i = checked_indices(trace, index, extent(input, d), d)
+    i = checked_indices(trace, index, extent(input, d), d, name)
     if not isinstance(source, Tensor):
         return (*vectors(trace, input, i), None, d)
     s = source._value()
@@ -89,7 +94,7 @@ def index_add(input: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: 
     """`input` with `alpha * source` added at positions `index` of `dim`."""
     trace = _start("index_add", input, index, source)
     _same_dtype("index_add", input, source)
-    x, i, s, d = _as_vectors(trace, input, dim, index, source)
+    x, i, s, d = _as_vectors("index_add", trace, input, dim, index, source)
     attrs = {"dim": d} if alpha == 1 else {"dim": d, "alpha": alpha}
     return _shaped(trace, trace.emit(REGISTRY["index_add"], (x, i, s), attrs), input)
 
@@ -98,7 +103,7 @@ def index_copy(input: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor
     """`input` with the slices of `source` written at positions `index` of `dim`."""
     trace = _start("index_copy", input, index, source)
     _same_dtype("index_copy", input, source)
-    x, i, s, d = _as_vectors(trace, input, dim, index, source)
+    x, i, s, d = _as_vectors("index_copy", trace, input, dim, index, source)
     return _shaped(trace, trace.emit(REGISTRY["index_copy"], (x, i, s), {"dim": d}), input)
 
 
@@ -108,7 +113,7 @@ def index_fill(input: Tensor, dim: int, index: Tensor, value: Any) -> Tensor:
     if isinstance(value, Tensor) and value.dim():
         raise OpError(f"index_fill(): value must be a number or a 0-d tensor, got {value._value().type}")
     v = as_value(trace, value, input.dtype)
-    x, i, _, d = _as_vectors(trace, input, dim, index, None)
+    x, i, _, d = _as_vectors("index_fill", trace, input, dim, index, None)
     return _shaped(trace, trace.emit(REGISTRY["index_fill"], (x, i, v), {"dim": d}), input)
 
 
@@ -128,7 +133,7 @@ def scatter_reduce(
     if reduce not in _REDUCTIONS:
         raise OpError(f"scatter_reduce(): reduce must be one of {', '.join(_REDUCTIONS)}, got {reduce!r}")
     _same_dtype("scatter_reduce", input, src)
-    x, i, s, d = _as_vectors(trace, input, dim, index, src)
+    x, i, s, d = _as_vectors("scatter_reduce", trace, input, dim, index, src)
     if s.type.shape != i.type.shape:  # the leading part is read
         zero = (0,) * s.type.rank
         s = trace.slice(s, start=zero, stop=i.type.shape, step=(1,) * s.type.rank)
@@ -139,7 +144,8 @@ def scatter_reduce(
 def index_reduce(
     input: Tensor, dim: int, index: Tensor, source: Tensor, reduce: str, *, include_self: bool = True
 ) -> Tensor:
-    """`input` combined with the slices of `source` at positions `index` of `dim`; `reduce` as `scatter_reduce`."""
+    """`input` combined with the slices of `source` at positions `index` of `dim`; `reduce` as
+    `scatter_reduce`."""
     d = normalize_axis(dim, input.dim())
     shape = [-1 if k == d else 1 for k in range(max(source.dim(), 1))]
     wide = expand(reshape(index, shape), tuple(source.shape)) if source.dim() else index
@@ -163,7 +169,7 @@ def argwhere(input: Tensor) -> Tensor:
 
 
 for _fn in (
-    take, put, take_along_dim, index_add, index_copy, index_fill, scatter_reduce, index_reduce, masked_scatter,
-    argwhere,
+    take, put, take_along_dim, index_add, index_copy, index_fill, scatter_reduce, index_reduce,
+    masked_scatter, argwhere,
 ):  # fmt: skip
     FUNCTIONS[_fn.__name__] = _fn

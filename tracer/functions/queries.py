@@ -7,6 +7,7 @@ from typing import Any
 
 from ...ir import dtypes
 from ...ir.dtypes import DType
+from ...ir.errors import DTypeError, OpError
 from ..operands import tensor_operand
 from ..tensor import Tensor
 from .elementwise import FUNCTIONS as E
@@ -26,6 +27,12 @@ def isclose(
     input: Tensor, other: Tensor, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False
 ) -> Tensor:
     """Elementwise `|input - other| <= atol + rtol * |other|`; equal infinities are close."""
+    tensor_operand(input, "isclose(): input")
+    tensor_operand(other, "isclose(): other")
+    if rtol < 0 or atol < 0:
+        raise OpError(f"isclose(): rtol and atol must not be negative, got {rtol} and {atol}")
+    if input.dtype is not other.dtype:
+        raise DTypeError(f"isclose(): expected tensors of one dtype, got {input.dtype} and {other.dtype}")
     near = input == other
     if dtypes.bool_ in (input.dtype, other.dtype):
         return near

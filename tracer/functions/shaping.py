@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...ir.dtypes import DType
-from ...ir.errors import IndexOutOfRange, OpError
+from ...ir.errors import DTypeError, IndexOutOfRange, OpError
 from ...ir.op import REGISTRY
 from ...ir.types import broadcast_shapes, normalize_axis
 from ...runtime.buffers import copy_of
@@ -78,7 +78,7 @@ def _bits_as(input: Tensor, dtype: DType) -> Tensor:
         return Tensor(STATE.trace.emit(REGISTRY["bitcast"], (input._value(),), {"dtype": dtype}))
     array = np.ascontiguousarray(input.detach()._array())
     last = array.shape[-1] * array.itemsize if array.ndim else array.itemsize
-    if last % dtype.itemsize or not array.ndim and dtype.itemsize != array.itemsize:
+    if last % dtype.itemsize or (not array.ndim and dtype.itemsize != array.itemsize):
         raise OpError(f"view(): the last dimension of {input._value().type} does not divide into {dtype}")
     return concrete(copy_of(array.view(dtype.numpy), dtype))
 
@@ -161,10 +161,11 @@ def unsqueeze(input: Tensor, dim: int) -> Tensor:
 
 def squeeze(input: Tensor, dim: Any = None) -> Tensor:
     """Dimensions of size 1 dropped: all, or those in `dim`."""
-    shape = tuple(input.shape)
-    dims = range(len(shape)) if dim is None else ((dim,) if isinstance(dim, int) else dim)
-    gone = tuple(d for d in (normalize_axis(d, len(shape)) for d in dims) if shape and shape[d] == 1)
-    return make_view(input, REGISTRY["squeeze"], {"dims": gone})
+    if dim is None:
+        return make_view(input, REGISTRY["squeeze"], {})
+    rank = input.dim()
+    dims = normalize_axis(dim, rank) if isinstance(dim, int) else tuple(normalize_axis(d, rank) for d in dim)
+    return make_view(input, REGISTRY["squeeze"], {"dims": dims})
 
 
 def expand(input: Tensor, *sizes: Any, size: Any = None, implicit: bool = False) -> Tensor:
@@ -185,6 +186,8 @@ def expand_as(input: Tensor, other: Tensor) -> Tensor:
 
 def narrow(input: Tensor, dim: int, start: int, length: int) -> Tensor:
     """`length` elements from `start` along `dim`."""
+    if not input.dim():
+        raise OpError("narrow(): a scalar has no dimension to narrow")
     d = normalize_axis(dim, input.dim())
     n = input.shape[d]
     start = int(start)
@@ -219,6 +222,8 @@ def select(input: Tensor, dim: int, index: int) -> Tensor:
 
 def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """Tensors joined along an existing dimension."""
+    if isinstance(tensors, Tensor):
+        raise DTypeError(f"cat(): expected a sequence of tensors, got one of type {tensors._value().type}")
     tensors = list(tensors)
     if not tensors:
         raise OpError("cat(): expected a non-empty sequence of tensors")
@@ -330,7 +335,7 @@ def roll(input: Tensor, shifts: Any, dims: Any = ()) -> Tensor:
     if len(by) != len(axes):
         raise OpError(f"roll(): expected one shift for each dimension, got shifts={by} and dims={axes}")
     if not input.dim():
-        return clone_of(input)
+        raise IndexOutOfRange(f"roll(): a scalar has no dimension {axes[0]}")
     attrs = {"shifts": by, "dims": tuple(normalize_axis(d, input.dim()) for d in axes)}
     return Tensor(STATE.trace.emit(REGISTRY["roll"], (input._value(),), attrs))
 
@@ -362,6 +367,21 @@ def rot90(input: Tensor, k: int = 1, dims: Sequence[int] = (0, 1)) -> Tensor:
     if turns == 2:
         return flip(input, a, b)
     return clone_of(transpose(flip(input, a), a, b) if turns else input)
+
+
+def as_strided(
+    input: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None
+) -> Tensor:
+    """A view of the tensor's memory: element `i` lies at `storage_offset + sum(i * stride)`, in elements,
+    from where the memory (not this view) begins."""
+    offset = input.storage_offset() if storage_offset is None else int(storage_offset)
+    attrs = {"size": tuple(int(n) for n in size), "stride": tuple(int(n) for n in stride), "offset": offset}
+    whole = input
+    if input._view is not None:  # seen from the memory's base, through which gradients still flow
+        whole = Tensor.__new__(Tensor)
+        whole._storage, whole._view, whole._cached, whole._hold = input._storage, None, None, None
+        whole._version_seen, whole._grad, whole._hooks, whole._retains = 0, None, None, False
+    return make_view(whole, REGISTRY["as_strided"], attrs)
 
 
 def ravel(input: Tensor) -> Tensor:
@@ -412,7 +432,7 @@ def unfold(input: Tensor, dimension: int, size: int, step: int) -> Tensor:
 for _fn in (
     view, reshape, flatten, unflatten, permute, transpose, t, movedim, unsqueeze, squeeze, expand,
     expand_as, narrow, select, cat, stack, split, chunk, unbind, diagonal, flip, repeat, tile, broadcast_to,
-    contiguous, roll, fliplr, flipud, rot90, ravel, narrow_copy, sum_to_size,
+    contiguous, roll, fliplr, flipud, rot90, ravel, narrow_copy, sum_to_size, as_strided,
 ):  # fmt: skip
     FUNCTIONS[_fn.__name__] = _fn
 FUNCTIONS["concat"] = cat

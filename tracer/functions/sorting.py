@@ -207,7 +207,7 @@ def nanquantile(
 
 
 def _fresh(array: Any, dtype: Any) -> Tensor:
-    return concrete(copy_of(np.ascontiguousarray(array), dtype))
+    return concrete(copy_of(np.asarray(array), dtype))
 
 
 def _chosen(values: Tensor, inverse: Any, counts: Any, return_inverse: bool, return_counts: bool) -> Any:

@@ -126,7 +126,7 @@ def bincount(input: Tensor, weights: Tensor | None = None, minlength: int = 0) -
 
 
 def histc(input: Tensor, bins: int = 100, min: float = 0, max: float = 0) -> Tensor:
-    """How many elements lie in each of `bins` equal bins from `min` to `max` (both 0: the data's own range).
+    """How many elements lie in each of `bins` equal bins from `min` to `max` (equal: the data's own range).
     What lies outside, and NaN, does not count."""
     trace: Any = start("histc", input)
     if input.dtype.kind != "f":
@@ -137,7 +137,7 @@ def histc(input: Tensor, bins: int = 100, min: float = 0, max: float = 0) -> Ten
         raise OpError(f"histc(): max must not be less than min, got {max} < {min}")
     d, n = input.dtype, input.numel()
     b, x = trace, trace.reshape(input.detach()._value(), shape=(n,))
-    if min == max == 0 and n:
+    if min == max and n:
         low, high = b.amin(x, axes=(0,)), b.amax(x, axes=(0,))
     else:
         low, high = b.literal(min, d), b.literal(max, d)
