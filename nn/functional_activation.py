@@ -15,9 +15,11 @@ from ..tracer.operands import get_default_dtype, tensor_operand
 from ..tracer.tensor import Tensor, apply
 
 
-def _activation(name: str, takes_integers: bool = False, **parameters: Any) -> Callable[..., Any]:
+def _activation(
+    name: str, takes_integers: bool = False, check: Callable[..., None] | None = None, **parameters: Any
+) -> Callable[..., Any]:
     """`name(input, *parameters)` from the op of that name. `inplace`, where it is a parameter, overwrites the
-    input; integers become floats where they are taken."""
+    input; integers become floats where they are taken, and `check` sees the parameters."""
     op = REGISTRY[name]
     order = tuple(parameters)
     can_overwrite = parameters.pop("inplace", None) is not None
@@ -39,6 +41,8 @@ def _activation(name: str, takes_integers: bool = False, **parameters: Any) -> C
                 given[key] = value
             overwrite = can_overwrite and given.pop("inplace", False)
             attrs.update(given)
+            if check is not None:
+                check(**attrs)
         if takes_integers and input.dtype.kind != "f":
             input = input.to(get_default_dtype())  # type: ignore[attr-defined]
         out = apply(op, input, **attrs)
@@ -58,6 +62,16 @@ def _overwriting(function: Callable[..., Any]) -> Callable[..., Any]:
     return overwrite
 
 
+def _check_bounds(min_val: float, max_val: float) -> None:
+    if min_val > max_val:
+        raise ArgumentError(f"hardtanh(): min_val {min_val} is above max_val {max_val}")
+
+
+def _check_lambd(lambd: float) -> None:
+    if lambd < 0:
+        raise ArgumentError(f"softshrink(): lambd must not be negative, got {lambd}")
+
+
 relu = _activation("relu", inplace=False)
 relu6 = _activation("relu6", inplace=False)
 leaky_relu = _activation("leaky_relu", negative_slope=0.01, inplace=False)
@@ -68,13 +82,13 @@ gelu = _activation("gelu", approximate="none")
 silu = _activation("silu", inplace=False)
 mish = _activation("mish", inplace=False)
 softplus = _activation("softplus", beta=1.0, threshold=20.0)
-hardtanh = _activation("hardtanh", min_val=-1.0, max_val=1.0, inplace=False)
+hardtanh = _activation("hardtanh", check=_check_bounds, min_val=-1.0, max_val=1.0, inplace=False)
 hardswish = _activation("hardswish", inplace=False)
 hardsigmoid = _activation("hardsigmoid", inplace=False)
 softsign = _activation("softsign", takes_integers=True)
 tanhshrink = _activation("tanhshrink", takes_integers=True)
 hardshrink = _activation("hardshrink", lambd=0.5)
-softshrink = _activation("softshrink", lambd=0.5)
+softshrink = _activation("softshrink", check=_check_lambd, lambd=0.5)
 logsigmoid = _activation("logsigmoid")
 glu = _activation("glu", dim=-1)
 sigmoid: Callable[..., Any] = elementwise.FUNCTIONS["sigmoid"]

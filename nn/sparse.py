@@ -99,7 +99,8 @@ class Embedding(_Table):
         norm_type: float = 2.0, scale_grad_by_freq: bool = False, sparse: bool = False,
     ) -> Any:  # fmt: skip
         options = (padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
-        return cls(*embeddings.shape, *options, _weight=embeddings, _freeze=freeze)
+        count, size = embeddings.shape
+        return cls(count, size, *options, _weight=embeddings, _freeze=freeze)
 
     def forward(self, input: Tensor) -> Tensor:
         options = (self.padding_idx, self.max_norm, self.norm_type, self.scale_grad_by_freq, self.sparse)
@@ -152,8 +153,9 @@ class EmbeddingBag(_Table):
         scale_grad_by_freq: bool = False, mode: str = "mean", sparse: bool = False,
         include_last_offset: bool = False, padding_idx: int | None = None,
     ) -> Any:  # fmt: skip
+        count, size = embeddings.shape
         options = (max_norm, norm_type, scale_grad_by_freq, mode, sparse, embeddings, include_last_offset)
-        made = cls(*embeddings.shape, *options, padding_idx)
+        made = cls(count, size, *options, padding_idx)
         made.weight.requires_grad_(not freeze)
         return made
 

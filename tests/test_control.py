@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import tracegrad as tg
-from control_tools import both, close, gradients, leaf, loops, traced
+from control_steps import both, close, gradients, leaf, loops, traced
 from tracegrad.ir.graph import Graph
 from tracegrad.ir.passes import optimize
 
@@ -130,7 +130,7 @@ def same_gradients(loop: Callable[..., Any], unrolled: Callable[..., Any], *leav
 
     for x, y in zip(both(lambda *ls: second(loop, *ls), *leaves), second(unrolled, *leaves)):
         close(x, y, rtol=2e-3)
-    graph, _ = traced(lambda *ls: gradients(loop, *ls), *leaves)
+    graph = traced(lambda *ls: gradients(loop, *ls), *leaves)
     return optimize(graph, verify=True)
 
 
@@ -293,9 +293,9 @@ def test_one_forward_loop_is_left_of_a_training_step() -> None:
     def loss(x: Any, w: Any) -> Any:
         return tg.scan(lambda c, v: ((c * w + v).tanh(), c), tg.zeros(3), x)[1].pow(2).sum()
 
-    graph, _ = traced(lambda x, w: gradients(loss, x, w), x, w)
+    graph = traced(lambda x, w: gradients(loss, x, w), x, w)
     assert len(loops(graph)) == 2
-    graph, _ = traced(
+    graph = traced(
         lambda x, w: tg.autograd.grad(
             sum(g.pow(2).sum() for g in tg.autograd.grad(loss(x, w), (x, w), create_graph=True)), (x, w)
         ),

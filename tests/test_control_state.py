@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tracegrad as tg
-from control_tools import close, gradients, leaf, traced
+from control_steps import close, gradients, leaf, traced
 from tracegrad import nn
 from tracegrad.ir.errors import DTypeError, GradError, OpError, TraceError
 from tracegrad.ir.passes import optimize
@@ -191,7 +191,7 @@ def test_changing_numbers_do_not_make_new_programs() -> None:
 def test_length_does_not_change_the_size_of_the_program() -> None:
     def size(n: int) -> int:
         x, w = leaf(n, 2), leaf(2, 2)
-        graph, _ = traced(
+        graph = traced(
             lambda x, w: gradients(
                 lambda x, w: tg.scan(lambda h, v: ((h @ w + v).tanh(), None), tg.zeros(2), x)[0].sum(), x, w
             ),
@@ -209,7 +209,7 @@ def test_python_loops_over_ranges_unroll() -> None:
             x = x * 2
         return x
 
-    graph, _ = traced(f, tg.ones(2))
+    graph = traced(f, tg.ones(2))
     assert [n.op.name for n in graph.nodes].count("mul") == 3
 
 

@@ -249,7 +249,7 @@ def test_errors_name_the_op_and_the_line() -> None:
 def scheduled(
     machine: MachineModel, shapes: tuple[tuple[int, ...], tuple[int, ...]], attrs: dict[str, Any]
 ) -> list[Strategy]:
-    """Checks a convolution's loops, and those of its gradients, in the loop interpreter; how they are tiled."""
+    """Checks the loops of a convolution and its gradients in the loop interpreter; how they are tiled."""
     graph = Graph("conv")
     b = Builder(graph)
     x, w = (graph.add_input(Type(float32, s)) for s in shapes)

@@ -171,6 +171,8 @@ contract matmul linear layer_norm rms_norm group_norm batch_norm batch_norm_eval
 binary_cross_entropy_with_logits cross_entropy kl_div take gather index index_put scatter slice
 slice_put pad concat permute expand reshape diagonal scaled_dot_product_attention glu
 cosine_similarity embedding cond while scan
+convolution convolution_input_grad convolution_weight_grad windows windows_sum window_terms
+max_pool avg_pool adaptive_avg_pool adaptive_max_pool upsample pad_around
 """
 
 

@@ -35,7 +35,8 @@ class Checks(Callbacks):
         self.made.append((node, [None if g is None else self.show(g) for g in found]))
         return found
 
-    def finish(self) -> None:
+    def finish(self, found: dict[Any, Any]) -> None:
+        super().finish(found)
         if not _Mode.check_nan or not isinstance(self.trace, LazyTrace):
             return  # inside a compiled function gradients have no contents yet
         for node, tensors in self.made:

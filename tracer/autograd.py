@@ -179,7 +179,7 @@ def _run(
                 if t is not None and id(t) in callbacks.many:
                     callbacks.many.discard(id(t))
                     _hook_sum(trace, t, leaves, found, callbacks)
-            callbacks.finish()
+            callbacks.finish(found)
     if not keep:
         release(trace, *_results(nodes), values)
     return leaves, found

@@ -111,19 +111,24 @@ class Callbacks:
         self.trace, self.show, self.add, self.many = trace, show, add, many
         self.retained = _retained()
         self.kept: list[Any] = []
+        self.raw: dict[Any, Any] = {}
+        self.walked: set[Node] = set()
 
     def arguments(self) -> dict[str, Any]:
         """What the walk takes."""
         return {"on_grad": self.on_grad, "on_node": self.on_node, "keep": self.keep}
 
-    def finish(self) -> None:
-        """Called after the walk."""
+    def finish(self, found: dict[Any, Any]) -> None:
+        """Called after the walk. Of a value between the roots and others that are asked for, what is given is
+        the gradient that came in, as PyTorch has it: its hooks change what flows on."""
+        found.update((v, g) for v, g in self.raw.items() if v in found and v.node in self.walked)
 
     def on_grad(self, v: Any, g: Any) -> Any:
         """The gradient of `v`, after its hooks."""
         if v.leaf is not None:
             leaf = v.leaf()
             return g if leaf is None or id(leaf) in self.many else self.of_leaf(leaf, g)
+        self.raw[v] = g
         hooks = hooks_of_value(v)
         if hooks is not None and hooks.gradient:
             g = self.run(hooks.gradient, g)
@@ -146,6 +151,7 @@ class Callbacks:
 
     def on_node(self, node: Node, outs: Any, run: Callable[[Any], Any]) -> Any:
         """The gradients of a node's operands, after its hooks."""
+        self.walked.add(node)
         hooks = hooks_of_value(node.results[0])
         if hooks is None or not (hooks.before or hooks.after):
             return run(outs)

@@ -20,6 +20,7 @@ from ..ir.errors import DTypeError, GradError, TraceError
 from ..ir.op import REGISTRY, Op
 from ..runtime.buffers import Buffer
 from ..runtime.tensor_bytes import from_bytes, to_bytes
+from . import detached
 from .description import Description
 from .hooks import HookHandle, HookTable, own_hooks, retain
 from .meta import GradFn, View
@@ -27,6 +28,9 @@ from .meta import Size as Size
 from .meta import device as device
 from .recording import STATE, Trace
 from .values import Storage, TracedValue, history
+
+
+_DETACH = REGISTRY["detach"]
 
 
 class Tensor(Description):
@@ -81,12 +85,14 @@ class Tensor(Description):
             # Compiled functions write native storages without a new version.
             if cached.trace is trace or (cached.buffer and trace is STATE.lazy and not storage.native):
                 return cached
-        value: Any = storage.value
         # The view was made once: that it is read under no_grad() now does not cut it off.
         enabled, trace.grad_enabled = trace.grad_enabled, True
         try:
-            for op, attrs in view:
-                value = trace.emit(op, (value,), attrs)
+            value: Any = detached.read(trace, storage, view) if detached.WRITTEN else None
+            if value is None:
+                value = storage.value
+                for op, attrs in view:
+                    value = trace.emit(op, (value,), attrs)
         finally:
             trace.grad_enabled = enabled
         self._cache(value)
@@ -113,22 +119,13 @@ class Tensor(Description):
         if self._view is None:
             storage.put(_with_history(trace, storage, new) if unseen else new)
             return self
-        bases: list[Any] = [storage.value]
-        for op, attrs in self._view[:-1]:
-            bases.append(trace.emit(op, (bases[-1],), attrs))
-        value: Any = new
-        for (op, attrs), base in zip(reversed(self._view), reversed(bases)):
-            if op.unview is None:
-                raise TraceError(
-                    f"writing in place through {op.name} is not possible: several elements share memory; "
-                    f"clone() it first"
-                )
-            value = op.unview(trace, base, value, **attrs)
+        apart = detached.write(trace, storage, self._view, new) if unseen else None
+        value: Any = apart if apart is not None else detached.put_back(trace, storage.value, self._view, new)
         if unseen:
             value = _with_history(trace, storage, value)
         storage.put(value)
         # Where gradients flow, they flow through the base.
-        self._cache(None if value.requires_grad else new)
+        self._cache(None if value.requires_grad or apart is not None else new)
         return self
 
     def _buffer(self) -> Buffer:
@@ -447,7 +444,8 @@ def make_view(t: Tensor, op: Op, attrs: dict[str, Any]) -> Tensor:
     value = trace.emit(op, (t._value(),), attrs)
     out = Tensor.__new__(Tensor)
     out._storage = t._storage
-    out._view = (*(t._view or ()), (op, attrs))
+    step = detached.DetachPoint((op, attrs)) if op is _DETACH else (op, attrs)
+    out._view = (*(t._view or ()), step)
     out._cache(value)
     out._grad = None
     out._hooks = None

@@ -185,7 +185,9 @@ def emit_scatter(
         if how != "none":
             combine = {"add": "add", "prod": "mul", "amax": "maximum", "amin": "minimum"}[how]
             bool_op = {"add": "or_", "mul": "and_"}.get(combine, combine)
-            old = Load(out, (target,), condition)
+            # Anchored here: the place may be the same in every iteration, what is there is not.
+            old = Local("old", out.dtype)
+            s.anchor(old, s.let(s.load(Load(out, (target,), condition)), "old"))
             new = S.prim(bool_op if out.dtype.kind == "b" else combine, old, value)
         s.stores([(out, target, new)], condition)
 
