@@ -22,7 +22,7 @@ from .ir.dtypes import (
     bool_ as bool,
 )
 from .ir.errors import TracegradError
-from .tracer import autograd as autograd
+from .tracer import autograd_api as autograd
 from .tracer import func as func
 from .tracer import public as _public
 from .tracer import random as random

@@ -52,9 +52,7 @@ def _listed(made: Any) -> list[Value]:
 
 def _repeated(b: Builder, outs: Sequence[Value], n: BatchNode, flags: Sequence[bool]) -> tuple[Value, ...]:
     """Results that all are batched."""
-    return tuple(
-        v if flag else b.expand(v, shape=(n.size, *v.type.shape)) for v, flag in zip(outs, flags)
-    )
+    return tuple(v if flag else b.expand(v, shape=(n.size, *v.type.shape)) for v, flag in zip(outs, flags))
 
 
 def cond_batch(b: Builder, n: BatchNode) -> tuple[Value, ...]:

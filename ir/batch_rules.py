@@ -1,6 +1,6 @@
 """How particular ops run on a batch, where it does not follow from their kind (ir/batch.py). Named by the
-records in ir/ops/; a rule `rule(b, n)` gets a BatchNode with at least one batched operand and gives the batched
-results, or None where it can't.
+records in ir/ops/; a rule `rule(b, n)` gets a BatchNode with at least one batched operand and gives the
+batched results, or None where it can't.
 """
 
 from __future__ import annotations

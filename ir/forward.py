@@ -2,8 +2,8 @@
 
 The tangents of a node's results come from its op's `jvp`, where it has one. Nearly none needs one: of an
 elementwise op the gradient rule is its diagonal Jacobian, what moves elements moves tangents, a composite is
-its parts, and of any other op the gradient rule is linear in the gradient, so transposing it gives the forward
-rule (Radul et al. 2022 go the other way). What is derived is kept, by op, attributes and types.
+its parts, and of any other op the gradient rule is linear in the gradient, so transposing it gives the
+forward rule (Radul et al. 2022 go the other way). What is derived is kept, by op, attributes and types.
 
 `push_forward` adds tangents to a program that is being built; `jvp` makes a new graph.
 """
@@ -63,8 +63,8 @@ _DERIVED: dict[Any, tuple[Graph, tuple[int | None, ...]]] = {}
 
 
 def derive(node: Node, needs: tuple[bool, ...]) -> tuple[Graph, tuple[int | None, ...]]:
-    """The forward rule that follows from a node's op: a graph on its operands, results and the tangents of the
-    needed operands, and for each result which output is its tangent."""
+    """The forward rule that follows from a node's op: a graph on its operands, results and the tangents of
+    the needed operands, and for each result which output is its tangent."""
     graph = Graph(node.op.name)
     b = Builder(graph)
     dry = Node(node.op, tuple([graph.add_input(v.type) for v in node.operands]), node.attrs, node.loc)

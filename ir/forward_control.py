@@ -20,7 +20,9 @@ def _floats(flags: Sequence[bool], values: Sequence[Value]) -> list[bool]:
     return [flag and v.type.dtype.kind == "f" for flag, v in zip(flags, values)]
 
 
-def _run(b: Builder, region: Graph, inputs: Sequence[Value], tangents: Given) -> tuple[list[Value], list[Any]]:
+def _run(
+    b: Builder, region: Graph, inputs: Sequence[Value], tangents: Given
+) -> tuple[list[Value], list[Any]]:
     """A region's outputs and their tangents."""
     env = dict(zip(region.inputs, inputs))
     moving = {v: t for v, t in zip(region.inputs, tangents) if t is not None}
@@ -30,9 +32,7 @@ def _run(b: Builder, region: Graph, inputs: Sequence[Value], tangents: Given) ->
 
 def _filled(b: Builder, values: Sequence[Value], tangents: Given, flags: Sequence[bool]) -> list[Value]:
     """The tangents of flagged values, zeros where there is none."""
-    return [
-        zeros(b, v.type) if t is None else t for v, t, flag in zip(values, tangents, flags) if flag
-    ]
+    return [zeros(b, v.type) if t is None else t for v, t, flag in zip(values, tangents, flags) if flag]
 
 
 def _spread(values: Sequence[Value], flags: Sequence[bool]) -> list[Value | None]:
@@ -124,9 +124,7 @@ def scan_jvp(b: Any, n: Any, *tangents: Value | None) -> tuple[Value | None, ...
     operands = tuple(v for group in parts for v in group)
     ends = [sum(len(group) for group in parts[: i + 1]) for i in range(len(parts))]
     stacked = range(ends[1], ends[3])
-    types = [
-        v.type.with_shape(v.type.shape[1:]) if i in stacked else v.type for i, v in enumerate(operands)
-    ]
+    types = [v.type.with_shape(v.type.shape[1:]) if i in stacked else v.type for i, v in enumerate(operands)]
 
     def step(bb: Builder, inputs: list[Value]) -> list[Value]:
         c, dc, x, dx, w, dw = (inputs[lo:hi] for lo, hi in zip([0, *ends], ends))

@@ -1,4 +1,4 @@
-"""Attention of `nn.functional`, with and without the projections around it. Import the functions from there."""
+"""Attention of `nn.functional`, with and without the projections around it. Import them from there."""
 
 from __future__ import annotations
 

@@ -140,18 +140,19 @@ class RNNBase(Module):
             The output of the last layer, like the input but with H features for each direction, and the state
             at the end, like `hx`.
         """
-        packed = input if isinstance(input, PackedSequence) else None
         layout, mask = None, None
         batched = True
+        packed: Any = input if isinstance(input, PackedSequence) else None
         if packed is not None:
             layout = Layout(packed.sizes)
             self._check_input(packed.data, (2,))
             x = layout.pad(packed.data)
             mask = None if layout.there.all() else layout.mask(3)
         else:
-            self._check_input(input, (2, 3))
-            batched = input.dim() == 3
-            x = input if batched else input.unsqueeze(1)
+            x: Any = input
+            self._check_input(x, (2, 3))
+            batched = x.dim() == 3
+            x = x if batched else x.unsqueeze(1)
             if batched and self.batch_first:
                 x = x.transpose(0, 1)
         state = self._start(hx, x, batched)

@@ -57,7 +57,8 @@ paint_graph = _painter(
 )
 paint_loops = _painter(
     str=_STRING,
-    key=r"\b(?:program|kernel|repeat|branch|else|do|rotate|gives|for|in|step|let|if|while|alloc|barrier|input|output|arena|const|returns"
+    key=r"\b(?:program|kernel|repeat|branch|else|do|rotate|gives|for"
+    r"|in|step|let|if|while|alloc|barrier|input|output|arena|const|returns"
     r"|updates|serial|parallel|vector|unroll|register|local|reduce|arena_bytes|flops|bytes)\b",
     typ=_TYPE,
     num=_NUMBER,

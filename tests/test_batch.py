@@ -37,9 +37,7 @@ def examples(
     """Operands of the batched op, and those of each example."""
     drawn = [draw(s, types, seed) for seed in range(SIZE)]
     rows = [[a[k] if flag else drawn[0][k] for k, flag in enumerate(flags)] for a in drawn]
-    together = [
-        np.stack([row[k] for row in rows]) if flag else drawn[0][k] for k, flag in enumerate(flags)
-    ]
+    together = [np.stack([row[k] for row in rows]) if flag else drawn[0][k] for k, flag in enumerate(flags)]
     return together, rows
 
 

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import warnings
 from collections import OrderedDict, defaultdict, namedtuple
 from typing import Any
 
@@ -82,7 +81,7 @@ def test_datasets() -> None:
     assert isinstance(more, D.ConcatDataset) and len(more) == 12 and more.cumulative_sizes == [6, 12]
     assert more[7][1].item() == 10 and more[-1][1].item() == 50
     part = D.Subset(both, [4, 1])
-    assert len(part) == 2 and part[0][1].item() == 40 and [s[1].item() for s in part[[0, 1]][1:]] == [40]
+    assert len(part) == 2 and part[0][1].item() == 40 and part[[0, 1]][1].tolist() == [40, 10]
     stacked = D.StackDataset(a=both, b=Squares(6))
     assert len(stacked) == 6 and stacked[2]["b"][1] == 2
     assert [s["b"][1] for s in stacked.__getitems__([3, 1])] == [3, 1]
@@ -142,7 +141,8 @@ def test_default_collate() -> None:
     assert c([np.ones(2, np.int32), np.zeros(2, np.int32)]).tolist() == [[1, 1], [0, 0]]
     assert c([tg.ones(2), tg.zeros(2)]).tolist() == [[1, 1], [0, 0]]
     out = c([Pair(1, {"k": [2, 3]}), Pair(4, {"k": [5, 6]})])
-    assert type(out) is Pair and out.x.tolist() == [1, 4] and [t.tolist() for t in out.y["k"]] == [[2, 5], [3, 6]]
+    assert type(out) is Pair and out.x.tolist() == [1, 4]
+    assert [t.tolist() for t in out.y["k"]] == [[2, 5], [3, 6]]
     assert isinstance(c([(1, 2)]), list) and type(c([OrderedDict(a=1)])) is OrderedDict
     grown: Any = defaultdict(list, a=1)
     assert c([grown]).default_factory is list
@@ -150,7 +150,7 @@ def test_default_collate() -> None:
     c([x, x]).sum().backward()
     assert x.grad.tolist() == [2, 2]
     for bad, text in [
-        ([tg.ones(2), tg.ones(3)], "one shape"), ([[1], [1, 2]], "one length"), ([object()], "found|holds object"),
+        ([tg.ones(2), tg.ones(3)], "one shape"), ([[1], [1, 2]], "one length"), ([object()], "holds object"),
         ([{"a": 1}, {"b": 1}], "no entry 'a'"), ([np.array(["x"])], "no tensor"),
     ]:  # fmt: skip
         with pytest.raises(tg.TracegradError, match=text):
@@ -261,7 +261,10 @@ def test_workers_give_the_same_batches(context: str) -> None:
         Squares(23), batch_size=4, shuffle=True, num_workers=2, multiprocessing_context=context
     )
     assert [(x.tolist(), i.tolist()) for x, i in loader] == plain
-    assert tg.rand(1).item() == (tg.manual_seed(0), listed(D.DataLoader(range(9), shuffle=True)), tg.rand(1))[2].item()
+    after = tg.rand(1).item()
+    tg.manual_seed(0)
+    list(D.DataLoader(range(9), shuffle=True))
+    assert tg.rand(1).item() == after
 
 
 def test_large_batches_come_through_shared_memory() -> None:
@@ -308,7 +311,8 @@ def test_workers_know_themselves_and_are_seeded() -> None:
     tg.manual_seed(5)
     seen = list(D.DataLoader(Who(), batch_size=None, num_workers=2, worker_init_fn=label))
     assert [s[0] for s in seen] == [0, 1, 0, 1] and {s[1] for s in seen} == {2}
-    assert seen[1][2] == seen[0][2] + 1 and os.getpid() not in {s[3] for s in seen} and len({s[3] for s in seen}) == 2
+    pids = {s[3] for s in seen}
+    assert seen[1][2] == seen[0][2] + 1 and os.getpid() not in pids and len(pids) == 2
     assert all(s[4] for s in seen) and seen[1][6] == "worker 1"
     drawn = list(itertools.chain.from_iterable(s[5] for s in seen))
     assert len(set(drawn)) == 12
@@ -352,7 +356,7 @@ def test_errors_of_workers_are_raised_here() -> None:
     def broken(k: int) -> None:
         raise ValueError("no start")
 
-    with pytest.raises(ValueError, match="worker_init_fn(.|\n)*no start"):
+    with pytest.raises(ValueError, match=r"worker_init_fn(.|\n)*no start"):
         list(D.DataLoader(Squares(2), num_workers=1, worker_init_fn=broken))
 
 
@@ -428,76 +432,3 @@ def test_more_batches_than_the_stream_said() -> None:
     assert len(loader) == 1
     with pytest.warns(UserWarning, match="the length of Lying is 1"):
         list(loader)
-
-
-# --- against PyTorch ---
-
-
-def _orders(lib: Any, U: Any, workers: int) -> list[Any]:
-    lib.manual_seed(7)
-    data = U.TensorDataset(lib.arange(53), lib.randn(53, 3))
-    out: list[Any] = []
-    for options in (
-        {"shuffle": True, "batch_size": 10}, {"batch_size": 7, "drop_last": True},
-        {"shuffle": True, "batch_size": None},
-        {"sampler": U.WeightedRandomSampler([1.0, 2, 3, 4] * 10, 50), "batch_size": 8},
-        {"sampler": U.WeightedRandomSampler([1.0, 2, 3, 4] * 10, 30, False), "batch_size": 8},
-        {"sampler": U.RandomSampler(data, True, 70), "batch_size": 9},
-        {"sampler": U.SubsetRandomSampler(range(5, 40)), "batch_size": 9},
-        {"sampler": U.RandomSampler(data, False, 120), "batch_size": 9},
-    ):  # fmt: skip
-        loader = U.DataLoader(data, num_workers=workers, **options)
-        for _ in range(2):
-            out += [np.asarray(part) for batch in loader for part in batch]
-            out.append(np.asarray(lib.rand(2)))
-    own = U.DataLoader(data, shuffle=True, batch_size=9, generator=lib.Generator().manual_seed(3))
-    out += [np.asarray(batch[0]) for _ in range(2) for batch in own]
-    out += [np.array(part.indices) for part in U.random_split(data, [0.5, 0.3, 0.2])]
-    return [*out, np.asarray(lib.rand(3))]
-
-
-@pytest.mark.peer
-@pytest.mark.parametrize("workers", [0, 2])
-def test_orders_and_random_numbers_like_pytorch(workers: int) -> None:
-    torch = pytest.importorskip("torch")
-    mine, theirs = _orders(tg, D, workers), _orders(torch, torch.utils.data, workers)
-    assert len(mine) == len(theirs)
-    for a, b in zip(mine, theirs):
-        assert np.array_equal(a, b)
-
-
-class Seeds(D.IterableDataset):
-    """What the generators of a worker give."""
-
-    def __init__(self, lib: Any) -> None:
-        self.lib = lib
-
-    def __iter__(self) -> Any:
-        yield from (random.random(), float(np.random.rand()), float(self.lib.rand(1)))
-
-
-@pytest.mark.peer
-def test_seeds_of_workers_like_pytorch() -> None:
-    torch = pytest.importorskip("torch")
-
-    class Theirs(torch.utils.data.IterableDataset):
-        __init__, __iter__ = Seeds.__init__, Seeds.__iter__
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.manual_seed(4)
-        theirs = list(torch.utils.data.DataLoader(Theirs(torch), batch_size=None, num_workers=2))
-    tg.manual_seed(4)
-    assert list(D.DataLoader(Seeds(tg), batch_size=None, num_workers=2)) == theirs
-
-
-@pytest.mark.peer
-def test_collation_like_pytorch() -> None:
-    torch = pytest.importorskip("torch")
-    samples = [{"a": np.float32(k), "b": (k, [1.5, np.arange(2) + k]), "c": "x", "d": k > 0} for k in range(3)]
-    mine, theirs = D.default_collate(samples), torch.utils.data.default_collate(samples)
-    assert list(mine) == list(theirs) and mine["c"] == theirs["c"]
-    for a, b in [(mine["a"], theirs["a"]), (mine["b"][0], theirs["b"][0]), (mine["d"], theirs["d"]),
-                 *zip(mine["b"][1], theirs["b"][1])]:  # fmt: skip
-        assert str(a.dtype).split(".")[-1] == str(b.dtype).split(".")[-1] and a.tolist() == b.tolist()
-    assert type(mine["b"]) is type(theirs["b"])

@@ -4,6 +4,7 @@ however code runs."""
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -159,6 +160,26 @@ def test_backward_uses_the_mask_of_its_forward(function: str, compile_: bool) ->
         np.testing.assert_allclose(
             g, np.where(x == 0, 0, y * y / np.where(x == 0, 1, x)), rtol=1e-4, atol=1e-6
         )
+
+
+def test_a_compiled_step_makes_each_mask_once() -> None:
+    """Backward loads it, a byte an element, since that is cheaper than the rounds."""
+    model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, 4))
+    x, y = tg.randn(128, 64), tg.randint(0, 4, (128,))
+    opt = tg.optim.SGD(model.parameters(), lr=0.1)
+
+    def step() -> Any:
+        opt.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        opt.step()
+        return loss
+
+    lowered = tg.compile(step).lower()
+    assert lowered.as_text("optimized").count(" philox ") == 1
+    loops = lowered.as_text("loops")
+    assert len([line for line in loops.splitlines() if "kernel" in line and "philox" in line]) == 1
+    assert re.search(r"arena \w+: bool\[", loops)
 
 
 def test_second_derivatives_and_saved_graphs() -> None:

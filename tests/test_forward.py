@@ -49,7 +49,9 @@ def test_tangents_are_transposed_gradients(op: Op, s: Sample, i: int) -> None:
     count = sum(t.dtype.kind == "f" for t in s.types)
     choices: list[Any] = [None]
     if count > 1:
-        choices += [[k == j for k in range(len(s.types))] for j, t in enumerate(s.types) if t.dtype.kind == "f"]
+        choices += [
+            [k == j for k in range(len(s.types))] for j, t in enumerate(s.types) if t.dtype.kind == "f"
+        ]
     for wrt in choices:
         found = tangents_of(op, s, wrt)
         if not found["values"]:

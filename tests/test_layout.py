@@ -67,6 +67,8 @@ LATE_FOR_TIME: dict[tuple[str, str, str], str] = {
     ("runtime.executable", "Lowered.native", "backends.llvm.compile"): "the same",
     ("runtime.executable", "host_machine", "*"): "the same",
     ("runtime.executable", "Executable.context", "backends.llvm.pool"): "the same",
+    ("tracer.environment", "*", "backends.llvm.pool"): "the same",
+    ("utils.data.loader", "DataLoader.__iter__", "utils.data.workers"): "multiprocessing, for workers only",
     ("runtime.executable", "Lowered.show", "runtime.page"): "only when a program is looked at",
 }
 LATE = {**LATE_FOR_A_CYCLE, **LATE_FOR_TIME}

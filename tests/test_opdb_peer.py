@@ -68,3 +68,17 @@ def test_a_wrong_result_is_found(opdb: Any, operators: list[Any], monkeypatch: p
     slanted = lambda x: right(x) + (x - x.detach()) if x.requires_grad else right(x)  # noqa: E731
     monkeypatch.setattr(ours, "sigmoid", slanted)
     assert "gradient" in opdb.Sweep(count=2).run(sigmoid).reason
+
+
+def test_bad_inputs_are_errors(opdb: Any, operators: list[Any]) -> None:
+    """What PyTorch's database knows as bad input raises here too, and an error of ours. Not counted: numbers
+    in the place of tensors, which are taken, and `out=` tensors that overlap."""
+    taken, count = [], 0
+    for op in operators:
+        found, wrong = opdb.accepted_errors(op)
+        count += found
+        taken += [
+            line for line in wrong if "not int" not in line and "(int, " not in line and "out=" not in line
+        ]
+    assert count > 300
+    assert len(taken) <= 2, "\n".join(taken)

@@ -153,6 +153,7 @@ def test_second_derivatives_of_pools() -> None:
 def test_pools_of_integers() -> None:
     x = tg.tensor([[3, -5, 2, -9, -7, -8]])
     assert F.max_pool1d(x, 2, padding=1, stride=2).tolist() == [[3, 2, -7, -8]]
+    assert F.avg_pool1d(x, 2).tolist() == [[-1, -3, -7]]  # towards zero
     assert F.pad(x, (1, 1), value=4).tolist() == [[4, 3, -5, 2, -9, -7, -8, 4]]
     assert F.interpolate(x.unsqueeze(0), scale_factor=0.5).tolist() == [[[3, 2, -7]]]
 
@@ -172,7 +173,7 @@ BAD: list[tuple[Any, type[Exception], str]] = [
     (lambda x: F.max_pool2d(x[0, 0], 2), RuntimeError, r"3D \(unbatched\) or 4D"),
     (lambda x: F.max_pool2d(x, (1, 2, 3)), ValueError, "an int or 2 ints"),
     (lambda x: F.avg_pool2d(x, 2, divisor_override=0), RuntimeError, "must not be zero"),
-    (lambda x: F.avg_pool2d(x.long(), 2), RuntimeError, "floating-point"),
+    (lambda x: F.adaptive_avg_pool2d(x.long(), 2), RuntimeError, "floating-point"),
     (lambda x: F.avg_pool2d(x[:, :0], 2), RuntimeError, "not empty"),
     (lambda x: F.adaptive_avg_pool2d(x, (1, 2, 3)), ValueError, "output_size must be"),
     (lambda x: F.adaptive_max_pool2d(x, -1), RuntimeError, "output size must be"),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -275,6 +276,23 @@ def test_draws_reject_bad_parameters() -> None:
         for run in (fn, tg.compile(fn)):
             with pytest.raises(tg.TracegradError):
                 run()
+
+
+def test_threads_never_draw_the_same() -> None:
+    masks: list[bytes] = []
+
+    def work() -> None:
+        for _ in range(10):
+            masks.append(a(F.dropout(tg.ones(64), 0.5)).tobytes())
+
+    tg.manual_seed(0)
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert len(set(masks)) == len(masks) == 40
+    assert tg.default_generator.philox.tolist() == [0, 40]
 
 
 def test_draw_advances_by_one() -> None:

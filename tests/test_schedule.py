@@ -487,3 +487,14 @@ def test_transposed_operands_are_read_in_tiles(machine: MachineModel, shape: tup
     dims = tuple(reversed(range(len(shape))))
     graph = build("t", {"x": f32(*shape)}, lambda b, x: b.relu(b.permute(x, dims=dims)))
     check(graph, arrays_for(graph), machine)
+
+
+@pytest.mark.parametrize("machine", MACHINES, ids=["avx512", "avx2", "small", "threads"])
+def test_updates_that_all_go_to_one_place_add_up(machine: MachineModel, only_loops: None) -> None:
+    """The place is the same in every iteration, what is there is not."""
+
+    def body(b: Any, base: Value, new: Value, at: Value) -> Value:
+        return b.index_put(base, new, b.expand(at, shape=(40,)), dims=(0,), accumulate=True)
+
+    graph = build("t", {"base": f32(17), "new": f32(40), "at": Type(int64, ())}, body)
+    check(graph, [np.ones(17, np.float32), np.arange(40, dtype=np.float32), np.asarray(3)], machine)

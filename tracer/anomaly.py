@@ -1,4 +1,5 @@
-"""Anomaly mode: a backward looks for the first gradient that is NaN, and says which line's operation made it."""
+"""Anomaly mode: a backward looks for the first gradient that is NaN, and says which line's operation made
+it."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ class Checks(Callbacks):
                 if t is not None and np.isnan(t.detach()._array().astype(np.float64)).any():
                     raise GradError(
                         f"{node.op.grad_fn_name(node)} returned NaN as gradient {k} of "
-                        f"{node.op.name}({', '.join(str(v.type) for v in node.operands)}) at {node.loc}; look at "
+                        f"{node.op.name}({', '.join(str(v.type) for v in node.operands)}) at {node.loc}; "
+                        f"look at "
                         f"the operands there, or register a hook to see what came in"
                     )
 
@@ -52,8 +54,8 @@ class Checks(Callbacks):
 class set_detect_anomaly:
     """Switches anomaly mode; as a context manager, back at the end.
 
-    In ordinary code a backward that makes a NaN then raises a GradError with the line of the forward operation.
-    Inside compiled functions nothing is checked.
+    In ordinary code a backward that makes a NaN then raises a GradError with the line of the forward
+    operation. Inside compiled functions nothing is checked.
 
     Args:
         mode: whether it is on.

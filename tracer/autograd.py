@@ -38,6 +38,9 @@ class _GradMode:
         trace, old = self._saved.pop()
         trace.grad_enabled = old
 
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self if instance is None else functools.partial(self, instance)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self._function is not None:  # @no_grad without parentheses
             with type(self)():
@@ -210,7 +213,9 @@ def _results(nodes: Sequence[Any]) -> tuple[list[Any], list[Any]]:
     free: list[Any] = []
     for node in nodes:
         needs = tuple([v.requires_grad for v in node.operands])
-        (saved if any(reads(node, needs)) else free).extend(node.results)
+        operands, results = reads(node, needs)
+        kept = results or any(needs[i] or node.operands[i].type.shape for i in operands)  # numbers may stay
+        (saved if kept else free).extend(node.results)
     return saved, free
 
 
@@ -314,6 +319,11 @@ def backward(
         create_graph: record the backward computation, for higher derivatives.
         inputs: only these leaves get gradients.
     """
+    if STATE.trace.forbids_backward:
+        raise GradError(
+            f"backward() inside a function under {STATE.trace.forbids_backward}() would leave gradients of it in "
+            f"tensors outside; use tracegrad.func.grad, or tracegrad.autograd.grad, and return them"
+        )
     tensors = [tensors] if isinstance(tensors, Tensor) else list(tensors)
     if grad_tensors is None:
         grad_tensors = [None] * len(tensors)

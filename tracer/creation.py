@@ -123,7 +123,17 @@ def as_tensor(data: Any, dtype: DType | None = None, device: Any = None) -> Tens
     return tensor(data, dtype=dtype, device=device)
 
 
-asarray = as_tensor
+def asarray(
+    obj: Any,
+    *,
+    dtype: DType | None = None,
+    device: Any = None,
+    copy: bool | None = None,
+    requires_grad: bool = False,
+) -> Tensor:
+    """`obj` as a tensor, sharing memory where it can unless `copy` is True."""
+    t: Any = tensor(obj, dtype=dtype, device=device) if copy else as_tensor(obj, dtype, device)
+    return t.detach().requires_grad_() if requires_grad else t
 
 
 def from_numpy(array: np.ndarray) -> Tensor:
@@ -207,7 +217,7 @@ def _iota(n: int, dtype: DType, start: Any, step: Any) -> Tensor:
 
 
 def arange(
-    start: Any,
+    start: Any = None,
     end: Any = None,
     step: Any = 1,
     *,
@@ -218,6 +228,9 @@ def arange(
     """Values from `start` (0 if one argument) in steps up to, not including, `end`."""
     if end is None:
         start, end = 0, start
+    if end is None:
+        raise OpError("arange(): expected an end, e.g. arange(10)")
+    start = 0 if start is None else start
     start, end, step = (x.item() if isinstance(x, Tensor) else x for x in (start, end, step))
     if step == 0 or (end - start) * step < 0:
         raise OpError(f"arange(): a step of {step} does not lead from {start} to {end}")

@@ -1,9 +1,9 @@
-"""Histories of detached tensors: what `t.detach()` has of its own when something that requires grad is written
-into it. Memory is shared with `t`, gradients are not. Used by tensor.py only.
+"""Histories of detached tensors: what `t.detach()` has of its own when something that requires grad is
+written into it. Memory is shared with `t`, gradients are not. Used by tensor.py only.
 
-A view's chain holds a `DetachPoint` where it passes `detach`, shared with all views of the detached tensor. After
-such a write the point keeps the detached tensor's value, with its history; when the memory was written since by
-others, its contents are those of the storage.
+A view's chain holds a `DetachPoint` where it passes `detach`, shared with all views of the detached tensor.
+After such a write the point keeps the detached tensor's value, with its history; when the memory was
+written since by others, its contents are those of the storage.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from ..ir.errors import TraceError
 from ..ir.op import REGISTRY
 from .values import Storage, TracedValue
 
-#: Points that have a history; none in nearly all programs.
-WRITTEN: weakref.WeakSet[DetachPoint] = weakref.WeakSet()
+#: Cells of points that have a history; none in nearly all programs.
+WRITTEN: weakref.WeakSet[Storage] = weakref.WeakSet()
 
 
 class DetachPoint(tuple[Any, ...]):
@@ -64,8 +64,8 @@ def read(trace: Any, storage: Storage, view: Any) -> TracedValue | None:
 
 
 def write(trace: Any, storage: Storage, view: Any, new: Any) -> Any:
-    """For a write through a chain: where the detached tensor in it has a history, or gets one, notes that, and
-    gives what the storage shall hold; None where there is nothing to note."""
+    """For a write through a chain: where the detached tensor in it has a history, or gets one, notes that,
+    and gives what the storage shall hold; None where there is nothing to note."""
     i = _last(view, False)
     if i is None or (view[i].cell is None and not (new.requires_grad and trace.grad_enabled)):
         return None
@@ -81,7 +81,7 @@ def write(trace: Any, storage: Storage, view: Any, new: Any) -> Any:
     if value.storage is not None:
         value = trace.emit(REGISTRY["alias"], (value,), {})
     point.cell = Storage(value)
-    WRITTEN.add(point)
+    WRITTEN.add(point.cell)
     contents = trace.emit(REGISTRY["detach"], (value,), {})
     point.version = storage.version + 1
     return put_back(trace, storage.value, view[:i], contents)

@@ -1,8 +1,8 @@
 """`autograd.Function`: operations whose gradient users write.
 
-`apply` records what `forward` does as ordinary operations, and then one node, whose results are the outputs and
-whose gradient rule runs `backward`: with the trace's own operations, so it is compiled, batched and differentiated
-again like everything else.
+`apply` records what `forward` does as ordinary operations, and then one node, whose results are the outputs
+and whose gradient rule runs `backward`: with the trace's own operations, so it is compiled, batched and
+differentiated again like everything else.
 """
 
 from __future__ import annotations
@@ -157,7 +157,8 @@ def _gradients(b: Any, n: GradNode, *grads: Value | None) -> tuple[Any, ...]:
 
 
 def _of_batch(call: _Call, batch: Any, trace: Any, given: list[Any]) -> list[Any]:
-    """`backward` on gradients, operands and results: of a call on a batch that of one example, lowered by it."""
+    """`backward` on gradients, operands and results: of a call on a batch that of one example, lowered by
+    it."""
     outs = call.outputs
     if not batch:
         return _run_backward(call, trace, given[:outs], given[outs:-outs], given[-outs:])
@@ -229,7 +230,9 @@ def _run_backward(
 def _check_shape(cls: Any, i: int, got: Type, want: Type) -> None:
     extra = got.rank - want.rank
     if extra < 0 or any(n not in (1, m) for n, m in zip(want.shape, got.shape[extra:])):
-        raise GradError(f"{cls.__name__}.backward() gave a gradient of type {got} for argument {i} of type {want}")
+        raise GradError(
+            f"{cls.__name__}.backward() gave a gradient of type {got} for argument {i} of type {want}"
+        )
 
 
 def _with_saved(
@@ -237,7 +240,9 @@ def _with_saved(
 ) -> Any:
     shown = []
     for kind, k in saved:
-        shown.append(None if kind == "none" else _seen(trace, (operands if kind == "operand" else results)[k]))
+        shown.append(
+            None if kind == "none" else _seen(trace, (operands if kind == "operand" else results)[k])
+        )
     ctx._reading = tuple(shown)
     try:
         return fn()
@@ -320,9 +325,9 @@ class Function:
     """Base of operations with a gradient of their own (PyTorch's `autograd.Function`).
 
     Subclasses define the static methods `forward(ctx, *args)`, or `forward(*args)` and
-    `setup_context(ctx, inputs, output)`, and `backward(ctx, *grads)`, which gives one gradient per argument of
-    `forward`; for forward mode optionally `jvp(ctx, *tangents)`; and for batching optionally
-    `vmap(info, in_dims, *args)`, without which the recorded operations are batched. Called by `apply`.
+    `setup_context(ctx, inputs, output)`, and `backward(ctx, *grads)`, which gives one gradient per argument
+    of `forward`; for forward mode optionally `jvp(ctx, *tangents)`; and for batching optionally `vmap(info,
+    in_dims, *args)`, without which the recorded operations are batched. Called by `apply`.
     """
 
     generate_vmap_rule = False
@@ -419,7 +424,8 @@ def _apply(cls: Any, trace: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     else:
         ids = {id(a) for a in args if isinstance(a, Tensor)} - {id(t) for t in ctx._dirty}
         results = [
-            Tensor(trace.emit(_ALIAS, (outs[i]._value(),), {})) if id(outs[i]) in ids else outs[i] for i in numbers
+            Tensor(trace.emit(_ALIAS, (outs[i]._value(),), {})) if id(outs[i]) in ids else outs[i]
+            for i in numbers
         ]
     for i, t in zip(numbers, results):
         outs[i] = t
@@ -468,7 +474,8 @@ def _record(
         if id(t) in dirty:
             if t._storage.leaf is not None:
                 raise GradError(
-                    f"{cls.__name__}.forward() at {user_location()} writes a leaf that requires grad in place; "
+                    f"{cls.__name__}.forward() at {user_location()} writes a leaf that requires grad in "
+                    f"place; "
                     f"pass a clone()"
                 )
             out.append(t._put(r))
@@ -488,7 +495,9 @@ def once_differentiable(fn: Callable[..., Any]) -> Callable[..., Any]:
             made = fn(ctx, *grads)
         finally:
             trace.grad_enabled = enabled
-        depends = [t._value() for t in (*grads, *ctx.saved_tensors) if isinstance(t, Tensor) and t.requires_grad]
+        depends = [
+            t._value() for t in (*grads, *ctx.saved_tensors) if isinstance(t, Tensor) and t.requires_grad
+        ]
         if not enabled or not depends:
             return made
 
@@ -504,7 +513,8 @@ def once_differentiable(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 def _no_second(b: Any, n: GradNode, g: Any) -> Any:
     raise GradError(
-        "trying to differentiate twice a Function whose backward is marked with @once_differentiable; write its "
+        "trying to differentiate twice a Function whose backward is marked with @once_differentiable; "
+        "write its "
         "backward with differentiable operations and take the mark off"
     )
 

@@ -1,4 +1,5 @@
-"""`tracegrad.autograd.functional`: PyTorch's older names for derivatives of functions, on top of tracer/func."""
+"""`tracegrad.autograd.functional`: PyTorch's older names for derivatives of functions, on top of
+tracer/func."""
 
 from __future__ import annotations
 

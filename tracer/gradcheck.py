@@ -88,7 +88,9 @@ def gradcheck(
     if not checked:
         raise GradError("gradcheck(): no input requires grad; make one with requires_grad=True")
     if any(t.dtype.bits < 64 for t in checked):
-        warnings.warn("gradcheck(): an input is not of float64, differences of it are imprecise", stacklevel=2)
+        warnings.warn(
+            "gradcheck(): an input is not of float64, differences of it are imprecise", stacklevel=2
+        )
     outputs = _outputs(func(*given))
     for k, out in enumerate(outputs):
         if not out.requires_grad:

@@ -1,8 +1,8 @@
 """Hooks: what users want called while gradients are computed.
 
-A hook on a tensor belongs to the value the tensor had when it was set, so that a later write in place does not
-move it; one on a leaf belongs to the leaf, whose value the optimiser replaces. `retain_grad` follows the tensor.
-Used by tensor.py, meta.py (nodes) and by the walks in autograd.py and func/.
+A hook on a tensor belongs to the value the tensor had when it was set, so that a later write in place does
+not move it; one on a leaf belongs to the leaf, whose value the optimiser replaces. `retain_grad` follows
+the tensor. Used by tensor.py, meta.py (nodes) and by the walks in autograd.py and func/.
 """
 
 from __future__ import annotations
@@ -182,7 +182,9 @@ class Callbacks:
 def _checked(hook: Any, new: Any, g: Any) -> Any:
     value = getattr(new, "_value", lambda: None)()
     if value is None:
-        raise GradError(f"a gradient hook must return a tensor or None, got {type(new).__name__}: {new!r:.60}")
+        raise GradError(
+            f"a gradient hook must return a tensor or None, got {type(new).__name__}: {new!r:.60}"
+        )
     if g is not None and value.type != g.type:
         raise GradError(f"a gradient hook replaced a gradient of type {g.type} by one of type {value.type}")
     return value

@@ -90,7 +90,7 @@ def _saved_for_backward(live: list[TracedValue], trace: LazyTrace) -> dict[Trace
     while stack:
         v = stack.pop()
         node = v.node
-        if node is None or v.trace is not trace or v.freed or v.leaf is not None or node in seen:
+        if node is None or v.trace is not trace or v.freed is True or v.leaf is not None or node in seen:
             continue
         seen.add(node)
         needs = tuple(o.requires_grad for o in node.operands)

@@ -1,11 +1,13 @@
 """Levels: traces inside traces, which the transformations of functions (`tracegrad.func`) record into.
 
-A function under `grad`, `jvp` or `vmap` is recorded into a `Level`. The transformation adds to what was recorded
-(gradients, tangents), and what is wanted of it is then *lowered*: emitted into the trace outside, which may be the
-pending program of ordinary code, a function that is being compiled, or another level. Lowering a level with a batch
-size emits each op by its batch rule. So transformations compose, and what is outside sees ordinary ops.
+A function under `grad`, `jvp` or `vmap` is recorded into a `Level`. The transformation adds to what was
+recorded (gradients, tangents), and what is wanted of it is then *lowered*: emitted into the trace outside,
+which may be the pending program of ordinary code, a function that is being compiled, or another level.
+Lowering a level with a batch size emits each op by its batch rule. So transformations compose, and what is
+outside sees ordinary ops.
 
-A value that Python needs while the function runs (`if x.sum() > 0`) is lowered at once, and asked for outside.
+A value that Python needs while the function runs (`if x.sum() > 0`) is lowered at once, and asked for
+outside.
 """
 
 from __future__ import annotations
@@ -70,6 +72,7 @@ class Level(Trace):
         self.name = name
         self.parent: Any = STATE.trace if parent is None else parent
         self.before: Trace = STATE.trace
+        self.forbids_backward = name
         self.size = size
         self.randomness = randomness
         self.began_enabled = self.grad_enabled = grad or self.parent.grad_enabled
@@ -146,7 +149,8 @@ class Level(Trace):
             STATE.trace = old
 
     def stand_in(self, t: Tensor, requires_grad: bool | None = None) -> Tensor:
-        """A tensor of this level in the place of `t`; what the function writes into it is written into `t`."""
+        """A tensor of this level in the place of `t`; what the function writes into it is written into
+        `t`."""
         value = self.seen_outside(t)
         made = self.input(value.type, value.requires_grad if requires_grad is None else requires_grad)
         self.bind(made, value)
@@ -168,7 +172,8 @@ class Level(Trace):
         return self.dressed(made, t, write)
 
     def dressed(self, made: TracedValue, t: Tensor, write: Callable[[TracedValue], Any]) -> Tensor:
-        """An input as a tensor of `t`'s class; `write` takes its new contents outside, if they are replaced."""
+        """An input as a tensor of `t`'s class; `write` takes its new contents outside, if they are
+        replaced."""
         fresh = Tensor(made)
         if type(t) is not Tensor:
             fresh.__class__ = type(t)  # a Parameter stays one
@@ -222,7 +227,8 @@ class Level(Trace):
             outside.update(zip(node.results, made))  # type: ignore[arg-type]
 
     def taking(self, tree: Any) -> Callable[[], Any]:
-        """For what a function returned: called after `with`, gives the same containers with tensors outside."""
+        """For what a function returned: called after `with`, gives the same containers with tensors
+        outside."""
         values: dict[int, tuple[Tensor, TracedValue]] = {}
 
         def note(t: Tensor) -> Tensor:

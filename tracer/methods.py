@@ -4,6 +4,7 @@ class.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -65,6 +66,27 @@ _INPLACE = [n for n in elementwise.FUNCTIONS if n not in _NO_INPLACE]
 _INPLACE += ["cumsum", "cumprod", "nan_to_num"]
 _INPLACE += """logit tril triu masked_fill scatter scatter_add index_put addmm addmv baddbmm addbmm addr put
 index_add index_copy index_fill scatter_reduce index_reduce masked_scatter""".split()
+
+
+def _numpy_names(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`axis` and `keepdims` as other names of `dim` and `keepdim`, which PyTorch takes for NumPy's sake."""
+    code = getattr(fn, "__code__", None)
+    if code is None or "dim" not in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]:
+        return fn
+
+    @functools.wraps(fn)
+    def function(*args: Any, **kwargs: Any) -> Any:
+        if kwargs:
+            if "axis" in kwargs:
+                kwargs["dim"] = kwargs.pop("axis")
+            if "keepdims" in kwargs:
+                kwargs["keepdim"] = kwargs.pop("keepdims")
+        return fn(*args, **kwargs)
+
+    return function
+
+
+FUNCTIONS.update({_name: _numpy_names(_fn) for _name, _fn in FUNCTIONS.items()})
 
 
 def inplace(self: Tensor, result: Tensor) -> Tensor:

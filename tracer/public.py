@@ -68,6 +68,27 @@ def _with_out(name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def _factory(name: str) -> Callable[..., Any]:
+    """A creation function with what PyTorch's take and means nothing here (layout, pinned memory), and
+    `out`."""
+    fn = getattr(creation, name)
+    variadic = bool(fn.__code__.co_flags & 4)
+
+    @functools.wraps(fn)
+    def function(
+        *args: Any, out: Any = None, layout: Any = None, pin_memory: bool = False, memory_format: Any = None,
+        **kwargs: Any,
+    ) -> Any:  # fmt: skip
+        if variadic and "size" in kwargs:
+            args = (kwargs.pop("size"), *args)
+        if out is None:
+            return fn(*args, **kwargs)
+        kwargs.setdefault("dtype", out.dtype)
+        return _fill_out(name, out, fn(*args, **kwargs))
+
+    return function
+
+
 def _in_place(name: str) -> Callable[..., Tensor]:
     method = getattr(Tensor, name, None)
     if method is not None:
@@ -102,6 +123,7 @@ PUBLIC |= {n: _in_place(n) for n in _IN_PLACE.split()}
 PUBLIC |= environment.PUBLIC
 PUBLIC |= {
     "trace": trace, "from_dlpack": from_dlpack, "set_printoptions": printing.set_printoptions,
-    "get_printoptions": printing.get_printoptions, "logspace": _with_out("logspace", creation.logspace),
-    "range": _with_out("range", creation.range_),
+    "get_printoptions": printing.get_printoptions,
+    **{n: _factory(n) for n in "zeros ones empty full arange linspace logspace eye tensor".split()},
+    "range": _factory("range_"),
 }  # fmt: skip

@@ -192,6 +192,8 @@ def randint(
     """Integers of [low, high), i64 unless a dtype is given; `randint(high, size)` starts at 0."""
     if size is None:
         low, high, size = 0, low, high
+    elif high is None:
+        low, high = 0, low
     _on_cpu(device)
     d = dtype or dtypes.int64
     return _create("randint", shape_of((size,)), d, generator, requires_grad, int(low), int(high))

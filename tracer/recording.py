@@ -63,6 +63,9 @@ class Trace(Builder):
 
     loading = False
 
+    #: the name of the transformation whose function must not call `backward`
+    forbids_backward = ""
+
     def __init__(self) -> None:
         self.nodes: list[Node] = []
         self.handles: list[weakref.ref[Storage]] = []

@@ -54,7 +54,7 @@ def write(file: IO[bytes], tensors: Mapping[str, np.ndarray], metadata: Mapping[
     file.write(text)
     for name in names:
         a = np.ascontiguousarray(tensors[name])
-        file.write(memoryview(a.reshape(-1).view(np.uint8)))
+        file.write(memoryview(a.reshape(-1).view(np.uint8)))  # type: ignore[arg-type]
 
 
 def read(file: IO[bytes], what: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -95,7 +95,7 @@ def read(file: IO[bytes], what: str) -> tuple[dict[str, np.ndarray], dict[str, s
 
 def _contents(file: IO[bytes], dtype: np.dtype, shape: tuple[int, ...], nbytes: int, what: str) -> np.ndarray:
     raw = np.empty(nbytes, np.uint8)
-    view, done = memoryview(raw), 0
+    view, done = memoryview(raw), 0  # type: ignore[arg-type]
     readinto = getattr(file, "readinto", None)
     while done < nbytes:
         if readinto is not None:

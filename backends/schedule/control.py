@@ -231,6 +231,9 @@ class ControlGroup(Group):
             o = o.node.operands[0]
         if o.type.numel == 0:
             return plan.buffer(o)
+        source = self.number(o)
+        if source is not None:
+            return plan.const_buffer(source)
         if o.node is not None:
             if o not in plan.home:
                 plan.ensure_home(o)
@@ -238,6 +241,12 @@ class ControlGroup(Group):
             plan.add_dependence(self, plan.home[o])
         plan.read(self, o)
         return plan.buffer(o)
+
+    def number(self, o: Value) -> Value | None:
+        """The constant that an operand of one element is, if it is one."""
+        o = self.plan.sources.get(o, o)
+        known = o.node is not None and o.node.op.name == "constant" and o.type.numel == 1
+        return o if known else None
 
     def starts(self, o: Value) -> bool:
         """Whether it is where a carried value starts: memory that is written to."""
@@ -254,14 +263,15 @@ class ControlGroup(Group):
         self.regions.append(placed)
         return placed
 
-    def frame(self, graph: Graph, memory: list[Buffer], turns: int, fixed: slice) -> Frame:
-        """A frame with the operands as they are; the `fixed` ones don't change from turn to turn."""
+    def frame(self, graph: Graph, memory: list[Buffer], turns: int, changing: int) -> Frame:
+        """A frame with the operands as they are; all but the first `changing` ones stay what they are."""
         inputs: list[Buffer] = [self.view(v, b) for v, b in zip(graph.inputs, memory)]
-        frame = Frame(self.plan, inputs, turns=turns, fixed=inputs[fixed])
-        for v, o in zip(graph.inputs[fixed], self.operands[fixed]):
-            o = self.plan.sources.get(o, o)
-            if o.node is not None and o.node.op.kernel == "source" and o.type.numel == 1:
-                frame.sources[v] = o
+        frame = Frame(self.plan, inputs, turns=turns, fixed=inputs[changing:])
+        operands = self.operands[len(self.operands) - len(inputs) :]
+        for v, o in list(zip(graph.inputs, operands))[changing:]:
+            source = self.number(o)
+            if source is not None:
+                frame.sources[v] = source
         return frame
 
     def buffer(self, v: Value, name: str) -> Buffer:
@@ -279,7 +289,7 @@ class ControlGroup(Group):
         if not length:
             return
         self.var = Var("t", length)
-        frame = self.frame(body, memory, length, slice(carry + xs, None))
+        frame = self.frame(body, memory, length, carry + xs)
         for k in range(carry, carry + xs):
             v = body.inputs[k]
             frame.inputs[k] = self.view(v, memory[k], index_mul(self.var, v.type.numel))
@@ -311,10 +321,10 @@ class ControlGroup(Group):
         self.results = list(carried)
         turns = TURNS if most is None else most
         self.cond = Buffer("more", dtypes.bool_, (), "arena")
-        frame = self.frame(test, memory, turns, slice(carry, None))
+        frame = self.frame(test, memory, turns, carry)
         frame.outlets = [(test.outputs[0], self.view(test.outputs[0], self.cond))]
         self.region(test, frame)
-        frame = self.frame(body, memory, turns, slice(carry, None))
+        frame = self.frame(body, memory, turns, carry)
         frame.carries = list(zip(body.inputs, body.outputs))
         placed = self.region(body, frame)
         for names in placed.rotate:
@@ -329,7 +339,7 @@ class ControlGroup(Group):
         self.cond, *operands = memory
         self.results = [self.buffer(v, "result") for v in self.node.results]
         for graph in self.node.regions:
-            frame = Frame(self.plan, [self.view(v, b) for v, b in zip(graph.inputs, operands)])
+            frame = self.frame(graph, operands, 1, 0)
             for v, b, result in zip(graph.outputs, self.results, self.node.results):
                 if self.plan.uses.get(result):
                     frame.outlets.append((v, self.view(v, b)))

@@ -89,7 +89,7 @@ def whole(placement: Placement, b: Buffer | None, steps: list[Step]) -> Buffer:
     """A buffer that holds just the condition `b`: itself, or a copy of the element it is."""
     assert b is not None
     found, start = real(placement.place(b))
-    if start is None and found.size == 1:
+    if start is None and found.size == 1 and found.space != "const":
         return found
     copy = Buffer("taken", b.dtype, (), "arena")
     body: list[Stmt] = [Store(copy, (ZERO,), Load(found, (start or Const(0),)))]

@@ -81,12 +81,11 @@ class Planner:
         self.live: set[Value] = set()
         self.operands: dict[Node, tuple[Value, ...]] = {}  # of control flow, with copies of what it changes
         self.nodes = prepare(self)
-        self.uses: dict[Value, int] = {}
-        for node in self.nodes:
+        self.uses: dict[Value, int] = dict.fromkeys(self.live, 1)
+        for node in reversed(self.nodes):
+            moves = node.op.kernel == "movement" and len(node.operands) == 1  # who reads it reads the operand
             for o in self.operands.get(node, node.operands):
-                self.uses[o] = self.uses.get(o, 0) + 1
-        for v in self.live:
-            self.uses[v] = self.uses.get(v, 0) + 1
+                self.uses[o] = self.uses.get(o, 0) + (self.uses.get(node.results[0], 0) if moves else 1)
 
     def run(self) -> None:
         for node in self.nodes:
@@ -301,7 +300,14 @@ class Planner:
         if node.op.scalar is None and not must and node.op.kernel not in ("reduce", "contract"):
             return
         cost = self.inline_cost(v)
-        must = must or (cost > CHEAP and self.uses.get(v, 0) > 1)
+        shared = cost > CHEAP and self.uses.get(v, 0) > 1
+        part = self.narrow_part(node, cost) if shared and not must else None
+        if part is not None:
+            self.visit_shared(part)
+            self.costs.pop(v)
+            self.reach[v] |= self.reach[part]
+            return
+        must = must or shared
         homes = self.reach[v]
         if not homes and not must and not (v.type.numel <= TINY and cost > CHEAP):
             return
@@ -312,6 +318,23 @@ class Planner:
             return
         if must or (self.uses.get(v, 0) > 1 and cost > CHEAP):
             self.home_pointwise(v)
+
+    def narrow_part(self, node: Node, cost: float) -> Value | None:
+        """A condition that is most of the work of a value many read, and a quarter of its bytes: it is stored
+        instead (the mask of a dropout, not its factors)."""
+        v = node.results[0]
+        for o in node.operands:
+            work = self.inline_cost(o) if o.node is not None and o not in self.home else 0.0
+            most = work > CHEAP and cost - work <= CHEAP
+            if most and o.type.dtype.kind == "b" and 4 * o.type.nbytes <= v.type.nbytes:
+                return o
+        return None
+
+    def visit_shared(self, v: Value) -> None:
+        """Gives a floating value a group: one that its operands come from, if its index fits there."""
+        if not any(g.try_join(v) for g in self.of_mask(self.reach[v])):
+            self.home_pointwise(v)
+        self.reach[v] = 1 << self.home[v].id
 
     def home_tiny(self, v: Value) -> bool:
         want = self.closure(self.reach[v])

@@ -52,7 +52,9 @@ composite(
     samples=lambda: [Sample((f32(3, 2), f32(3, 2)), smooth=False), Sample((f32(), f32()), smooth=False)],
     doc="The contents of `new` with the history of `old`: a write that autograd does not see.",
 )
-def _sampled(x: Type, *parameters: Type) -> Type:
+
+
+def _sampled(x: Type, parameter: Type, other: Type | None = None) -> Type:
     return x
 
 
@@ -69,7 +71,10 @@ for _name, _grad_name in (("sampled_normal", "NormalBackward1"), ("sampled_berno
         lambda b, x, *parameters: x,
         _no_slopes,
         batch=batch_rules.same,
-        samples=lambda: [Sample((f32(3, 2), f32(2)), smooth=False), Sample((f32(3),), smooth=False)],
+        samples=lambda: [
+            Sample((f32(3, 2), f32(2)), smooth=False),
+            Sample((f32(3), f32(), f32(3)), smooth=False),
+        ],
         grad_name=_grad_name,
         doc="x, drawn from a distribution whose parameters the other operands are.",
     )

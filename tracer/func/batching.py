@@ -1,5 +1,5 @@
-"""`vmap`: a function of one example as a function of many. The call is recorded for one example, and lowered with
-a new first dimension (ir/batch.py)."""
+"""`vmap`: a function of one example as a function of many. The call is recorded for one example, and
+lowered with a new first dimension (ir/batch.py)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from ...ir.op import REGISTRY
 from ..functions.shaping import cat
 from ..level import Level, moved
-from ..library import ArgumentError, ArgumentTypeError
+from ..library import ArgumentError
 from ..recording import user_location
 from ..tensor import Tensor
 from ..values import TracedValue
@@ -50,7 +50,9 @@ def _batch_size(tensors: Sequence[Tensor], dims: Sequence[int | None]) -> int:
         if d is not None:
             sizes.setdefault(t.shape[_dim(d, t.dim(), "in_dims", t._value().type)], k)
     if not sizes:
-        raise ArgumentError(f"{_where()}: no tensor is mapped over; at least one entry of in_dims must be an int")
+        raise ArgumentError(
+            f"{_where()}: no tensor is mapped over; at least one entry of in_dims must be an int"
+        )
     if len(sizes) > 1:
         listed = ", ".join(f"{n} (tensor {k})" for n, k in sizes.items())
         raise ArgumentError(f"{_where()}: expected the mapped dimensions to have one size, got {listed}")
@@ -97,9 +99,7 @@ def vmap(
         for lo in range(0, size, chunk_size):
             n = min(chunk_size, size - lo)
             parts = [t if d is None else t.narrow(d, lo, n) for t, d in zip(tensors, dims)]
-            trees.append(
-                _map(func, refilled(args, parts), kwargs, parts, dims, n, out_dims, randomness)
-            )
+            trees.append(_map(func, refilled(args, parts), kwargs, parts, dims, n, out_dims, randomness))
         rows = [tensors_of(tree) for tree in trees]
         spread = _spread(out_dims, trees[0], "out_dims")
         joined = [column[0] if d is None else cat(column, d) for column, d in zip(zip(*rows), spread)]

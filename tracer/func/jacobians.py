@@ -33,15 +33,14 @@ def _bases(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
     for k, t in enumerate(tensors):
         n = t.numel()
         bases.append(
-            [
-                _unit_vectors(u) if j == k else zeros(n, *u.shape, dtype=u.dtype)
-                for j, u in enumerate(tensors)
-            ]
+            [_unit_vectors(u) if j == k else zeros(n, *u.shape, dtype=u.dtype) for j, u in enumerate(tensors)]
         )
     return bases
 
 
-def _bound(func: Callable[..., Any], name: str, argnums: Any, args: Any, kwargs: Any) -> tuple[Any, tuple[Any, ...]]:
+def _bound(
+    func: Callable[..., Any], name: str, argnums: Any, args: Any, kwargs: Any
+) -> tuple[Any, tuple[Any, ...]]:
     """`func` as a function of the chosen arguments, and these."""
     numbers = argument_numbers(name, argnums, len(args))
 
@@ -73,8 +72,8 @@ def jacrev(
         argnums: the positional arguments to differentiate with respect to.
         chunk_size: at most so many rows at a time.
 
-    Returns (from the function): for each output tensor, for each argument of a tuple `argnums`, for each tensor
-    of it, a tensor of shape `[*output.shape, *input.shape]`.
+    Returns (from the function): for each output tensor, for each argument of a tuple `argnums`, for each
+    tensor of it, a tensor of shape `[*output.shape, *input.shape]`.
     """
 
     @functools.wraps(func)
@@ -132,6 +131,6 @@ def jacfwd(
 
 
 def hessian(func: Callable[..., Any], argnums: int | Numbers = 0) -> Callable[..., Any]:
-    """A function that gives the second derivatives of `func`: forward over reverse mode. For an output of shape
-    `o` and arguments of shapes `p` and `q`, blocks `[*o, *p, *q]`."""
+    """A function that gives the second derivatives of `func`: forward over reverse mode. For an output of
+    shape `o` and arguments of shapes `p` and `q`, blocks `[*o, *p, *q]`."""
     return jacfwd(jacrev(func, argnums), argnums)

@@ -16,8 +16,8 @@ Place = tuple[dict[str, Any], str]
 
 
 def _places(module: Any) -> dict[str, Place]:
-    """Every dotted name of a parameter or buffer, with the table that holds it; shared modules under all their
-    names."""
+    """Every dotted name of a parameter or buffer, with the table that holds it; shared modules under all
+    their names."""
     found: dict[str, Place] = {}
     stack: list[tuple[str, Any]] = [("", module)]
     while stack:
@@ -30,7 +30,9 @@ def _places(module: Any) -> dict[str, Place]:
     return found
 
 
-def _replacements(module: Any, given: dict[str, Any], tie_weights: bool, strict: bool) -> list[tuple[Place, Any]]:
+def _replacements(
+    module: Any, given: dict[str, Any], tie_weights: bool, strict: bool
+) -> list[tuple[Place, Any]]:
     places = _places(module)
     unknown = [name for name in given if name not in places]
     missing = [name for name in places if name not in given]
@@ -42,7 +44,8 @@ def _replacements(module: Any, given: dict[str, Any], tie_weights: bool, strict:
             values = {id(given[n]): given[n] for n in names if n in given}
             if len(values) > 1:
                 raise ArgumentError(
-                    f"functional_call(): {', '.join(names)} are one tensor, and are given {len(values)} different "
+                    f"functional_call(): {', '.join(names)} are one tensor, and are given {len(values)} "
+                    f"different "
                     f"ones; give one of them, or pass tie_weights=False"
                 )
             for value in values.values():
@@ -131,8 +134,8 @@ def functional_call(
 
 
 def stack_module_state(models: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The parameters and the buffers of several models of one class, each stacked along a new first dimension:
-    what `vmap` takes for an ensemble. The stacked parameters are leaves."""
+    """The parameters and the buffers of several models of one class, each stacked along a new first
+    dimension: what `vmap` takes for an ensemble. The stacked parameters are leaves."""
     models = list(models)
     if not models:
         raise ArgumentError("stack_module_state(): expected at least one model")

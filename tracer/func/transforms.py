@@ -37,8 +37,8 @@ def refilled(tree: Any, tensors: Sequence[Any]) -> Any:
 
 
 def begin(*trees: Any, derives: bool = True) -> None:
-    """Called before a level of ordinary code: a loop over transformed functions has no `backward()` that would
-    end its programs, so each derivative begins one."""
+    """Called before a level of ordinary code: a loop over transformed functions has no `backward()` that
+    would end its programs, so each derivative begins one."""
     trace = STATE.trace
     if isinstance(trace, LazyTrace):
         if trace.overlong or (derives and (trace.transformed or trace.walked_back)):
@@ -75,7 +75,8 @@ def differentiated(level: Level, name: str, tree: Any, what: str) -> tuple[Any, 
     def stand_in(t: Tensor) -> Tensor:
         if t.dtype.kind != "f":
             raise GradError(
-                f"{name}() at {user_location()}: {what} has a tensor of type {t._value().type}; derivatives are "
+                f"{name}() at {user_location()}: {what} has a tensor of type {t._value().type}; "
+                f"derivatives are "
                 f"with respect to floating-point tensors: convert it with .float(), or leave it out"
             )
         fresh = level.stand_in(t, True)
@@ -85,7 +86,8 @@ def differentiated(level: Level, name: str, tree: Any, what: str) -> tuple[Any, 
     made = map_tensors(tree, stand_in)
     if not values:
         raise ArgumentTypeError(
-            f"{name}() at {user_location()}: {what} is {type(tree).__name__} {tree!r:.60} without a tensor in "
+            f"{name}() at {user_location()}: {what} is {type(tree).__name__} {tree!r:.60} without a tensor "
+            f"in "
             f"it; pass tensors"
         )
     return made, values
@@ -118,7 +120,8 @@ def output_tensors(name: str, tree: Any) -> list[Tensor]:
                 visit(y)
         else:
             raise ArgumentTypeError(
-                f"{name}() at {user_location()}: the function must return tensors, in tuples, lists or dicts, "
+                f"{name}() at {user_location()}: the function must return tensors, in tuples, lists or "
+                f"dicts, "
                 f"got {type(x).__name__}: {x!r:.60}; pass what else it returns through has_aux=True"
             )
 
@@ -305,9 +308,7 @@ def vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
         """Gradients of <outputs, cotangents> with respect to the primals."""
         given = _like("vjp", "cotangents", cotangents, types)
         trace = STATE.trace
-        made = [
-            _zeros_of(trace, t) if v is None else v for v, t in zip(linear(given), zeros)
-        ]
+        made = [_zeros_of(trace, t) if v is None else v for v, t in zip(linear(given), zeros)]
         return refilled(primals, [fresh_tensor(v) for v in made])
 
     return (output_out, vjp_fn, aux_out) if has_aux else (output_out, vjp_fn)

@@ -313,8 +313,11 @@ def ldexp(input: Tensor, other: Tensor) -> Tensor:
 
 def float_power(input: Any, exponent: Any) -> Tensor:
     """`input ** exponent` in double precision."""
-    wide = [x.to(dtypes.float64) if isinstance(x, Tensor) else float(x) for x in (input, exponent)]  # type: ignore[attr-defined]
-    return pow(*wide)
+
+    def wide(x: Any) -> Any:
+        return x.to(dtypes.float64) if isinstance(x, Tensor) else float(x)  # type: ignore[attr-defined]
+
+    return pow(wide(input), wide(exponent))
 
 
 def frexp(input: Tensor) -> Any:

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from ...ir.errors import TracegradError
+from ...tracer.environment import set_num_threads
 from ...tracer.random import manual_seed
 from ...tracer.recording import STATE
 from .fetch import Fetcher, WorkerInfo, become_worker
@@ -134,20 +135,13 @@ def _seed_all(job: Job) -> int:
     return seed
 
 
-def _one_thread() -> None:
-    """Workers are parallel to each other; inside, each computes on one thread."""
-    from ...backends.llvm.pool import set_num_threads
-
-    set_num_threads(1)
-
-
 def run_worker(job: Job, pipe: Any) -> None:
     """A worker's life."""
     for end in list(_ENDS):
         end.close()
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the loader, which then ends us
-    _one_thread()
+    set_num_threads(1)  # workers are parallel to each other
     become_worker(WorkerInfo(job.id, job.count, _seed_all(job), job.dataset))
     outbox = _Outbox(pipe)
     try:
@@ -244,12 +238,12 @@ class _Worker:
         )
 
 
-def _end(workers: list[_Worker], directory: str, owner: int) -> None:
+def _end(workers: list[_Worker], directory: str, owner: int, patience: float = PATIENCE) -> None:
     if os.getpid() != owner:
         return
     for w in workers:
         w.pipe.close()
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     for w in workers:
         w.process.join(max(0.0, deadline - time.monotonic()))
     for stop in ("terminate", "kill"):
@@ -294,9 +288,11 @@ class WorkerPool:
     def closed(self) -> bool:
         return not self._close.alive
 
-    def close(self) -> None:
-        """Ends the workers. What they are doing is lost."""
-        self._close()
+    def close(self, patience: float = PATIENCE) -> None:
+        """Ends the workers, which have some seconds to finish what they are doing. It is lost."""
+        found = self._close.detach()
+        if found is not None:
+            _end(*found[2], patience=patience)
 
     def begin(self, indices: Iterator[Any]) -> Iterator[Any]:
         """One pass: batches for the indices. A pass that was begun before ends."""
@@ -393,5 +389,5 @@ class Pass:
                 if turn == self.turn and number in self.owner:
                     self.arrived[number] = (kind, result)
         except BaseException:
-            pool.close()  # Ctrl-C may have come between two halves of a message
+            pool.close(0)  # Ctrl-C may have come between two halves of a message
             raise
