@@ -2,6 +2,8 @@
 else.
 """
 
+import sys as _sys
+
 from . import ir as ir
 from .ir import ops as _ops
 from .ir.dtypes import (
@@ -103,3 +105,7 @@ long = int64
 int = int32
 short = int16
 globals().update(_public.PUBLIC)
+
+# They live in tracer/, but `from tracegrad.func import grad` must find them.
+_sys.modules.update({f"{__name__}.{_m.__name__.rpartition('.')[2]}": _m for _m in (func, random)})
+_sys.modules[f"{__name__}.autograd"] = autograd

@@ -98,8 +98,8 @@ class Op:
             `new`.
         jvp: forward mode, `jvp(b, n, *tangents) -> tangents of the results`, None being zero. Rarely needed:
             derived from `grad` or the decomposition (ir/forward.py).
-        reads: `reads(node) -> (operands, results)` that the gradient rule reads, by number; found by running the
-            rule symbolically where it is not given.
+        reads: `reads(node) -> (operands, results)` that the gradient rule reads, by number; found by running
+            the rule symbolically where it is not given.
         batch: `batch(b, n) -> batched results`, with `n` a BatchNode (ir/batch.py), for ops whose way to run
             on a batch does not follow from their kind.
     """

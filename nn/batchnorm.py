@@ -28,18 +28,17 @@ class _Normalization(_Affine):
 
     _version = 2
     _dims: tuple[int, ...]
-    _affine, _tracks = True, True
 
     def __init__(
-        self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool | None = None,
-        track_running_stats: bool | None = None, device: Any = None, dtype: Any = None, *, bias: bool = True,
+        self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True,
+        track_running_stats: bool = True, device: Any = None, dtype: Any = None, *, bias: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
         self.num_features = num_features
         self.eps = eps
         self.momentum = momentum
-        self.affine = self._affine if affine is None else affine
-        self.track_running_stats = self._tracks if track_running_stats is None else track_running_stats
+        self.affine = affine
+        self.track_running_stats = track_running_stats
         self._make((num_features,), self.affine, self.affine and bias, device, dtype)
         stats: dict[str, Any] = dict.fromkeys(("running_mean", "running_var", "num_batches_tracked"))
         if self.track_running_stats:
@@ -136,7 +135,11 @@ class _InstanceNorm(_Normalization):
         bias: whether there is a bias (only with a weight).
     """
 
-    _affine, _tracks = False, False
+    def __init__(
+        self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = False,
+        track_running_stats: bool = False, device: Any = None, dtype: Any = None, *, bias: bool = True,
+    ) -> None:  # fmt: skip
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
 
     def forward(self, input: Any) -> Any:
         self._check_input_dim(input)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from inspect import Parameter, Signature
 from typing import Any
 
 from ..ir.dtypes import DType
@@ -21,7 +22,7 @@ def _activation(
     """`name(input, *parameters)` from the op of that name. `inplace`, where it is a parameter, overwrites the
     input; integers become floats where they are taken, and `check` sees the parameters."""
     op = REGISTRY[name]
-    order = tuple(parameters)
+    defaults, order = dict(parameters), tuple(parameters)
     can_overwrite = parameters.pop("inplace", None) is not None
 
     def function(input: Any, *args: Any, **kwargs: Any) -> Any:
@@ -49,6 +50,12 @@ def _activation(
         return write(input, out) if overwrite else out
 
     function.__name__ = function.__qualname__ = name
+    function.__signature__ = Signature(  # type: ignore[attr-defined]
+        [
+            Parameter("input", Parameter.POSITIONAL_OR_KEYWORD),
+            *(Parameter(n, Parameter.POSITIONAL_OR_KEYWORD, default=d) for n, d in defaults.items()),
+        ]
+    )
     function.__doc__ = f"{op.doc} Parameters: {', '.join(order) or 'none'}."
     return function
 

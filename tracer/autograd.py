@@ -197,7 +197,9 @@ def callbacks_of(trace: Trace, create_graph: bool, leaves: Sequence[TracedValue]
     return made(trace, show, lambda t, g: _accumulate(trace, t, g, create_graph), many)
 
 
-def _hook_sum(trace: Any, t: Tensor, leaves: Sequence[TracedValue], found: dict[Any, Any], calls: Callbacks) -> None:
+def _hook_sum(
+    trace: Any, t: Tensor, leaves: Sequence[TracedValue], found: dict[Any, Any], calls: Callbacks
+) -> None:
     """Runs the hooks of a leaf that the graph knows by several values, on the sum of their gradients."""
     values = [v for v in _values_of(t, leaves) if v in found]
     if values and t._hooks:
@@ -321,8 +323,8 @@ def backward(
     """
     if STATE.trace.forbids_backward:
         raise GradError(
-            f"backward() inside a function under {STATE.trace.forbids_backward}() would leave gradients of it in "
-            f"tensors outside; use tracegrad.func.grad, or tracegrad.autograd.grad, and return them"
+            f"backward() inside a function under {STATE.trace.forbids_backward}() would leave gradients "
+            f"of it in tensors outside; use tracegrad.func.grad, or tracegrad.autograd.grad, and return them"
         )
     tensors = [tensors] if isinstance(tensors, Tensor) else list(tensors)
     if grad_tensors is None:

@@ -117,7 +117,8 @@ class GradFn:
         return HookHandle(own_hooks(self._first).after, hook)
 
     def register_prehook(self, hook: Callable[..., Any]) -> HookHandle:
-        """Calls `hook(grad_outputs)` before this node's gradients are computed; what it returns replaces them."""
+        """Calls `hook(grad_outputs)` before this node's gradients are computed; what it returns replaces
+        them."""
         return HookHandle(own_hooks(self._first).before, hook)
 
     @property

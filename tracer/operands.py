@@ -26,11 +26,11 @@ def get_default_dtype() -> DType:
     return _DEFAULT[0]
 
 
-def set_default_dtype(dtype: DType) -> None:
+def set_default_dtype(d: DType) -> None:
     """Sets the default floating-point dtype."""
-    if dtype.kind != "f":
-        raise DTypeError(f"only floating-point types can be the default type, not {dtype}")
-    _DEFAULT[0] = dtype
+    if d.kind != "f":
+        raise DTypeError(f"only floating-point types can be the default type, not {d}")
+    _DEFAULT[0] = d
 
 
 def number_dtype(x: Any) -> DType:

@@ -29,7 +29,6 @@ from .meta import device as device
 from .recording import STATE, Trace
 from .values import Storage, TracedValue, history
 
-
 _DETACH = REGISTRY["detach"]
 
 

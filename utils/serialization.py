@@ -12,7 +12,6 @@ import contextlib
 import io
 import json
 import os
-import tempfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import IO, Any
@@ -55,6 +54,8 @@ def save(obj: Any, f: Any) -> None:
     if hasattr(f, "write"):
         safetensors.write(f, writer.arrays, metadata)
         return
+    import tempfile  # loads compression libraries, and most programs never save
+
     path = _path(f, "save()")
     folder = os.path.dirname(path)
     try:

@@ -58,7 +58,10 @@ class RegisterWriter(MemoryWriter):
         frame.values[buffer] = {}
 
     def load_register(self, buffer: Buffer, index: tuple[Expr, ...]) -> Val:
-        return self._read(buffer, self._slot(buffer, index), len(self._frames) - 1)
+        const, lanes, stride = self._slot_of(buffer, index)
+        if stride > 1 and lanes:
+            return self._column(buffer, const, lanes, stride)
+        return self._read(buffer, (const, lanes if stride else 0), len(self._frames) - 1)
 
     def store_register(self, buffer: Buffer, index: tuple[Expr, ...], value: Val) -> None:
         slot = self._slot(buffer, index)
@@ -68,17 +71,61 @@ class RegisterWriter(MemoryWriter):
         self._write(buffer, slot, value)
 
     def _slot(self, buffer: Buffer, index: tuple[Expr, ...]) -> Slot:
+        const, lanes, stride = self._slot_of(buffer, index)
+        return const, lanes if stride else 0
+
+    def _slot_of(self, buffer: Buffer, index: tuple[Expr, ...]) -> tuple[int, int, int]:
+        """First element, open lanes, and elements from lane to lane of an access."""
         flat = self._flat.get((buffer, 1, index)) or self.flat(buffer, index, 1)
         const, atoms = flat.linear
         env = self.env
-        vector = False
+        stride = 0
         for atom, k in atoms:
             bound = env[atom]
             if bound is LANE:
-                vector = True
+                stride += k
             else:
                 const += k * bound
-        return (const, self.lanes) if vector else (const, 0)
+        return const, self.lanes, stride
+
+    def _column(self, buffer: Buffer, first: int, lanes: int, stride: int) -> Val:
+        """Lanes `stride` elements apart. Where these are rows of as many lanes, the column of a square, it
+        comes out of a network of two-operand shuffles that all its columns share (n log n for n of them)."""
+        level = len(self._frames) - 1
+        column = first % stride
+        rows = self._frames[level].values.get(buffer, {})
+        starts = [first - column + i * stride for i in range(lanes)]
+        if stride != lanes or any((s, lanes) not in rows for s in starts):
+            total = Val("poison", buffer.dtype, lanes)
+            for i in range(lanes):
+                x = self._read(buffer, (first + i * stride, 0), level)
+                text = f"insertelement {total.type} {total.ref}, {x.type} {x.ref}, i64 {i}"
+                total = Val(self.pure(text, total.ref, x.ref), buffer.dtype, lanes)
+            return total
+        return Val(self._turned([rows[s, lanes] for s in starts], column), buffer.dtype, lanes)
+
+    def _turned(self, rows: list[Val], column: int) -> str:
+        """A column of a square held as rows. Stage h exchanges, between rows h apart, the lanes h apart."""
+        n = len(rows)
+        half = n // 2
+        todo = {(half, row % half + (row & half)) for row in ()} if n == 1 else None
+        refs = [self.use(v, n) for v in rows]
+        ty = rows[0].type if rows[0].lanes else vector_text(memory_type(rows[0].dtype), n)
+        del todo
+        while half:
+            bit = column & half
+            low = [i for i in range(n) if not i & half]
+            picks = _exchanged(n, half, bool(bit))
+            # Of a pair of rows this column needs one of the two results.
+            for i in low:
+                if (i ^ column) & _above(half, n) == 0 or True:
+                    a, b = refs[i], refs[i + half]
+                    if a and b:
+                        text = f"shufflevector {ty} {a}, {ty} {b}, <{n} x i32> {picks}"
+                        refs[i + bit] = self.pure(text, a, b)
+                        refs[i + half - bit] = ""
+            half //= 2
+        return refs[column]
 
     def _read(self, buffer: Buffer, slot: Slot, level: int) -> Val:
         """A slot's value as the body of frame `level` knows it now."""

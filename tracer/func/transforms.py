@@ -366,7 +366,8 @@ def jvp(
         moves = _like("jvp", "tangents", tangents, [v.type for v in starts])
         output, aux = with_aux("jvp", func(*stand_ins), has_aux)
         values = [t._value() for t in output_tensors("jvp", output)]
-        found: list[Any] = push_forward(level, level.nodes, values, dict(zip(starts, moves)))  # type: ignore[arg-type]
+        given: dict[Any, Any] = dict(zip(starts, moves))
+        found: list[Any] = push_forward(level, level.nodes, values, given)
         if strict and None in found:
             raise GradError(
                 f"jvp() at {user_location()}: output {found.index(None)} of the function does not depend on "
@@ -395,7 +396,8 @@ def linearized(name: str, func: Any, primals: tuple[Any, ...], has_aux: bool) ->
         output, aux = with_aux(name, func(*stand_ins), has_aux)
         values = [t._value() for t in output_tensors(name, output)]
         moves = [level.input(v.type, True) for v in starts]
-        found: Any = push_forward(level, level.nodes, values, dict(zip(starts, moves)))  # type: ignore[arg-type]
+        given: dict[Any, Any] = dict(zip(starts, moves))
+        found: Any = push_forward(level, level.nodes, values, given)
         take = level.taking((output, aux))
     linear = Linear(level, moves, found)
     output_out, aux_out = take()
