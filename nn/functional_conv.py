@@ -158,7 +158,8 @@ def conv_tbc(input: T, weight: T, bias: T, pad: int = 0) -> Tensor:
             f"conv_tbc(): expected an input [T, N, C] and a weight [K, C, O], got {x._value().type} and "
             f"{w._value().type}"
         )
-    return conv1d(x.permute(1, 2, 0), w.permute(2, 1, 0), b, padding=pad).permute(2, 0, 1)  # type: ignore[attr-defined]
+    out: Any = conv1d(x.permute(1, 2, 0), w.permute(2, 1, 0), b, padding=pad)
+    return out.permute(2, 0, 1)
 
 
 def unfold(input: T, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the tests of control flow in user code share: one function run in every way, gradients, traced graphs."""
+"""What the tests of control flow in user code share: one function run in every way, gradients, graphs."""
 
 from __future__ import annotations
 

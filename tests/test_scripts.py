@@ -1,5 +1,5 @@
-"""The eight training scripts of `examples/`: undecorated and compiled give one loss curve, which goes where it
-should; and with `tracegrad` replaced by `torch`, PyTorch draws the same curve from the same seed."""
+"""The eight training scripts of `examples/`: undecorated and compiled give one loss curve, which goes where
+it should; and with `tracegrad` replaced by `torch`, PyTorch draws the same curve from the same seed."""
 
 from __future__ import annotations
 

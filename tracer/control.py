@@ -191,7 +191,10 @@ def _truth(trace: Trace, pred: Tensor) -> TracedValue:
 def _branch(fn: Callable[..., Any], operands: Any, body: Body) -> Any:
     out = fn(*rebuilt(operands, [Tensor(v) for v in body.inputs]))
     leaves = leaves_of(out, "results of cond's functions")
-    body.outputs = [body.trace.own(x._value()) if isinstance(x, Tensor) else x for x in leaves]  # type: ignore
+    body.outputs = [
+        body.trace.own(x._value()) if isinstance(x, Tensor) else x  # type: ignore
+        for x in leaves
+    ]
     return out
 
 

@@ -1,8 +1,8 @@
 """Segments: stretches of a lazy program that are replayed as one step.
 
-A walk back through a graph and an optimiser's step record the same ops whenever they start at the same place of
-the trie with the same operands. The first time the procedure runs and what it records is noted; from then on
-its results appear without it. The nodes between are made only if a program that holds them is new.
+A walk back through a graph and an optimiser's step record the same ops whenever they start at the same place
+of the trie with the same operands. The first time the procedure runs and what it records is noted; from then
+on its results appear without it. The nodes between are made only if a program that holds them is new.
 
 Used by recording.py, which owns the trie, and by the callers of `LazyTrace.segment`.
 """

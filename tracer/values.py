@@ -70,9 +70,8 @@ SPENT = 2
 def without_contents(node: Node) -> None:
     """Lets go of the memory of a node's operands where only gradients' paths are still needed: of leaves,
     which have new contents by now, and of constants but for numbers."""
-    node.operands = tuple(
-        [_ghost(v) if v.node is None and (v.leaf or v.type.shape) else v for v in node.operands]  # type: ignore
-    )
+    operands: Any = node.operands
+    node.operands = tuple([_ghost(v) if v.node is None and (v.leaf or v.type.shape) else v for v in operands])
 
 
 def _ghost(v: TracedValue) -> TracedValue:

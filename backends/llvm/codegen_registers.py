@@ -12,7 +12,7 @@ from ...ir.expr import Expr, LaneReduce, Load, Var
 from ...ir.loops import Alloc, Buffer, For, If, Stmt, Store, While
 from .codegen_index import LANE, Linear
 from .codegen_memory import MemoryWriter
-from .codegen_text import Module, Val
+from .codegen_text import Module, Val, type_text
 
 Slot = tuple[int, int]  # first element, lanes (0: a scalar)
 
@@ -105,27 +105,23 @@ class RegisterWriter(MemoryWriter):
         return Val(self._turned([rows[s, lanes] for s in starts], column), buffer.dtype, lanes)
 
     def _turned(self, rows: list[Val], column: int) -> str:
-        """A column of a square held as rows. Stage h exchanges, between rows h apart, the lanes h apart."""
+        """A column of a square held as rows: in step h, rows h apart exchange the lanes h apart, and of each
+        pair this column needs one."""
         n = len(rows)
-        half = n // 2
-        todo = {(half, row % half + (row & half)) for row in ()} if n == 1 else None
+        ty = f"<{n} x {type_text(rows[0].dtype, 0)}>"
         refs = [self.use(v, n) for v in rows]
-        ty = rows[0].type if rows[0].lanes else vector_text(memory_type(rows[0].dtype), n)
-        del todo
-        while half:
-            bit = column & half
-            low = [i for i in range(n) if not i & half]
-            picks = _exchanged(n, half, bool(bit))
-            # Of a pair of rows this column needs one of the two results.
-            for i in low:
-                if (i ^ column) & _above(half, n) == 0 or True:
-                    a, b = refs[i], refs[i + half]
-                    if a and b:
-                        text = f"shufflevector {ty} {a}, {ty} {b}, <{n} x i32> {picks}"
-                        refs[i + bit] = self.pure(text, a, b)
-                        refs[i + half - bit] = ""
-            half //= 2
-        return refs[column]
+        while len(refs) > 1:
+            half = len(refs) // 2
+            if column & half:
+                picks = [i + n if i & half else i + half for i in range(n)]
+            else:
+                picks = [i + n - half if i & half else i for i in range(n)]
+            mask = ", ".join([f"i32 {i}" for i in picks])
+            refs = [
+                self.pure(f"shufflevector {ty} {a}, {ty} {b}, <{n} x i32> <{mask}>", a, b)
+                for a, b in zip(refs[:half], refs[half:])
+            ]
+        return refs[0]
 
     def _read(self, buffer: Buffer, slot: Slot, level: int) -> Val:
         """A slot's value as the body of frame `level` knows it now."""
@@ -270,7 +266,7 @@ class Scan:
                     self.lanes.add(e.var)
             if isinstance(s, Store):
                 if s.buffer.space == "register":
-                    self.access(s.buffer, s.index)
+                    self.access(s.buffer, s.index, most=1)
                     if s.mask is not None:
                         self.bad.add(s.buffer)
             elif isinstance(s, Alloc):
@@ -296,7 +292,8 @@ class Scan:
         self.block(s.body)
         self.scope, self.vector = outer
 
-    def access(self, buffer: Buffer, index: tuple[Expr, ...]) -> None:
+    def access(self, buffer: Buffer, index: tuple[Expr, ...], most: int = 1 << 30) -> None:
+        """`most`: elements from lane to lane at most."""
         if self.scopes.get(buffer, self) is not self.scope:
             self.bad.add(buffer)
         sizes = (1,) if len(index) == 1 else buffer.shape
@@ -308,5 +305,5 @@ class Scan:
                 elif atom in self.lanes:
                     stride += k * scale
             scale *= n
-        if stride not in (0, 1):
+        if not 0 <= stride <= most:
             self.bad.add(buffer)

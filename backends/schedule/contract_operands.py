@@ -158,14 +158,8 @@ class ContractOperands:
                 v = Var(f"{dim.letters[:1]}t", count_t * size)
                 t_scope = scope.loop(v, count_t * size, "serial", size)
                 at = index_add(at, v)
-            k_scope, k = self.k_loops(t_scope, self.g.inner)
             base = index_add(index_mul(outer_at, tiles * width * self.K), index_mul(at, self.K))
-            base = index_add(base, index_mul(self.flat_k(k), width))
-            self.pack_row(k_scope, which, buffer, at, base, size, k)
-            while k_scope is not t_scope:
-                k_scope.close()
-                assert k_scope.parent is not None
-                k_scope = k_scope.parent
+            self.pack_panel(t_scope, which, buffer, at, base, size)
             if t_scope is not scope:
                 t_scope.close()
             done += count_t * size
@@ -175,6 +169,82 @@ class ContractOperands:
             scope = scope.parent
         self.packed[which] = buffer
         self.pack_dims[which] = dims
+
+    def pack_panel(
+        self, scope: Scope, which: str, buffer: Buffer, at: Expr, base: Expr, size: int
+    ) -> None:
+        """One panel, of `size` rows (columns) from `at` on, to `base`."""
+        if self.turned(which) and size > 1:
+            self.pack_turned(scope, which, buffer, at, base, size)
+            return
+        k_scope, k = self.k_loops(scope, self.g.inner)
+        self.pack_row(k_scope, which, buffer, at, index_add(base, index_mul(self.flat_k(k), self.width(which))), size, k)
+        while k_scope is not scope:
+            k_scope.close()
+            assert k_scope.parent is not None
+            k_scope = k_scope.parent
+
+    def turned(self, which: str) -> bool:
+        """Whether an operand's rows (columns) are contiguous along k: then squares are turned in registers."""
+        dim, k = (self.m, self.g.inner[-1]) if which == "a" else (self.n, self.g.inner[-1])
+        across, along = (dim.a, k.a) if which == "a" else (dim.b, k.b)
+        return across != 1 and along == 1 and 2 * k.size >= self.lanes > 1
+
+    def pack_turned(
+        self, scope: Scope, which: str, buffer: Buffer, at: Expr, base: Expr, size: int
+    ) -> None:
+        """A panel of an operand that lies across: squares of as many rows as lanes, loaded along k, stored
+        as columns. Rows past the edge are zero in B."""
+        lanes, acc, width = self.lanes, self.g.acc, self.width(which)
+        *outer, last = self.g.inner
+        outer_scope, outer_k = self.k_loops(scope, outer)
+
+        def square(s: Scope, k0: Expr, start: int, deep: int) -> None:
+            rows = min(lanes, size - start)
+            tile = s.alloc("square", acc, lanes * lanes, "register")
+            i, lane = Var("i", rows), Var("v", lanes)
+            each = s.loop(i, rows, "unroll")
+            inner = each.loop(lane, lanes, "vector")
+            mask = less(lane, deep) if deep < lanes else None
+            k = {**outer_k, last.var: index_add(k0, lane)}
+            where = index_add(at, index_add(i, Const(start)))
+            value = self.load(which, where, where, k, inner, mask)
+            inner.stmts.append(Store(tile, (index_add(index_mul(i, lanes), lane),), value))
+            inner.close()
+            each.close()
+            if rows < lanes:
+                i, lane = Var("i", lanes - rows), Var("v", lanes)
+                each = s.loop(i, lanes - rows, "unroll")
+                inner = each.loop(lane, lanes, "vector")
+                put = index_add(index_add(index_mul(i, lanes), lane), Const(rows * lanes))
+                inner.stmts.append(Store(tile, (put,), Const(0, acc)))
+                inner.close()
+                each.close()
+            j, lane = Var("j", deep), Var("v", lanes)
+            each = s.loop(j, deep, "unroll")
+            inner = each.loop(lane, lanes, "vector")
+            flat = index_mul(self.flat_k({**outer_k, last.var: index_add(k0, j)}), width)
+            target = index_add(index_add(base, flat), index_add(lane, Const(start)))
+            kept = less(lane, rows) if rows < lanes and which == "a" else None
+            inner.stmts.append(Store(buffer, (target,), Load(tile, (index_add(index_mul(lane, lanes), j),)), kept))
+            inner.close()
+            each.close()
+
+        for start in range(0, size, lanes):
+            whole = last.size // lanes * lanes
+            if whole > lanes:
+                v = Var("k", whole)
+                inner = outer_scope.loop(v, whole, "serial", lanes)
+                square(inner, v, start, lanes)
+                inner.close()
+            elif whole:
+                square(outer_scope, ZERO, start, lanes)
+            if whole < last.size:
+                square(outer_scope, Const(whole), start, last.size - whole)
+        while outer_scope is not scope:
+            outer_scope.close()
+            assert outer_scope.parent is not None
+            outer_scope = outer_scope.parent
 
     def pack_row(
         self, scope: Scope, which: str, buffer: Buffer, at: Expr, base: Expr, size: int, k: dict[Expr, Expr]

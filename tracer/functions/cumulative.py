@@ -106,7 +106,8 @@ def _slabs(y: Tensor, x: Any, dx: Any, dim: int, name: str) -> tuple[Any, int]:
     if x.dim() == 1:
         if x.shape[0] != n:
             raise OpError(f"{name}(): x has {x.shape[0]} places, y has {n} values along dimension {dim}")
-        width = diff(x).reshape([n - 1 if d == axis else 1 for d in range(y.dim())])  # type: ignore[attr-defined]
+        shape = [n - 1 if d == axis else 1 for d in range(y.dim())]
+        width = diff(x).reshape(shape)  # type: ignore[attr-defined]
     else:
         width = diff(x, dim=axis - y.dim())
     return _mul(both, width), axis
