@@ -109,5 +109,6 @@ globals().update(_public.PUBLIC)
 # They live in tracer/, but `from tracegrad.func import grad` must find them.
 _sys.modules.update({f"{__name__}.{_m.__name__.rpartition('.')[2]}": _m for _m in (func, random)})
 _sys.modules[f"{__name__}.autograd"] = autograd
-_inner = (autograd.function, autograd.functional, autograd.forward_ad)
-_sys.modules.update(zip((f"{__name__}.autograd.{n}" for n in ("function", "functional", "forward_ad")), _inner))
+_sys.modules[f"{__name__}.autograd.function"] = autograd.function
+_sys.modules[f"{__name__}.autograd.functional"] = autograd.functional
+_sys.modules[f"{__name__}.autograd.forward_ad"] = autograd.forward_ad

@@ -84,13 +84,15 @@ class Var(Expr):
 
 
 class Local(Expr):
-    """The value a `Let` statement named; single assignment, visible in the rest of its block."""
+    """The value a `Let` statement named; single assignment, visible in the rest of its block. With `extent`
+    it is an i64 known to lie in `[0, extent)`, as a loop variable does."""
 
-    __slots__ = ("name",)
+    __slots__ = ("extent", "name")
 
-    def __init__(self, name: str, dtype: DType) -> None:
+    def __init__(self, name: str, dtype: DType, extent: int | None = None) -> None:
         self.name = name
         self.dtype = dtype
+        self.extent = extent
 
 
 class Load(Expr):
@@ -178,6 +180,30 @@ class LaneReduce(Expr):
         return LaneReduce(self.name, self.var, args[0])
 
 
+class WarpReduce(Expr):
+    """Combines `x` over the 32 consecutive threads of a GPU warp, as a butterfly: lane i with lane i ^ 16,
+    i ^ 8, ... i ^ 1; every lane gets the result. `name` is a primitive as for `LaneReduce`.
+
+    Threads of a block are counted with the innermost thread loop fastest; a block's number of threads is a
+    multiple of 32, or less than 32 (then lanes past its end are left out, and it must be a power of two).
+    All threads of the warp must reach it. Only inside thread loops. The text form is `warp.add(x)`.
+    """
+
+    __slots__ = ("name", "x")
+
+    def __init__(self, name: str, x: Expr) -> None:
+        self.name = name
+        self.x = x
+        self.dtype = x.dtype
+
+    @property
+    def args(self) -> tuple[Expr, ...]:
+        return (self.x,)
+
+    def rebuild(self, args: tuple[Expr, ...]) -> Expr:
+        return WarpReduce(self.name, args[0])
+
+
 class ExprScalar(ScalarBuilder):
     """Builds expressions, so that `op.scalar` gives the loop IR's form of an op."""
 
@@ -257,6 +283,8 @@ def same(a: Expr, b: Expr) -> bool:
     if isinstance(a, Cast) and a.bits != b.bits:  # type: ignore[attr-defined]
         return False
     if isinstance(a, LaneReduce) and (a.name, a.var) != (b.name, b.var):  # type: ignore[attr-defined]
+        return False
+    if isinstance(a, WarpReduce) and a.name != b.name:  # type: ignore[attr-defined]
         return False
     return len(a.args) == len(b.args) and all(same(x, y) for x, y in zip(a.args, b.args))
 
@@ -347,6 +375,8 @@ def bounds(e: Expr) -> tuple[int, int] | None:
         return int(e.value), int(e.value)
     if isinstance(e, Var):
         return 0, max(e.extent - 1, 0)
+    if isinstance(e, Local):
+        return None if e.extent is None else (0, max(e.extent - 1, 0))
     if isinstance(e, Prim):
         if e.name == "add":
             a, b = bounds(e.args[0]), bounds(e.args[1])

@@ -4,6 +4,7 @@ are held to, and the way to tell a wrong schedule from wrong machine code.
 Kernels are translated to Python source, one line or so per statement. A `vector` loop's variable is the array
 of its lanes, so statements run as they would in SIMD registers. Every access is checked against its buffer's
 bounds; arena buffers really share one block of memory, so a bad memory plan gives wrong results here too.
+Kernels for GPUs run in ir/grid_interpreter.py, which also finds races.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 from . import dtypes
 from .dtypes import DType
 from .expr import Cast, Const, Expr, LaneReduce, Load, Local, Prim, Var
+from .grid_interpreter import grid_of, run_grid
 from .loops import (
     Alloc,
     Barrier,
@@ -116,6 +118,9 @@ class _Runner:
                 self.run(s.then if self.place(s.cond)[0] else s.other)
 
     def kernel(self, k: Kernel) -> None:
+        if grid_of(k.body) is not None:
+            run_grid(k, self.place, self.turns)
+            return
         made = self.functions.get(k)
         if made is None:
             translated = _Translator(self.reverse)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from . import dtypes
 from .errors import ParseError
-from .expr import EXPR_SCALAR, Cast, Const, Expr, LaneReduce, Load, Local, Var
+from .expr import EXPR_SCALAR, Cast, Const, Expr, LaneReduce, Load, Local, Var, WarpReduce, bounds
 from .graph import Location
 from .loops import (
     LOOP_KINDS,
@@ -217,6 +217,9 @@ class _Parser:
             return Cast(self.one_argument(), dtype, bits=True)
         if word == "reduce":
             return self.lane_reduce()
+        if word == "warp" and self.token == ".":
+            self.advance()
+            return WarpReduce(self.name(), self.one_argument())
         if word in PRIMITIVES and self.token == "(":
             return self.prim(word, self.arguments())
         if self.token == "[":
@@ -294,6 +297,8 @@ class _Parser:
             local.dtype = self.dtype()
             self.expect("=")
             value = self.expr()
+            known = bounds(value) if value.dtype is dtypes.int64 else None
+            local.extent = known[1] + 1 if known is not None and known[0] >= 0 else None
             self.scopes[-1][local.name] = local
             return Let(local, value)
         if word == "alloc":

@@ -23,7 +23,7 @@
 Around kernels there may be `repeat t in 50 reverse rotate (a, b) { }`, `while done most 10 rotate (a, b)
 gives (r, a) { test } do { body }` and `branch c { } else { }` (see ir/loops.py). Literals carry their dtype
 (`f32:0.5`), bare integers are i64. `f32(e)` converts, `bits.u32(e)` reinterprets, `reduce.add(l in 16: e)`
-combines lanes. Used by dumps, the CLI and tests.
+combines lanes, `warp.add(e)` the threads of a GPU warp. Used by dumps, the CLI and tests.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import re
 from typing import Any
 
 from . import dtypes
-from .expr import Cast, Const, Expr, LaneReduce, Load, Local, Prim, Var
+from .expr import Cast, Const, Expr, LaneReduce, Load, Local, Prim, Var, WarpReduce
 from .loop_parser import INFIX, parse_program
 from .loops import (
     LOOP_KINDS,
@@ -60,7 +60,7 @@ from .loops import (
     walk_steps,
 )
 
-__all__ = ["parse_program", "print_expr", "print_program", "used_buffers"]
+__all__ = ["parse_program", "print_expr", "print_kernel", "print_program", "used_buffers"]
 
 #: precedence of unary minus and ~, above every infix operator
 _UNARY = 8
@@ -96,7 +96,7 @@ class _Names:
 
 _RESERVED = {
     "for", "in", "step", "let", "if", "while", "alloc", "barrier", "true", "false", "kernel", "program",
-    "reduce", "bits", "returns", "updates", *dtypes.BY_NAME, *LOOP_KINDS, *SPACES,
+    "reduce", "warp", "bits", "returns", "updates", *dtypes.BY_NAME, *LOOP_KINDS, *SPACES,
 }  # fmt: skip
 
 
@@ -128,6 +128,8 @@ def _expr(e: Expr, names: _Names, level: int = 0) -> str:
     if isinstance(e, LaneReduce):
         inner = names.define(e.var) if id(e.var) not in names.of else names.get(e.var)
         return f"reduce.{e.name}({inner} in {e.var.extent}: {_expr(e.x, names)})"
+    if isinstance(e, WarpReduce):
+        return f"warp.{e.name}({_expr(e.x, names)})"
     assert isinstance(e, Prim), type(e)
     if e.name in INFIX:
         symbol, mine = INFIX[e.name]
@@ -248,6 +250,43 @@ def _steps(steps: list[Step], names: _Names, indent: str, out: list[str]) -> Non
             _steps(s.other, names, inner, out)
         names.taken = outside  # names are free again after the step
         out.append(f"{indent}}}")
+
+
+class _Numbers(_Names):
+    """Names by the order of definition or first use; what is used first is free.
+
+    Attributes:
+        buffers, variables: the free ones, in that order.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.buffers: list[Buffer] = []
+        self.variables: list[Var] = []
+
+    def get(self, x: Var | Local | Buffer) -> str:
+        name = self.of.get(id(x))
+        if name is None:
+            name = self.define(x)
+            if isinstance(x, Buffer):
+                self.buffers.append(x)
+            elif isinstance(x, Var):
+                self.variables.append(x)
+        return name
+
+    def define(self, x: Var | Local | Buffer) -> str:
+        name = self.of[id(x)] = f"_{len(self.keep)}"
+        self.keep.append(x)
+        return name
+
+
+def print_kernel(kernel: Kernel) -> tuple[str, list[Buffer], list[Var]]:
+    """A kernel's statements with numbers for names, the buffers and the variables it takes from outside.
+    Kernels of equal text do the same, each with its own."""
+    names = _Numbers()
+    out: list[str] = []
+    _block(kernel.body, names, "", out)
+    return "\n".join(out), names.buffers, names.variables
 
 
 def _tuples(word: str, tuples: tuple[Rotation, ...], names: _Names) -> str:

@@ -7,15 +7,20 @@ Rules, besides dtypes and scoping:
 - register buffers are indexed by constants, unrolled and vector variables only;
 - const and plain input buffers are not stored to, and every arena buffer lies inside the arena;
 - `program.updated` are inputs;
+- a kernel for a GPU keeps to the form that ir/loops.py describes: block loops, thread loops of the same extents
+  (at most 1024 threads), shared buffers directly in the block, barriers that all threads reach;
 - conditions of control flow are single bools; buffers that rotate or are copied have one type, none rotates
   twice in a loop, and all are the program's to write.
 """
 
 from __future__ import annotations
 
+from math import prod
+
 from . import dtypes
 from .errors import VerifyError
-from .expr import Cast, Const, Expr, LaneReduce, Load, Local, Prim, Var
+from .expr import Cast, Const, Expr, LaneReduce, Load, Local, Prim, Var, WarpReduce
+from .grid_interpreter import grid_of, thread_extents
 from .loops import (
     SPACES,
     Alloc,
@@ -34,6 +39,7 @@ from .loops import (
     While,
     WhileStep,
     blocks_of,
+    statements,
 )
 from .scalar import PRIMITIVES
 
@@ -118,6 +124,41 @@ class _Checker:
 
     def run(self) -> None:
         self.block(self.kernel.body, (), top=True)
+        self.grid()
+
+    def grid(self) -> None:
+        """The form of a GPU kernel."""
+        found = grid_of(self.kernel.body)
+        kinds = [s.kind for s in statements(self.kernel.body) if isinstance(s, For)]
+        if found is None:
+            if "block" in kinds or "thread" in kinds:
+                raise self.fail("block loops stand outermost, with nothing beside them, and thread loops in them")
+            return
+        loops, body = found
+        if len(loops) > 3 or kinds.count("block") != len(loops) or any(f.step != 1 for f in loops):
+            raise self.fail("a kernel has 1 to 3 block loops of step 1, around all else")
+        if any(f.extent > 65535 for f in loops[:-1]):
+            raise self.fail("only the innermost block loop may exceed 65535")
+        extents = thread_extents(body)
+        if not 1 <= len(extents) <= 3 or not 1 <= prod(extents) <= 1024:
+            raise self.fail(f"a block has 1 to 1024 threads in 1 to 3 loops, not {extents}")
+        self.threads(body, extents, 0, True)
+
+    def threads(self, body: list[Stmt], extents: tuple[int, ...], depth: int, together: bool) -> None:
+        """`together`: all threads of the block run `body`."""
+        for s in body:
+            if isinstance(s, For) and s.kind == "thread":
+                if depth >= len(extents) or s.extent != extents[depth] or s.step != 1 or not together:
+                    raise self.fail(f"thread loop over {s.var.name} does not fit the loops {extents}")
+                self.threads(s.body, extents, depth + 1, together)
+            elif isinstance(s, Barrier) and not together:
+                raise self.fail("a barrier stands where not all threads may come")
+            elif isinstance(s, Alloc) and s.buffer.space == "shared" and depth:
+                raise self.fail(f"shared {s.buffer.name} is not allocated directly in the block")
+            elif isinstance(s, (For, If, While)):
+                self.threads(s.body, extents, depth, together and isinstance(s, For))
+            elif not isinstance(s, (Barrier, Alloc)) and depth != len(extents):
+                raise self.fail(f"{type(s).__name__} stands outside the thread loops")
 
     def block(self, body: list[Stmt], loops: tuple[For, ...], top: bool = False) -> None:
         locals_, allocated = set(self.locals), set(self.allocated)
@@ -207,6 +248,11 @@ class _Checker:
             if id(e) in self.checked and not bound:
                 continue
             self.checked.add(id(e))
+            if isinstance(e, WarpReduce):
+                if e.name not in _REDUCERS or "thread" not in self.kinds.values():
+                    raise self.fail(f"warp.{e.name} is not one of {', '.join(_REDUCERS)}, inside thread loops")
+                stack.append(e.x)
+                continue
             if isinstance(e, LaneReduce):
                 n = e.var.extent
                 if e.name not in _REDUCERS or n < 1 or n & (n - 1):

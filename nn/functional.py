@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..tracer.arguments import check_names
 from .functional_activation import (
     celu,
     celu_,
@@ -265,3 +266,5 @@ __all__ = [
     "upsample_bilinear",
     "upsample_nearest",
 ]  # fmt: skip
+
+check_names(globals(), __all__)

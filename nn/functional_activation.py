@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from inspect import Parameter, Signature
 from typing import Any
@@ -13,6 +12,7 @@ from ..tracer.functions import elementwise, reductions
 from ..tracer.library import ArgumentError
 from ..tracer.methods import inplace as write
 from ..tracer.operands import get_default_dtype, tensor_operand
+from ..tracer.recording import warn
 from ..tracer.tensor import Tensor, apply
 
 
@@ -143,7 +143,7 @@ def prelu(input: Tensor, weight: Tensor) -> Tensor:
 def _dim(name: str, input: Tensor, dim: int | None) -> int:
     if dim is not None:
         return dim
-    warnings.warn(f"{name}() without dim= guesses the dimension; pass it", stacklevel=4)
+    warn(f"{name}() without dim= guesses the dimension; pass it")
     return 0 if input.dim() in (0, 1, 3) else 1
 
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ from ..tracer.creation import arange
 from ..tracer.functions import elementwise as E
 from ..tracer.library import ArgumentError
 from ..tracer.operands import tensor_operand, values
+from ..tracer.recording import warn
 from ..tracer.tensor import Tensor, apply
 from .functional_activation import logsigmoid
 
@@ -25,7 +25,7 @@ _where: Callable[..., Any] = E.where
 
 def _mode(reduction: str, size_average: bool | None = None, reduce: bool | None = None, *more: str) -> str:
     if size_average is not None or reduce is not None:
-        warnings.warn("size_average and reduce are deprecated; pass reduction=", stacklevel=4)
+        warn("size_average and reduce are deprecated; pass reduction=")
         reduction = "none" if reduce is False else "sum" if size_average is False else "mean"
     if reduction not in ("mean", "sum", "none", *more):
         raise ArgumentError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
@@ -41,11 +41,10 @@ def _warn_of_broadcast(name: str, input: T, target: T) -> None:
     tensor_operand(target, f"{name}(): target")
     a, b = input._value().type.shape, target._value().type.shape
     if a != b:
-        warnings.warn(
+        warn(
             f"{name}(): a target of shape {list(b)} and an input of shape {list(a)} are broadcast against "
             f"each other; "
-            f"this is rarely wanted: give them the same shape",
-            stacklevel=3,
+            f"this is rarely wanted: give them the same shape"
         )
 
 
@@ -176,10 +175,9 @@ def kl_div(
     `reduction="batchmean"` divides the sum by the size of the first dimension.
     """
     if reduction == "mean" and size_average is None and reduce is None:
-        warnings.warn(
+        warn(
             "kl_div(): reduction='mean' divides by the number of elements, which is not the divergence; "
-            "'batchmean' divides by the batch size",
-            stacklevel=2,
+            "'batchmean' divides by the batch size"
         )
     return _pairwise(
         "kl_div", input, target, _mode(reduction, size_average, reduce, "batchmean"), log_target=log_target

@@ -6,7 +6,6 @@ written or compiled, for any number of threads, and not PyTorch's. A backward us
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +13,7 @@ from ..tracer.library import ArgumentError
 from ..tracer.methods import inplace as write
 from ..tracer.operands import tensor_operand
 from ..tracer.random import draw
+from ..tracer.recording import warn
 from ..tracer.tensor import Tensor
 from .functional_activation import leaky_relu, softmax
 
@@ -73,18 +73,16 @@ def dropout1d(input: T, p: float = 0.5, training: bool = True, inplace: bool = F
 def dropout2d(input: T, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     """Whole channels of `[N, C, H, W]` are dropped. As in PyTorch, three dimensions are `[N, C, L]`."""
     if tensor_operand(input, "dropout2d(): input").dim() not in (3, 4):
-        warnings.warn(f"dropout2d(): expected [N, C, H, W], got {input._value().type}", stacklevel=2)
+        warn(f"dropout2d(): expected [N, C, H, W], got {input._value().type}")
     if input.dim() == 3:
-        warnings.warn(
-            f"dropout2d(): {input._value().type} is taken as [N, C, L]; use dropout1d for that", stacklevel=2
-        )
+        warn(f"dropout2d(): {input._value().type} is taken as [N, C, L]; use dropout1d for that")
     return _channels(input, p, training, inplace, "dropout2d", -1)
 
 
 def dropout3d(input: T, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     """Whole channels of `[N, C, D, H, W]` or `[C, D, H, W]` are dropped."""
     if tensor_operand(input, "dropout3d(): input").dim() not in (4, 5):
-        warnings.warn(f"dropout3d(): expected [N, C, D, H, W], got {input._value().type}", stacklevel=2)
+        warn(f"dropout3d(): expected [N, C, D, H, W], got {input._value().type}")
     return _channels(input, p, training, inplace, "dropout3d", 4)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 from ..ir.errors import OpError
 from ..ir.op import REGISTRY
 from ..tracer.library import ArgumentError
 from ..tracer.operands import tensor_operand
+from ..tracer.recording import warn
 from ..tracer.tensor import Tensor, apply
 
 T = Any
@@ -157,19 +157,19 @@ def upsample(
     input: T, size: Any = None, scale_factor: Any = None, mode: str = "nearest", align_corners: Any = None
 ) -> Tensor:
     """`interpolate`, under its old name."""
-    warnings.warn("upsample() is deprecated; use interpolate()", stacklevel=2)
+    warn("upsample() is deprecated; use interpolate()")
     return interpolate(input, size, scale_factor, mode, align_corners)
 
 
 def upsample_nearest(input: T, size: Any = None, scale_factor: Any = None) -> Tensor:
     """`interpolate(mode="nearest")`, under its old name."""
-    warnings.warn("upsample_nearest() is deprecated; use interpolate()", stacklevel=2)
+    warn("upsample_nearest() is deprecated; use interpolate()")
     return interpolate(input, size, scale_factor, mode="nearest")
 
 
 def upsample_bilinear(input: T, size: Any = None, scale_factor: Any = None) -> Tensor:
     """`interpolate(mode="bilinear", align_corners=True)`, under its old name."""
-    warnings.warn("upsample_bilinear() is deprecated; use interpolate()", stacklevel=2)
+    warn("upsample_bilinear() is deprecated; use interpolate()")
     return interpolate(input, size, scale_factor, mode="bilinear", align_corners=True)
 
 

@@ -7,15 +7,16 @@ Sources: Glorot and Bengio (2010), xavier; He et al. (2015), kaiming; Saxe et al
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import numpy as np
 
 from ..tracer import mt19937
+from ..tracer.arguments import check_names
 from ..tracer.autograd import no_grad
 from ..tracer.library import ArgumentError, overwrite
 from ..tracer.random import fill, generator_of
+from ..tracer.recording import warn
 from ..tracer.tensor import Tensor
 
 _GAINS = {"sigmoid": 1.0, "tanh": 5.0 / 3, "relu": math.sqrt(2.0), "selu": 0.75}
@@ -77,11 +78,10 @@ def trunc_normal_(
 ) -> Tensor:
     """Fills with samples of N(mean, std^2) limited to [a, b], by rejection."""
     if mean < a - 2 * std or mean > b + 2 * std:
-        warnings.warn(
+        warn(
             f"trunc_normal_(): the mean {mean} is more than two standard deviations outside [{a}, {b}]; the "
             f"samples "
-            f"may not follow the distribution",
-            stacklevel=2,
+            f"may not follow the distribution"
         )
 
     def cdf(x: float) -> float:
@@ -201,9 +201,7 @@ def _kaiming_std(tensor: Tensor, a: float, mode: str, nonlinearity: str, what: s
 
 def _nothing_to_fill(tensor: Tensor, what: str) -> bool:
     if 0 in tuple(tensor.shape):
-        warnings.warn(
-            f"{what}(): a tensor of shape {list(tensor.shape)} has no elements to fill", stacklevel=3
-        )
+        warn(f"{what}(): a tensor of shape {list(tensor.shape)} has no elements to fill")
         return True
     return False
 
@@ -271,3 +269,6 @@ def sparse_(tensor: Tensor, sparsity: float, std: float = 0.01, generator: Any =
         # The row permutation is the global generator's even where `generator` is given, as in PyTorch.
         array[mt19937.randperm(generator_of(None), rows)[:zeros], column] = 0
     return _write(tensor, array)
+
+
+check_names(globals(), [n for n in globals() if n.endswith("_") and not n.startswith("_")] + ["calculate_gain"])

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from functools import partial
 from typing import Any
 
 from ..tracer.library import ArgumentError
+from ..tracer.recording import warn
 from . import functional as F
 from . import record
 from .module import Module
@@ -43,7 +43,7 @@ def _old_reduction(m: Any) -> None:
     """PyTorch's old `size_average` and `reduce` as a `reduction`."""
     if m.size_average is None and m.reduce is None:
         return
-    warnings.warn("size_average and reduce are deprecated; pass reduction=", stacklevel=4)
+    warn("size_average and reduce are deprecated; pass reduction=")
     m.reduction = "none" if m.reduce is False else "sum" if m.size_average is False else "mean"
 
 

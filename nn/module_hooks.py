@@ -6,7 +6,6 @@ their nodes see of a walk back is what the hooks get.
 
 from __future__ import annotations
 
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from ..ir.op import REGISTRY
 from ..tracer.hooks import HookHandle, own_hooks
 from ..tracer.library import ArgumentTypeError, RemovableHandle, add_hook
-from ..tracer.recording import STATE
+from ..tracer.recording import STATE, warn
 from ..tracer.tensor import Tensor, note_change
 
 #: Hooks of all modules around calls, and at registrations: (kind, hook, options ...).
@@ -144,10 +143,9 @@ class _BackwardCall:
         """The outputs, watched."""
         parts = [result] if isinstance(result, Tensor) else result
         if not isinstance(parts, (tuple, list)):
-            warnings.warn(
+            warn(
                 f"backward hooks of {type(self.module).__name__} see no gradients: forward() must return a "
-                f"tensor or a tuple of tensors, got {type(result).__name__}",
-                stacklevel=4,
+                f"tensor or a tuple of tensors, got {type(result).__name__}"
             )
             return result
         places = [i for i, t in enumerate(parts) if isinstance(t, Tensor) and t.requires_grad]

@@ -6,13 +6,13 @@ neither the program nor the time to compile it grows with the sequence.
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 from ..tracer.control import scan
 from ..tracer.creation import empty, zeros
 from ..tracer.library import ArgumentError, ArgumentTypeError
 from ..tracer.methods import FUNCTIONS
+from ..tracer.recording import warn
 from .functional_norm import linear
 from .functional_random import dropout
 from .module import Module
@@ -62,9 +62,7 @@ class RNNBase(Module):
         if not 0 <= proj_size < hidden_size:
             raise ArgumentError(f"{who}: proj_size must be 0 or less than hidden_size, got {proj_size}")
         if dropout > 0 and num_layers == 1:
-            warnings.warn(
-                f"{who}: dropout={dropout} is applied between layers, and there is one layer", stacklevel=3
-            )
+            warn(f"{who}: dropout={dropout} is applied between layers, and there is one layer")
         self.mode = mode
         self.input_size = input_size
         self.hidden_size = hidden_size

@@ -1,5 +1,6 @@
 """`tracegrad.optim`: optimisers and learning-rate schedulers under PyTorch's names."""
 
+from ..tracer.arguments import check_names as _check_names
 from . import lr_scheduler as lr_scheduler
 from .adam import Adam, AdamW
 from .adam_variants import Adamax, NAdam, RAdam
@@ -13,3 +14,5 @@ __all__ = [
     "ASGD", "LBFGS", "SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "Optimizer", "RAdam",
     "RMSprop", "Rprop", "lr_scheduler",
 ]  # fmt: skip
+
+_check_names(globals(), __all__, "load_state_dict", "add_param_group")

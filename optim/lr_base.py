@@ -6,13 +6,13 @@ A scheduler sets `group["lr"]`, which compiled functions read at each call: noth
 from __future__ import annotations
 
 import math
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..tracer.autograd import no_grad
 from ..tracer.library import ArgumentError, ArgumentTypeError
+from ..tracer.recording import warn
 from ..tracer.tensor import Tensor
 from .optimizer import Optimizer
 
@@ -100,15 +100,14 @@ class LRScheduler:
     def step(self, epoch: Any = None) -> None:
         """Moves on by one epoch, or to a given one (deprecated)."""
         if self._step_count == 1 and not self.optimizer._opt_called:
-            warnings.warn(
+            warn(
                 f"{type(self).__name__}.step() was called before optimizer.step(), so that the first "
                 f"learning rate was "
-                f"never used; call the optimiser first",
-                stacklevel=2,
+                f"never used; call the optimiser first"
             )
         self._step_count += 1
         if epoch is not None:
-            warnings.warn("step(epoch) is deprecated; call step() once an epoch", stacklevel=2)
+            warn("step(epoch) is deprecated; call step() once an epoch")
         self._move(epoch)
 
     def _move(self, epoch: Any = None) -> None:

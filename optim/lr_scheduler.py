@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..tracer.arguments import check_names
 from .lr_base import (
     ConstantLR,
     CosineAnnealingLR,
@@ -22,3 +23,5 @@ __all__ = [
     "ExponentialLR", "LRScheduler", "LambdaLR", "LinearLR", "MultiStepLR", "MultiplicativeLR", "OneCycleLR",
     "PolynomialLR", "ReduceLROnPlateau", "SequentialLR", "StepLR",
 ]  # fmt: skip
+
+check_names(globals(), __all__, "step", "load_state_dict")

@@ -4,13 +4,13 @@ subclasses; one's own optimiser derives from `Optimizer` and defines `step`, as 
 from __future__ import annotations
 
 import functools
-import warnings
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from typing import Any
 
 from ..tracer.library import ArgumentError, ArgumentTypeError, RemovableHandle, add_hook
+from ..tracer.recording import warn
 from ..tracer.tensor import Tensor, note_change
 from .param_group import ParamGroup
 
@@ -156,9 +156,7 @@ class Optimizer:
         if any(id(p) in known for p in params):
             raise ArgumentError(f"{who}: a parameter appears in more than one group; give each to one")
         if len({id(p) for p in params}) != len(params):
-            warnings.warn(
-                f"{who}: a parameter appears twice in a group and will be updated twice", stacklevel=3
-            )
+            warn(f"{who}: a parameter appears twice in a group and will be updated twice")
         dict.update(group, param_group, params=params)
         if names:
             dict.__setitem__(group, "param_names", names)

@@ -336,7 +336,7 @@ def test_valid_file_with_a_broken_object_is_recompiled(store: ObjectCache) -> No
     engine = Engine(cache=store)
     engine.compile(constant(9), key="key")
     (path,) = store.directory.glob("*.tgo")
-    store.store(path.stem, CachedObject(("f",), b"not an object"))
+    store.store(path.stem, CachedObject(("f",), (b"not an object",)))
     assert call(engine.compile(constant(9), key="key")) == 9
 
 
@@ -381,7 +381,7 @@ def test_trimming_drops_the_least_recently_used(tmp_path: Path) -> None:
     store = ObjectCache(tmp_path, limit=10_000)
     now = time.time()
     for i in range(20):
-        store.store(f"k{i:02}", CachedObject(("f",), bytes(950)))
+        store.store(f"k{i:02}", CachedObject(("f",), (bytes(950),)))
         os.utime(store.path(f"k{i:02}"), (now - 1000 + i, now - 1000 + i))
     assert store.load("k00") is not None  # a hit makes it recent
     (tmp_path / ".tmp-old").write_bytes(b"x")
@@ -418,7 +418,7 @@ for turn in range(8):
         text = f"define i64 @f() {{ ret i64 {i} }}"
         module = engine.compile(text)
         assert module.function("f", ctypes.c_int64)() == i
-        store.store(engine._object_key(f"again{i}", "fast"), CachedObject(module.symbols, module.object_code))
+        store.store(engine._object_key(f"again{i}", "fast"), CachedObject(module.symbols, module.objects))
         hit = engine.load_cached(f"again{i}")
         assert hit is not None and hit.function("f", ctypes.c_int64)() == i
 """

@@ -3,7 +3,6 @@ it."""
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy as np
 from ..ir.errors import GradError
 from ..ir.graph import Node
 from .hooks import Callbacks
-from .recording import STATE, LazyTrace
+from .recording import STATE, LazyTrace, warn
 
 
 class _Mode:
@@ -79,10 +78,7 @@ class detect_anomaly(set_detect_anomaly):
     def __init__(self, check_nan: bool = True) -> None:
         super().__init__(True, check_nan)
         if STATE.trace is STATE.lazy:
-            warnings.warn(
-                "anomaly detection keeps every gradient and slows backward down; use it for debugging only",
-                stacklevel=2,
-            )
+            warn("anomaly detection keeps every gradient and slows backward down; use it for debugging only")
 
 
 def is_anomaly_enabled() -> bool:

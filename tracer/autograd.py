@@ -12,7 +12,7 @@ from ..ir.grad import backward as walk_back
 from ..ir.grad import reads
 from ..ir.op import REGISTRY
 from . import anomaly
-from .hooks import LIVE, RETAINING, Callbacks
+from .hooks import Callbacks, active
 from .recording import STATE, LazyTrace, Trace
 from .tensor import Tensor
 from .values import OPAQUE, SPENT, TracedValue, history, let_go, without_contents
@@ -165,7 +165,7 @@ def _run(
             )
         if not isinstance(t, Tensor):
             raise GradError("backward() takes tensors")
-    calls = bool(LIVE or RETAINING or anomaly.enabled())
+    calls = active() or anomaly.enabled()
     plain = wrt is None and not create_graph and not calls and not OPAQUE
     if plain and isinstance(trace, LazyTrace) and all(v in trace.slots for v in values):
         return _replayed(trace, tensors, values, gradients, keep)

@@ -19,7 +19,8 @@ from ..ir.op import REGISTRY, Op
 from ..ir.types import Type
 from ..runtime.buffers import Buffer
 from .advice import needs_value
-from .recording import STATE, Trace, freeze, user_location
+from .freezing import freeze
+from .recording import STATE, Trace, user_location
 from .tensor import Tensor
 from .tree import map_tensors
 from .values import Storage, TracedValue

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from ..ir.errors import GradError
 from .autograd import grad, no_grad
 from .library import overwrite
 from .random import randn
+from .recording import warn
 from .tensor import Tensor
 
 
@@ -88,9 +88,7 @@ def gradcheck(
     if not checked:
         raise GradError("gradcheck(): no input requires grad; make one with requires_grad=True")
     if any(t.dtype.bits < 64 for t in checked):
-        warnings.warn(
-            "gradcheck(): an input is not of float64, differences of it are imprecise", stacklevel=2
-        )
+        warn("gradcheck(): an input is not of float64, differences of it are imprecise")
     outputs = _outputs(func(*given))
     for k, out in enumerate(outputs):
         if not out.requires_grad:

@@ -88,6 +88,13 @@ def retain(t: Any) -> None:
     RETAINING[:] = [*(r for r in RETAINING if r() is not None and r() is not t), weakref.ref(t)]
 
 
+def active() -> bool:
+    """Whether a walk back may have anything to call."""
+    if RETAINING and all(r() is None for r in RETAINING):
+        RETAINING.clear()
+    return bool(LIVE or RETAINING)
+
+
 def _retained() -> dict[Any, Any]:
     """The values that such tensors hold now, as far as a graph can know them."""
     alive = [t for t in (r() for r in RETAINING) if t is not None]

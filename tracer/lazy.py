@@ -19,7 +19,8 @@ from ..ir.graph import Graph
 from ..ir.types import Type
 from ..runtime.buffers import Buffer, empty
 from ..runtime.executable import Executable, Lowered, interpret
-from .recording import LazyTrace, TrieNode, freeze
+from .freezing import freeze
+from .recording import LazyTrace, TrieNode
 from .segments import fill
 from .values import TracedValue, let_go, without_contents
 

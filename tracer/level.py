@@ -354,13 +354,3 @@ def moved(trace: Any, v: Any, source: int, to: int) -> Any:
     order = [d for d in range(v.type.rank) if d != source]
     order.insert(to, source)
     return trace.permute(v, dims=tuple(order))
-
-
-def innermost_batch() -> Level | None:
-    """The innermost level with a batch that is current."""
-    trace: Any = STATE.trace
-    while isinstance(trace, Level):
-        if trace.size is not None:
-            return trace
-        trace = trace.parent
-    return None

@@ -13,6 +13,7 @@ import numpy as np
 from ..ir.errors import DTypeError, GradError, OpError
 from ..ir.op import REGISTRY
 from . import conversions, random
+from .arguments import FOREIGN, checked, explain
 from .conversions import adopt
 from .creation import as_tensor
 from .environment import strided
@@ -32,7 +33,7 @@ from .functions import (
     sorting,
     statistics,
 )
-from .recording import STATE
+from .recording import STATE, user_location
 from .tensor import Tensor
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
@@ -112,7 +113,10 @@ def inplace(self: Tensor, result: Tensor) -> Tensor:
 
 def _make_inplace(name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
     def method(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return inplace(self, fn(self, *args, **kwargs))
+        try:
+            return inplace(self, fn(self, *args, **kwargs))
+        except FOREIGN as e:
+            raise explain(e, f"Tensor.{name}_", fn, (self, *args), kwargs)  # noqa: B904
 
     method.__name__ = method.__qualname__ = name + "_"
     method.__doc__ = f"In-place `{name}`."
@@ -121,7 +125,7 @@ def _make_inplace(name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
 
 for _name, _fn in FUNCTIONS.items():
     if _name not in _NOT_METHODS:
-        setattr(Tensor, _name, _fn)
+        setattr(Tensor, _name, checked(f"Tensor.{_name}", _fn))
 for _name in _INPLACE:
     setattr(Tensor, _name + "_", _make_inplace(_name, FUNCTIONS[_name]))
 
@@ -143,7 +147,10 @@ def _view_in_place(name: str) -> Callable[..., Tensor]:
     def method(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self._storage.leaf is not None and STATE.trace.grad_enabled:
             raise GradError(f"{name}_() on a leaf tensor that requires grad; do it under no_grad()")
-        adopt(self, fn(self, *args, **kwargs))
+        try:
+            adopt(self, fn(self, *args, **kwargs))
+        except FOREIGN as e:
+            raise explain(e, f"Tensor.{name}_", fn, (self, *args), kwargs)  # noqa: B904
         return self
 
     method.__name__ = method.__qualname__ = name + "_"
@@ -204,13 +211,22 @@ _METHODS: dict[str, Any] = {
 
 
 for _name, _method in _METHODS.items():
-    setattr(Tensor, _name, _method)
+    plain = isinstance(_method, property) or _name.startswith("__")
+    setattr(Tensor, _name, _method if plain else checked(f"Tensor.{_name}", _method))
+
+_PLAIN = (str, bytes, list, tuple, dict, set, type(None))
 
 
-def _operator(fn: Callable[..., Any], *, reflected: bool = False) -> Callable[..., Any]:
+def _operator(sign: str, fn: Callable[..., Any], *, reflected: bool = False) -> Callable[..., Any]:
     def op(self: Tensor, other: Any) -> Any:
         if not isinstance(other, (Tensor, int, float)):
             if not hasattr(other, "dtype"):
+                if isinstance(other, _PLAIN) and sign not in ("eq", "ne"):
+                    raise DTypeError(
+                        f"{sign} at {user_location()}: expected a tensor or a number, got "
+                        f"{type(other).__name__}: {other!r:.60}, beside a tensor of type "
+                        f"{self._value().type}; tracegrad.tensor() makes a tensor of it"
+                    )
                 return NotImplemented
             if isinstance(other, np.ndarray):
                 other = as_tensor(other)
@@ -236,11 +252,11 @@ _OPERATORS = {
     "rshift": _F["bitwise_right_shift"],
 }
 for _name, _fn in _OPERATORS.items():
-    setattr(Tensor, f"__{_name}__", _operator(_fn))
-    setattr(Tensor, f"__r{_name}__", _operator(_fn, reflected=True))
+    setattr(Tensor, f"__{_name}__", _operator(_name, _fn))
+    setattr(Tensor, f"__r{_name}__", _operator(_name, _fn, reflected=True))
     setattr(Tensor, f"__i{_name}__", (lambda f: lambda self, other: inplace(self, f(self, other)))(_fn))
 for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
-    setattr(Tensor, f"__{_name}__", _operator(_F[_name]))
+    setattr(Tensor, f"__{_name}__", _operator(_name, _F[_name]))
 Tensor.__neg__ = _F["neg"]  # type: ignore[attr-defined]
 Tensor.__pos__ = lambda self: self  # type: ignore[attr-defined]
 Tensor.__abs__ = _F["abs"]  # type: ignore[attr-defined]

@@ -5,19 +5,19 @@ imports this."""
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 from ..ir.errors import DTypeError, GradError
 from ..ir.op import REGISTRY
-from . import creation, environment, printing
+from . import control, creation, environment, operands, printing, random
+from .arguments import FOREIGN, checked, explain
 from .compile import trace as trace_function
 from .conversions import adopt, from_dlpack
 from .functions.diagonals import matrix_trace
 from .functions.queries import can_cast
 from .methods import FUNCTIONS, inplace
-from .recording import STATE
+from .recording import STATE, warn
 from .tensor import Tensor
 
 #: Views, questions and what decides its own dtype: PyTorch's have no `out` either.
@@ -34,7 +34,7 @@ def _fill_out(name: str, out: Any, result: Any) -> Any:
     """Puts results into the tensors passed as `out`; they take the results' shape."""
     if isinstance(result, tuple):
         if len(out) != len(result):
-            raise TypeError(f"{name}(): out has {len(out)} tensors for {len(result)} results")
+            raise DTypeError(f"{name}(): out has {len(out)} tensors for {len(result)} results")
         for o, r in zip(out, result):
             _fill_out(name, o, r)
         return type(result)(*out) if hasattr(result, "_fields") else tuple(out)
@@ -51,9 +51,8 @@ def _fill_out(name: str, out: Any, result: Any) -> Any:
         out._put(STATE.trace.emit(REGISTRY["alias"], (value,), {}))
         return out
     if out.numel():
-        warnings.warn(
-            f"{name}(): out= of shape {list(out.shape)} becomes one of {list(result.shape)}; pass empty(0)",
-            stacklevel=4,
+        warn(
+            f"{name}(): out= of shape {list(out.shape)} becomes one of {list(result.shape)}; pass empty(0)"
         )
     adopt(out, Tensor(STATE.trace.emit(REGISTRY["alias"], (value,), {})))
     return out
@@ -62,8 +61,11 @@ def _fill_out(name: str, out: Any, result: Any) -> Any:
 def _with_out(name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(fn)
     def function(*args: Any, out: Any = None, **kwargs: Any) -> Any:
-        result = fn(*args, **kwargs)
-        return result if out is None else _fill_out(name, out, result)
+        try:
+            result = fn(*args, **kwargs)
+            return result if out is None else _fill_out(name, out, result)
+        except FOREIGN as e:
+            raise explain(e, name, fn, args, kwargs)  # noqa: B904 - the cause is set
 
     return function
 
@@ -81,10 +83,15 @@ def _factory(name: str) -> Callable[..., Any]:
     ) -> Any:  # fmt: skip
         if variadic and "size" in kwargs:
             args = (kwargs.pop("size"), *args)
-        if out is None:
-            return fn(*args, **kwargs)
-        kwargs.setdefault("dtype", out.dtype)
-        return _fill_out(name, out, fn(*args, **kwargs))
+        try:
+            if out is None:
+                return fn(*args, **kwargs)
+            if not isinstance(out, Tensor):
+                raise DTypeError(f"{name}(): out must be a tensor, got {type(out).__name__}")
+            kwargs.setdefault("dtype", out.dtype)
+            return _fill_out(name, out, fn(*args, **kwargs))
+        except FOREIGN as e:
+            raise explain(e, name, fn, args, kwargs)  # noqa: B904 - the cause is set
 
     return function
 
@@ -117,7 +124,7 @@ def trace(input: Any) -> Any:
 
 
 PUBLIC: dict[str, Callable[..., Any]] = {
-    n: f if n in _WITHOUT_OUT else _with_out(n, f) for n, f in FUNCTIONS.items()
+    n: checked(n, f) if n in _WITHOUT_OUT else _with_out(n, f) for n, f in FUNCTIONS.items()
 }
 PUBLIC |= {n: _in_place(n) for n in _IN_PLACE.split()}
 PUBLIC |= environment.PUBLIC
@@ -126,4 +133,15 @@ PUBLIC |= {
     "get_printoptions": printing.get_printoptions,
     **{n: _factory(n) for n in "zeros ones empty full arange linspace logspace eye tensor".split()},
     "range": _factory("range_"),
+}  # fmt: skip
+PUBLIC |= {
+    f.__name__: checked(f.__name__, f)
+    for f in (
+        creation.as_tensor, creation.asarray, creation.empty_like, creation.from_numpy, creation.full_like,
+        creation.ones_like, creation.scalar_tensor, creation.zeros_like, random.bernoulli,
+        random.initial_seed, random.manual_seed, random.multinomial, random.normal, random.rand,
+        random.rand_like, random.randint, random.randint_like, random.randn, random.randn_like,
+        random.randperm, random.set_rng_state, operands.result_type, operands.set_default_dtype, control.cond,
+        control.map, control.scan, control.while_loop,
+    )
 }  # fmt: skip

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -36,6 +37,11 @@ _OURS = tuple(os.path.join(_ROOT, r) for r in (*(r + os.sep for r in _ROOMS), "_
 _CONSTANT = REGISTRY["constant"]
 
 
+def is_ours(file: str) -> bool:
+    """Whether a source file is of this package (not a test or an example of it)."""
+    return file.startswith(_OURS)
+
+
 def user_location() -> Location | None:
     """File and line of the innermost frame that isn't ours."""
     frame = sys._getframe(1)
@@ -45,6 +51,14 @@ def user_location() -> Location | None:
             return Location(file, frame.f_lineno)
         frame = frame.f_back
     return None
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """A warning that shows the user's line, however deep below it this is called."""
+    level, frame = 1, sys._getframe(0)
+    while frame.f_back is not None and is_ours(frame.f_code.co_filename):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
 
 
 class Trace(Builder):
@@ -402,40 +416,6 @@ def outside_traces() -> Any:
     state made at the first step)."""
     with recording_into(STATE.lazy):
         yield
-
-
-def freeze(
-    name: str,
-    nodes: Sequence[Node],
-    inputs: Sequence[Value],
-    outputs: Sequence[Value],
-    updates: Sequence[tuple[Value, Value]] = (),
-    names: dict[Value, str] | None = None,
-) -> Graph:
-    """A Graph of plain IR values from recorded nodes: only what outputs and updates need."""
-    needed: set[Node] = set()
-    wanted = {v.node for v in [*outputs, *(new for _, new in updates)] if v.node is not None}
-    env: dict[Value, Value] = {}
-    graph = Graph(name)
-    for v in inputs:
-        env[v] = graph.add_input(v.type, (names or {}).get(v))
-    for node in reversed(nodes):
-        if node in wanted and not all(r in env for r in node.results):
-            needed.add(node)
-            wanted.update(v.node for v in node.operands if v.node is not None and v not in env)
-    for node in nodes:
-        if node not in needed:
-            continue
-        copy = Node(
-            node.op, tuple(env[v] for v in node.operands), node.attrs, node.loc, node.phase, node.regions
-        )
-        copy.results = tuple(Value(r.type, copy, i) for i, r in enumerate(node.results))
-        for r, c in zip(node.results, copy.results):
-            env.setdefault(r, c)
-        graph.nodes.append(copy)
-    graph.outputs = [env[v] for v in outputs]
-    graph.updates = {env[old]: env[new] for old, new in updates}
-    return graph
 
 
 def computed_alone(value: TracedValue) -> Buffer | None:

@@ -16,7 +16,8 @@ from ..ir.op import REGISTRY, Op
 from ..ir.types import Type
 from ..runtime.buffers import Buffer
 from .advice import needs_value
-from .recording import STATE, LazyTrace, Trace, freeze, user_location
+from .freezing import freeze
+from .recording import STATE, LazyTrace, Trace, user_location
 from .values import Storage, TracedValue
 
 _DETACH = REGISTRY["detach"]

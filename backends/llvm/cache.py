@@ -1,6 +1,6 @@
 """The on-disk cache of object code, keyed by content. Called by the engine only.
 
-A file holds a header (magic, SHA-256 of the rest), the names of the symbols it defines, and the object. Files
+A file holds a header (magic, SHA-256 of the rest), the names of the symbols it defines, and the objects. Files
 are written under a temporary name and renamed, so that readers and concurrent writers see a whole file or
 none. Whatever goes wrong (no permission, a full disk, corruption) costs a recompilation and at most one
 warning, never an error.
@@ -21,7 +21,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-_MAGIC = b"TGOBJ\x01\n"
+_MAGIC = b"TGOBJ\x02\n"
 _SUFFIX = ".tgo"
 _TRIM_EVERY = 64  # writes of one process between two looks at the directory's size
 _STALE_SECONDS = 3600.0  # a temporary file this old belongs to a writer that died
@@ -29,10 +29,10 @@ _STALE_SECONDS = 3600.0  # a temporary file this old belongs to a writer that di
 
 @dataclass(frozen=True)
 class CachedObject:
-    """Object code and the external symbols that it defines."""
+    """Object files that are linked together, and the symbols they define for others."""
 
     symbols: tuple[str, ...]
-    code: bytes
+    objects: tuple[bytes, ...]
 
 
 class ObjectCache:
@@ -126,8 +126,9 @@ class ObjectCache:
 
 
 def _encode(entry: CachedObject) -> bytes:
-    symbols = "\n".join(entry.symbols).encode()
-    body = len(symbols).to_bytes(8, "little") + symbols + entry.code
+    body = b"".join(
+        len(part).to_bytes(8, "little") + part for part in ("\n".join(entry.symbols).encode(), *entry.objects)
+    )
     return _MAGIC + hashlib.sha256(body).digest() + body
 
 
@@ -137,8 +138,13 @@ def _decode(data: bytes) -> CachedObject | None:
     whole = data[:start] == _MAGIC + hashlib.sha256(body).digest() and len(body) >= 8
     if not whole:
         return None
-    end = 8 + int.from_bytes(body[:8], "little")
-    return CachedObject(tuple(body[8:end].decode().split("\n")), body[end:])
+    parts: list[bytes] = []
+    at = 0
+    while at < len(body):
+        end = at + 8 + int.from_bytes(body[at : at + 8], "little")
+        parts.append(body[at + 8 : end])
+        at = end
+    return CachedObject(tuple(parts[0].decode().split("\n")), tuple(parts[1:]))
 
 
 def default_cache() -> ObjectCache | None:

@@ -1,5 +1,8 @@
-"""A whole LoopProgram to one LLVM module: buffers to pointers, a function per kernel, and the two entry
-points. The control flow between kernels is in codegen_control.
+"""A whole LoopProgram to LLVM modules: buffers to pointers, a function per kernel, and the two entry points.
+The control flow between kernels is in codegen_control.
+
+Kernels that differ only in which buffers they work on, as those of equal layers, are one function. Programs of
+some length become several modules, so that several threads can compile them.
 
     void run(ptr table)                 one execution
     void repeat(ptr table, i64 n)       n executions; output pointers advance by their byte size after each
@@ -13,22 +16,13 @@ same buffer as an earlier output) is copied to its slot's pointer at the end of 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
-from ...ir.expr import Expr, Load, Var
-from ...ir.loops import (
-    Buffer,
-    Kernel,
-    LoopProgram,
-    Repeat,
-    Step,
-    Stmt,
-    Store,
-    blocks_of,
-    control_buffers,
-    statements,
-    walk_steps,
-)
+from ...ir.expr import Var
+from ...ir.loop_text import print_kernel
+from ...ir.loops import Buffer, Kernel, LoopProgram, Step, control_buffers, walk_steps
 from .codegen import Kernels, KernelWriter
 from .codegen_control import Call, StepWriter, alignments
 from .codegen_memory import zeros_global
@@ -39,111 +33,156 @@ from .target import CompileError, Target
 # Kernels with less text than this are inlined into `run`: LLVM's fixed cost per function, some 0.3 ms, is
 # most of theirs.
 _INLINE_CHARACTERS = 8000
+# A module of its own costs some 2 ms; text of this length some 100.
+_PART_CHARACTERS = 150_000
 _MEMMOVE = "declare void @llvm.memmove.p0.p0.i64(ptr, ptr, i64, i1)"
 
 
 def generate(program: LoopProgram, target: Target, threads: bool = True) -> str:
-    """LLVM IR text for a program.
+    """LLVM IR text for a program, as one module.
 
     - `threads`: parallel loops may use the pool; without, the module never refers to it.
 
     :raises CompileError: the program has parts that only GPUs have.
     """
-    return _Program(program, target, threads).text()
+    (text,) = _Program(program, target, threads).parts(None)
+    return text
+
+
+def generate_parts(program: LoopProgram, target: Target, threads: bool = True) -> Iterator[str]:
+    """As `generate`, the texts of modules to be linked together, made one by one. The last one has the entry
+    points."""
+    return _Program(program, target, threads).parts(_PART_CHARACTERS)
+
+
+class _Shape(NamedTuple):
+    """A kernel without what it works on.
+
+    Attributes:
+        key: equal for kernels that can be one function.
+        buffers, variables: what it takes.
+    """
+
+    key: tuple[object, ...]
+    buffers: list[Buffer]
+    variables: list[Var]
 
 
 class _Program:
     def __init__(self, program: LoopProgram, target: Target, threads: bool) -> None:
         self.program = program
-        f16 = target.has_fma or target.arch == "aarch64"  # every x86 with FMA converts halves
-        self.module = Kernels(target.has_fma, f16, "#0", threads)
+        self.f16 = target.has_fma or target.arch == "aarch64"  # every x86 with FMA converts halves
+        self.fma = target.has_fma
+        self.threads = threads
+        self.module = self._module()
         self.attributes = f"attributes #0 = {{ nounwind {target.attribute_text()} }}"
-        self.kernels = program.kernels
-        self.buffers = [_buffers(k, self.module.nodes) for k in self.kernels]
-        self.turns = _turns(program.steps, ())
-        control = [b for s in walk_steps(program.steps) for b in control_buffers(s)]
-        self.groups, self.single = overlap_groups(
-            itertools.chain(program.inputs, program.outputs, *self.buffers, control)
-        )
         self.aligned = alignments(program.steps, _alignment)
         self.slots: dict[Buffer, int] = {}
         for i, b in enumerate([*program.inputs, *program.outputs]):
             self.slots.setdefault(b, i)
         self.arena_slot = len(program.inputs) + len(program.outputs)
 
-    def text(self) -> str:
-        calls = {k: self._kernel(k, i) for i, k in enumerate(self.kernels)}
-        module = self.module
-        module.functions += [self._run(calls), self._repeat()]
+    def _module(self) -> Kernels:
+        return Kernels(self.fma, self.f16, "#0", self.threads)
+
+    def parts(self, size: int | None) -> Iterator[str]:
+        """The modules' texts, each of about `size` characters (None: one module)."""
+        kernels = self.program.kernels
+        shapes = {k: self._shape(k) for k in kernels}
+        uses = Counter(s.key for s in shapes.values())
+        names: dict[tuple[object, ...], str] = {}
+        calls: dict[Kernel, Call] = {}
+        main, part = self.module, self._module()
+        inside: list[str] = []  # functions of the part: name and parameters
+        waiting = 0
+        for i, k in enumerate(kernels):
+            shape = shapes[k]
+            name = names.get(shape.key)
+            if name is None:
+                name = names[shape.key] = f"k{i}_{_plain(k.name)}"
+                module = self._module()
+                parameters, text, small = self._kernel(k, shape, name, module)
+                inline = small and uses[shape.key] == 1
+                kind = "alwaysinline #0" if inline else "#0"
+                text = f"define internal void @{name}({parameters}) {kind}{text}"
+                module.functions.append(_described(k, text))
+                if small or size is None:
+                    main.absorb(module)
+                else:
+                    part.absorb(module)
+                    inside.append(f"@{name}({parameters})")
+                    waiting += sum(map(len, module.functions))
+            calls[k] = (name, [b for b in shape.buffers if b.space != "const"], shape.variables)
+            if size is not None and waiting > size:
+                yield self._text(part, inside)
+                for signature in inside:
+                    main.declares[f"declare void {signature}"] = None
+                part, inside, waiting = self._module(), [], 0
+        main.absorb(part)
+        main.functions += [self._run(calls), self._repeat()]
+        yield self._text(main, [])
+
+    def _text(self, module: Kernels, exported: list[str]) -> str:
         if module.zeros:
-            module.globals.append(zeros_global())
+            module.globals[zeros_global()] = None
+        for signature in exported:
+            start = f"define internal void {signature}"
+            for i, text in enumerate(module.functions):
+                module.functions[i] = text.replace(start, f"define void {signature}", 1)
         header = f"; program {_plain(self.program.name)}\n"
         return f"{header}{module.text()}\n{self.attributes}\n"
 
     # --- kernels --------------------------------------------------------------------------------------------
 
-    def _kernel(self, kernel: Kernel, number: int) -> Call:
-        """Writes a kernel's function; its name, the buffers and the variables of loops around it that it
-        takes."""
-        module = self.module
-        name = f"k{number}_{_plain(kernel.name)}"
+    def _shape(self, kernel: Kernel) -> _Shape:
+        text, buffers, variables = print_kernel(kernel)
+        groups, _ = overlap_groups(buffers)
+        numbers: dict[int, int] = {}
+        known = tuple(
+            [
+                (b.dtype.name, b.shape, b.data)
+                if b.space == "const"
+                else (b.dtype.name, b.shape, self._align(b), numbers.setdefault(groups.get(b, 0), len(numbers)))
+                for b in buffers
+            ]
+        )
+        return _Shape((text, known, tuple([v.extent for v in variables])), buffers, variables)
+
+    def _kernel(self, kernel: Kernel, shape: _Shape, name: str, module: Kernels) -> tuple[str, str, bool]:
+        """A kernel's parameters, the body of its function, and whether that is short."""
         writer = KernelWriter(module, name, "%pool")
-        writer.noalias = self.single
+        groups, writer.noalias = overlap_groups(shape.buffers)
         parameters: list[str] = []
-        arguments: list[Buffer] = []
-        for b in self.buffers[number]:
-            place = self._place(b)
-            if place is None:
-                continue  # scratch
+        for b in shape.buffers:
+            place = self._place(b, groups, module)
             if b.space != "const":
                 place = place._replace(ref=writer.fresh(f"{_plain(b.name)}."))
                 parameters.append(f"ptr {writer.pointer_attributes(b, place)}{place.ref}")
-                arguments.append(b)
             writer.env[b] = place
-        turns = self._variables(kernel)
-        for v in turns:
+        for v in shape.variables:
             ref = writer.env[v] = writer.fresh(f"{_plain(v.name)}.")
             writer.ranges[ref] = (0, max(v.extent - 1, 0))
             parameters.append(f"i64 {ref}")
         writer.held = Scan(module.nodes, writer.linear, writer.can_vectorize).run(kernel.body)
         writer.block(kernel.body)
-        signature = ", ".join([*parameters, "i64 %pool"])
-        lines = [f"; {_plain_line(kernel.comment)}"] if kernel.comment else []
-        if kernel.locs:
-            lines.append("; " + _plain_line(", ".join(map(str, kernel.locs))))
-        text = writer.function_text(f"define internal void @{name}({signature}) #0")
-        if len(text) < _INLINE_CHARACTERS and not writer.entry:
-            text = text.replace(" #0 {", " alwaysinline #0 {", 1)
-        lines.append(text)
-        module.functions.append("\n".join(lines))
-        return name, arguments, turns
+        text = writer.function_text("")
+        return ", ".join([*parameters, "i64 %pool"]), text, len(text) < _INLINE_CHARACTERS and not writer.entry
 
-    def _variables(self, kernel: Kernel) -> list[Var]:
-        around = set(self.turns.get(kernel, ()))
-        used = (
-            {e for s in statements(kernel.body) for e in self.module.nodes(s) if e in around}
-            if around
-            else ()
-        )
-        return [v for v in self.turns.get(kernel, ()) if v in used]
-
-    def _place(self, b: Buffer) -> Place | None:
-        if b.space in ("local", "register", "shared"):
-            return None
+    def _place(self, b: Buffer, groups: dict[Buffer, int], module: Kernels) -> Place:
         if b.space == "const":
-            return Place(self._constant(b), self.groups[b], 64, b.dtype, b.shape)
-        if b.space != "arena" and b not in self.slots:
+            return Place(self._constant(b, module), -1 - len(module.globals), 64, b.dtype, b.shape)
+        if b.space not in ("arena", "input", "output") or (b.space != "arena" and b not in self.slots):
             raise CompileError(f"buffer {b.name} ({b.space}) is not among the program's inputs and outputs")
-        return Place("", self.groups[b], self.aligned.get(b) or _alignment(b), b.dtype, b.shape)
+        return Place("", groups[b], self._align(b), b.dtype, b.shape)
 
-    def _constant(self, b: Buffer) -> str:
+    def _align(self, b: Buffer) -> int:
+        return self.aligned.get(b) or _alignment(b)
+
+    def _constant(self, b: Buffer, module: Kernels) -> str:
         name = f"@c.{_plain(b.name)}"
-        if b not in self.groups:
-            self.groups[b] = -2 - len(self.groups)
-            data = "".join(f"\\{x:02X}" for x in b.data)
-            size = len(b.data)
-            value = f'c"{data}"' if any(b.data) else "zeroinitializer"
-            self.module.globals.append(f"{name} = internal constant [{size} x i8] {value}, align 64")
+        data = "".join(f"\\{x:02X}" for x in b.data)
+        value = f'c"{data}"' if any(b.data) else "zeroinitializer"
+        module.globals[f"{name} = internal constant [{len(b.data)} x i8] {value}, align 64"] = None
         return name
 
     # --- entry points ---------------------------------------------------------------------------------------
@@ -194,7 +233,7 @@ class _Program:
                         f"  %from{i} = getelementptr i8, ptr %arena.p{i}, i64 {b.offset}",
                     ]
                 elif b.space == "const":
-                    lines.append(f"  %from{i} = getelementptr i8, ptr {self._constant(b)}, i64 0")
+                    lines.append(f"  %from{i} = getelementptr i8, ptr {self._constant(b, self.module)}, i64 0")
                 else:
                     lines += [
                         f"  %at{i} = getelementptr i64, ptr %table, i64 {self.slots[b]}",
@@ -285,28 +324,12 @@ def _alignment(b: Buffer) -> int:
     return 64 if b.space == "arena" else b.dtype.itemsize
 
 
-def _turns(steps: Iterable[Step], around: tuple[Var, ...]) -> dict[Kernel, tuple[Var, ...]]:
-    """The variables of the loops around each kernel."""
-    out: dict[Kernel, tuple[Var, ...]] = {}
-    for s in steps:
-        if isinstance(s, Kernel):
-            out[s] = around
-        inner = (*around, s.var) if isinstance(s, Repeat) else around
-        for block in blocks_of(s):
-            out.update(_turns(block, inner))
-    return out
-
-
-def _buffers(kernel: Kernel, nodes: Callable[[Stmt], list[Expr]]) -> list[Buffer]:
-    """Buffers that a kernel reads or writes, in order."""
-    found: dict[Buffer, None] = {}
-    for s in statements(kernel.body):
-        for e in nodes(s):
-            if isinstance(e, Load):
-                found.setdefault(e.buffer)
-        if isinstance(s, Store):
-            found.setdefault(s.buffer)
-    return list(found)
+def _described(kernel: Kernel, text: str) -> str:
+    """A function under comments that say what it computes."""
+    lines = [f"; {_plain_line(kernel.comment)}"] if kernel.comment else []
+    if kernel.locs:
+        lines.append("; " + _plain_line(", ".join(map(str, kernel.locs))))
+    return "\n".join([*lines, text])
 
 
 def _plain(name: str) -> str:

@@ -181,7 +181,7 @@ class Module:
 
     Attributes:
         functions: finished function texts.
-        globals: definitions of constants.
+        globals: definitions of constants, without repeats.
         declares: declarations, without repeats.
         zeros: the block of zeros that skipped loads read is needed.
         math: definitions of math functions, without repeats.
@@ -192,7 +192,7 @@ class Module:
         self.fma = fma
         self.f16 = f16
         self.functions: list[str] = []
-        self.globals: list[str] = []
+        self.globals: dict[str, None] = {}
         self.declares: dict[str, None] = {}
         self.intrinsics: dict[tuple[str, str, int], str] = {}
         self.names = 0
@@ -208,6 +208,14 @@ class Module:
             got = self.intrinsics[key] = f"@llvm.{name}.{suffix(element, lanes)}"
             self.declares[f"declare {ty} {got}({', '.join([ty] * arity)})"] = None
         return got
+
+    def absorb(self, other: Module) -> None:
+        """Takes over everything of another module; names of functions must differ."""
+        self.functions += other.functions
+        self.globals.update(other.globals)
+        self.declares.update(other.declares)
+        self.math.update(other.math)
+        self.zeros |= other.zeros
 
     def text(self) -> str:
         parts = ["\n".join(self.globals), *self.functions, *self.math.values(), "\n".join(self.declares)]

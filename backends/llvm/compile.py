@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from ...ir.loop_text import print_program
 from ...ir.loops import LoopProgram
-from .codegen_program import generate
+from .codegen_program import generate, generate_parts
 from .engine import Engine, NativeModule, Opt, default_engine
-from .pool import parallel_for_address
+from .pool import get_num_threads, parallel_for_address
 from .target import Target
 
 
@@ -34,9 +34,10 @@ class NativeProgram:
         threads: it has parallel loops that may use the pool.
     """
 
-    def __init__(self, program: LoopProgram, module: NativeModule, threads: bool) -> None:
+    def __init__(self, program: LoopProgram, module: NativeModule, threads: bool, target: Target) -> None:
         self.program = program
         self.module = module
+        self.target = target
         self.threads = threads
         self.arena_bytes = program.arena_bytes
         self.run_address = module.address("run")
@@ -48,11 +49,11 @@ class NativeProgram:
         return self.module.from_cache
 
     def llvm_ir(self) -> str:
-        """The generated LLVM IR, before LLVM's passes."""
-        return self.module.source_ir()
+        """The generated LLVM IR, before LLVM's passes, as one module."""
+        return generate(self.program, self.target, self.threads)
 
     def assembly(self) -> str:
-        """The machine code as assembly text."""
+        """The machine code as assembly text, of all modules it was compiled as."""
         return self.module.assembly()
 
     def call(
@@ -115,12 +116,12 @@ def compile_program(
     """
     engine = _engine(target, use_cache)
 
-    def text() -> str:
-        return generate(program, engine.target, threads)
+    def texts() -> Iterator[str]:
+        return generate_parts(program, engine.target, threads)
 
     key = f"loops threads={threads}\n{print_program(program)}" if use_cache else "-"
-    module = engine.compile(text, key=key, opt=opt)
-    return NativeProgram(program, module, threads)
+    module = engine.compile(texts, key=key, opt=opt, jobs=get_num_threads())
+    return NativeProgram(program, module, threads, engine.target)
 
 
 @functools.lru_cache(maxsize=8)

@@ -6,6 +6,9 @@ keeps the code mapped for as long as it lives. Nothing here knows how the IR cam
 Objects are loaded by LLVM's JITLink (one contiguous mapping per module, so the small code model always
 reaches; errors are reported where the older loader aborts the process). A linker instance is shared by a few
 modules and freed with the last of them.
+
+A program may come as several texts, its parts: LLVM modules that refer to each other, optimised and emitted by
+several threads and linked together. What they become does not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -15,20 +18,21 @@ import functools
 import itertools
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
+from . import parts
 from .cache import CachedObject, ObjectCache, build_id, default_cache, object_key
 from .target import CompileError, Target, host_target, llvm
 
 Opt = Literal["fast", "full"]
 # LLVM IR text, an `llvmlite.ir.Module`, or a function that makes either (kept instead of the text, for lazy
-# views).
+# views) or that gives an iterator of texts, the parts of one program.
 Source = str | Any | Callable[[], Any]
 
 # A linker costs 160 KB; a module unloaded before its linker leaves 9 KB until that dies.
 _MODULES_PER_LINKER = 32
-_lock = threading.RLock()  # LLVM is used by one thread at a time, and by none while the process forks
+_lock = threading.RLock()  # one program is compiled at a time, and none while the process forks
 _names = itertools.count()
 
 if hasattr(os, "register_at_fork"):
@@ -39,14 +43,14 @@ class NativeModule:
     """Loaded native code. Addresses are valid while this object lives; its memory is unmapped when it dies.
 
     - `symbols`: names of the external functions and globals that the module defines.
-    - `object_code`: bytes of the object file it was loaded from.
+    - `objects`: the object files it was loaded from.
     - `from_cache`: it was read from disk, not compiled.
     """
 
     def __init__(self, entry: CachedObject, addresses: dict[str, int], handles: tuple[Any, ...],
                  source: Source | None, target: Target, opt: Opt, from_cache: bool):
         self.symbols = entry.symbols
-        self.object_code = entry.code
+        self.objects = entry.objects
         self.from_cache = from_cache
         self._addresses = addresses
         self._handles = handles
@@ -72,25 +76,28 @@ class NativeModule:
         return function
 
     def source_ir(self) -> str:
-        """The LLVM IR as it was given.
+        """The LLVM IR as it was given, parts one after the other.
 
         :raises CompileError: the module came from the cache and nobody said how to make its IR.
         """
+        return "\n".join(self._texts())
+
+    def _texts(self) -> Iterator[str]:
         if self._source is None:
             raise CompileError("this module was loaded from the object cache without its LLVM IR; "
                                "set TRACEGRAD_CACHE=0 to see it")
-        return _text(self._source)
+        return _texts(self._source)
 
     def optimized_ir(self) -> str:
         """The LLVM IR after the passes, made again on each call (compilation is deterministic)."""
         with _lock:
-            return str(_optimized(self.source_ir(), self._target, self._opt)[0])
+            return "\n".join([str(_optimized(x, self._target, self._opt)[0]) for x in self._texts()])
 
     def assembly(self) -> str:
         """The assembly text, made again on each call (compilation is deterministic)."""
         with _lock:
-            module, machine = _optimized(self.source_ir(), self._target, self._opt)
-            return machine.emit_assembly(module)
+            made = [_optimized(x, self._target, self._opt) for x in self._texts()]
+            return "\n".join([machine.emit_assembly(module) for module, machine in made])
 
 
 class Engine:
@@ -116,7 +123,7 @@ class Engine:
         return self._target
 
     def compile(self, ir: Source, *, key: str | None = None, opt: Opt = "fast",
-                imports: Mapping[str, int] | None = None) -> NativeModule:
+                imports: Mapping[str, int] | None = None, jobs: int = 1) -> NativeModule:
         """Native code for LLVM IR, from the cache where it has it.
 
         - `key`: what identifies the content (any string); default the IR text itself. Target, pipeline,
@@ -126,23 +133,28 @@ class Engine:
           the time.
         - `imports`: addresses of symbols that the process does not export. Symbols of libc, libm and every
           loaded library resolve by themselves.
+        - `jobs`: threads that compile the parts of a program. Of several parts, the last one's symbols are the
+          program's; the others' are for each other.
 
         :raises CompileError: invalid IR, or a symbol that nothing defines.
         """
-        text: str | None = None
+        if not callable(ir) and not isinstance(ir, str):
+            ir = str(ir)  # an llvmlite module can change later and is large; its text is neither
         if key is None:
-            text = _text(ir)
-            key = object_key("ir", text)
+            key = object_key("ir", *_texts(ir))
         found = self.load_cached(key, opt=opt, ir=ir, imports=imports)
         if found is not None:
             return found
-        text = _text(ir) if text is None else text
+        target = self.target
+
+        def work(text: str) -> tuple[tuple[str, ...], bytes]:
+            module, machine = _optimized(text, target, opt)
+            return _defined_symbols(module), parts.emit(machine, module)
+
         with _lock:
-            module, machine = _optimized(text, self.target, opt)
-            entry = CachedObject(_defined_symbols(module), machine.emit_object(module))
-            # An llvmlite module can change later and is large; its text is neither.
-            source = ir if callable(ir) else text
-            native = self._load(entry, imports, source, opt, from_cache=False)
+            made = parts.each(_texts(ir), work, jobs)
+            entry = CachedObject(made[-1][0], tuple([code for _, code in made]))
+            native = self._load(entry, imports, ir, opt, from_cache=False)
         cache = self._current_cache()
         if cache is not None:  # only what could be loaded is kept
             cache.store(self._object_key(key, opt), entry)
@@ -181,7 +193,10 @@ class Engine:
                 self._linker = binding.create_lljit_compiler(self.target.machine(), use_jit_link=True,
                                                              suppress_errors=True)
                 self._linked = 0
-            builder = binding.JITLibraryBuilder().add_object_img(entry.code).add_current_process()
+            builder = binding.JITLibraryBuilder()
+            for code in entry.objects:
+                builder.add_object_img(code)
+            builder.add_current_process()
             for name, address in (imports or {}).items():
                 builder.import_symbol(name, address)
             for name in entry.symbols:
@@ -211,9 +226,9 @@ def _llvmlite_version() -> str:
     return llvmlite.__version__
 
 
-def _text(source: Source) -> str:
+def _texts(source: Source) -> Iterator[str]:
     made = source() if callable(source) else source
-    return made if isinstance(made, str) else str(made)
+    return made if isinstance(made, Iterator) else iter([made if isinstance(made, str) else str(made)])
 
 
 def _parse(text: str, target: Target) -> tuple[Any, Any]:
@@ -221,7 +236,7 @@ def _parse(text: str, target: Target) -> tuple[Any, Any]:
     binding = llvm()
     machine = target.machine()
     try:
-        module = binding.parse_assembly(text, binding.create_context())
+        module = parts.parse(text, binding.create_context())
         module.triple = target.triple
         module.data_layout = str(machine.target_data)
         module.verify()
@@ -246,7 +261,7 @@ def _optimized(text: str, target: Target, opt: Opt) -> tuple[Any, Any]:
     passes.add_always_inliner_pass()
     if opt == "fast":
         passes.add_sroa_pass()
-    passes.run(module, builder)
+    parts.run_passes(passes, module, builder)
     if opt == "full":
         scalar = builder.getFunctionPassManager()
         for function in module.functions:
@@ -267,8 +282,11 @@ def _undefined(source: Source | None, target: Target, imports: Mapping[str, int]
     if source is None:
         return "unknown"
     binding = llvm()
-    module, _ = _parse(_text(source), target)
-    names = [function.name for function in module.functions
-             if function.is_declaration and not function.name.startswith("llvm.")
-             and function.name not in (imports or {}) and binding.address_of_symbol(function.name) is None]
+    modules = [_parse(text, target)[0] for text in _texts(source)]
+    defined = {function.name for module in modules for function in module.functions
+               if not function.is_declaration}
+    names = dict.fromkeys(function.name for module in modules for function in module.functions
+                          if function.name not in defined and not function.name.startswith("llvm.")
+                          and function.name not in (imports or {})
+                          and binding.address_of_symbol(function.name) is None)
     return ", ".join(names) or "a support function that LLVM calls by itself"

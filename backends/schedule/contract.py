@@ -18,7 +18,7 @@ from ...ir.loops import Buffer
 from .elements import NotFusable, decided, letter_sizes, split_spec
 from .groups import Group
 from .indexing import ZERO, ravel, unravel
-from .tiles import Problem, Strategy, choose
+from .tiles import Flat, Problem, Strategy, choose
 
 if TYPE_CHECKING:
     from .plan import Planner
@@ -31,6 +31,8 @@ class Dim:
     Attributes:
         var: the variable, or zero where the size is 1.
         a, b, c: strides in the operands and the result (0: does not occur).
+        parts: where several dimensions are taken as one, (size, stride in B) of each. Then `b` is 0, and `c`
+            is where it is not constant.
     """
 
     letters: str
@@ -39,6 +41,7 @@ class Dim:
     a: int
     b: int
     c: int
+    parts: tuple[tuple[int, int], ...] = ()
 
 
 class ContractGroup(Group):
@@ -141,6 +144,7 @@ class ContractGroup(Group):
         self.cols = dims([c for c in out if c not in spec_a]) or [Dim("", 1, ZERO, 0, 0, 0)]
         inner = [c for c in spec_a if c not in out]
         self.inner = dims(sorted(inner, key=lambda c: -abs(strides[c][0]))) or [Dim("", 1, ZERO, 0, 0, 0)]
+        flat_m, flat_n = _flattened(self.rows, "a"), _flattened(self.cols, "b")
         for runs in (self.rows, self.cols):
             # The tiled dimension is the one next to each other in the result, or else the longest.
             runs.sort(key=lambda d: (d.c == 1, d.size))
@@ -148,11 +152,14 @@ class ContractGroup(Group):
         outer = prod(d.size for d in (*self.batch, *self.rows[:-1], *self.cols[:-1]))
         problem = Problem(
             m.size, n.size, prod(d.size for d in self.inner), outer, m.a, k.a, k.b, n.b, m.c, n.c,
-            self.acc.itemsize, all(d.b == 0 for d in (*self.batch, *self.rows[:-1])), len(self.inner),
+            self.acc.itemsize, tuple(d.size for d in self.inner),
             reuse_a=self.reuse("a"), reuse_b=self.reuse("b"), k_last=k.size,
             m_rows=self.rows[-2].size if len(self.rows) > 1 else 1,
             n_rows=self.cols[-2].size if len(self.cols) > 1 else 1,
             windows_a=self.windows[0], windows_b=self.windows[1],
+            each_a=prod(d.size for d in (*self.batch, *self.rows[:-1]) if d.a),
+            each_b=prod(d.size for d in (*self.batch, *self.cols[:-1]) if d.b),
+            flat_m=flat_m and flat_m[0], flat_n=flat_n and flat_n[0],
         )  # fmt: skip
         self.strategy: Strategy = _choose(problem, self.plan.machine)
         if self.strategy.swap:
@@ -161,6 +168,10 @@ class ContractGroup(Group):
                 d.a, d.b = d.b, d.a
             self.offsets.reverse()
             self.buffers.reverse()
+            flat_n = flat_m
+        if self.strategy.flat:
+            assert flat_n is not None
+            self.cols = [flat_n[1]]
         self.sizes = sizes
         letters: dict[str, Expr] = {}
         for d in (*self.batch, *self.rows, *self.cols):
@@ -178,7 +189,10 @@ class ContractGroup(Group):
     @property
     def scattered(self) -> bool:
         """Whether neighbouring lanes are not neighbours in the result: no place for an epilogue."""
-        return self.cols[-1].c != 1 and self.cols[-1].size > 1
+        n = self.cols[-1]
+        if n.parts and not n.c:  # whole vectors are, mostly; else a long sum hides the rest
+            return prod(d.size for d in self.inner) < LONG_SUM
+        return n.c != 1 and n.size > 1
 
     def element(self) -> Expr:
         dtype = self.result.type.dtype
@@ -201,6 +215,25 @@ class ContractGroup(Group):
         if number(ravel(index, v.type.shape)) != number(self.flat):
             raise NotFusable("contraction's result at another place")
         return self.element()
+
+
+#: from this many terms on a sum costs more than an epilogue whose lanes are scattered
+LONG_SUM = 256
+
+
+def _flattened(dims: list[Dim], which: str) -> tuple[Flat, Dim] | None:
+    """The dimensions, in the result's order, as one; None for a single one."""
+    if len(dims) < 2:
+        return None
+    size = prod(d.size for d in dims)
+    last = dims[-1]
+    strides = [d.a if which == "a" else d.b for d in dims]
+    together = all(d.c == e.c * e.size for d, e in zip(dims, dims[1:]))
+    letters = "".join(d.letters for d in dims)
+    parts = tuple((d.size, s) for d, s in zip(dims, strides))
+    whole = Dim(letters, size, Var(letters[0], size), 0, 0, last.c if together else 0, parts)
+    run = last.size if strides[-1] == 1 else 1
+    return Flat(size, whole.c, run), whole
 
 
 #: stands for buffers that are not there yet

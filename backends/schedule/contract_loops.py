@@ -18,9 +18,9 @@ from math import prod
 from ...ir.expr import Const, Expr, Var, index_add, index_mul
 from ...ir.loops import Buffer, Stmt
 from ..machine import MachineModel
-from .contract import ContractGroup
-from .contract_operands import Packed
-from .contract_tile import Block, ContractTile
+from .contract import ContractGroup, Dim
+from .contract_operands import Block, Packed
+from .contract_tile import ContractTile
 from .elements import S
 from .indexing import ZERO, Numbering
 from .nests import StoreSpec
@@ -39,16 +39,20 @@ class ContractEmitter(ContractTile):
                 once = Scope(self.low)
                 self.pack(once, which)
                 self.packed_once.append(Packed(once.stmts, self.source(which), self.packed[which]))
-            elif wanted:
+            elif wanted and not (which == "b" and self.s.nc):
                 self.pack(top, which)
         macs = self.m.size * self.columns * self.K * prod(d.size for d in self.outer)
         cycles = 2 * macs / self.machine.flops_per_cycle
         self.parallel = self.machine.threads > 1 and cycles > self.machine.parallel_cycles
         scope = top
+        inside = [d for d in self.outer if self.s.nc and not d.b]
         for d in self.outer:
-            if isinstance(d.var, Var):
+            if isinstance(d.var, Var) and d not in inside:
                 scope = self.open(scope, d.var, d.size, 1, self.take_parallel(scope, d.size))
-        self.tile_loops(scope)
+        if self.s.nc:
+            self.blocked_loops(scope, inside)
+        else:
+            self.tile_loops(scope)
         while scope is not top:
             scope.close()
             assert scope.parent is not None
@@ -60,17 +64,8 @@ class ContractEmitter(ContractTile):
     def tile_loops(self, scope: Scope) -> None:
         """Column tiles around row tiles, or the other way round where only the latter can keep threads
         busy."""
-        s = self.s
+        s, one = self.s, self.one_tile
         width = s.nr if s.dot else s.nr * self.lanes
-
-        def one(at: Scope, mb: Expr, mr: int, nb: Expr, columns: int, block: Block) -> None:
-            inner = at.inline()
-            if s.dot:
-                self.dot_tile(inner, mb, mr, nb, columns, columns)
-            else:
-                self.outer_tile(inner, mb, mr, nb, -(-columns // self.lanes), columns, block)
-            inner.close()
-
         # Rows first where the row tile is the larger part of what is read and stays in the cache, or where
         # all of B stays in the second cache, so that A is read from memory only once.
         b_bytes = self.K * self.n.size * self.g.acc.itemsize
@@ -82,25 +77,73 @@ class ContractEmitter(ContractTile):
             self.column_tiles(scope, width, lambda o, nb, n: self.k_blocks(o, lambda i, b:
                 self.row_tiles(i, lambda k, mb, mr: one(k, mb, mr, nb, n, b))))  # fmt: skip
 
+    def one_tile(self, at: Scope, mb: Expr, mr: int, nb: Expr, columns: int, block: Block) -> None:
+        inner = at.inline()
+        if self.s.dot:
+            self.dot_tile(inner, mb, mr, nb, columns, columns)
+        else:
+            self.outer_tile(inner, mb, mr, nb, -(-columns // self.lanes), columns, block)
+        inner.close()
+
+    def blocked_loops(self, scope: Scope, inside: list[Dim]) -> None:
+        """Every block of B is packed by the thread that uses it, right before it does."""
+        width = self.width("b")
+        letters = self.n.letters
+
+        def panels(at: Scope, nb: Expr, columns: int) -> None:
+            def block(b_scope: Scope, part: Block) -> None:
+                self.pack_block(b_scope, nb, columns, part)
+                row_scope = b_scope
+                for d in inside:
+                    if isinstance(d.var, Var):
+                        row_scope = self.open(row_scope, d.var, d.size, 1, False)
+                self.row_tiles(row_scope, lambda o, mb, mr:
+                    self.tiles(o, letters, columns, width, lambda i, at, n:
+                        self.one_tile(i, mb, mr, index_add(nb, at), n, part), self.s.flat))  # fmt: skip
+                while row_scope is not b_scope:
+                    row_scope.close()
+                    assert row_scope.parent is not None
+                    row_scope = row_scope.parent
+
+            size = -(-columns // width) * width * self.s.kc
+            self.packed["b"] = at.alloc("panel", self.g.acc, size, "local")
+            self.k_blocks(at, block)
+
+        self.tiles(scope, letters, self.n.size, self.s.nc, panels, self.s.flat)
+
     def k_blocks(self, scope: Scope, body: Callable[[Scope, Block], None]) -> None:
-        """`body` for every block of k whose panels fit the cache; one block where all of k does."""
-        size = self.s.kc
-        if size >= self.K:
-            body(scope, Block(ZERO, self.K, True, True))
-            return
-        start = 0
-        for count, n in splits(self.K, size):
-            if count > 1:
-                v = Var("kb", count * n)
-                inner = scope.loop(v, count * n, "serial", n)
-                at = index_add(v, Const(start))
-            else:
-                inner, at = scope.inline(), Const(start)
-            first = start == 0 and (S.eq(at, ZERO) if count > 1 else True)
-            last = start + count * n == self.K and (S.eq(at, Const(self.K - n)) if count > 1 else True)
-            body(inner, Block(at, n, first, last))
-            inner.close()
-            start += count * n
+        """`body` for every block of k whose panels fit the cache; one block where all of k does. Of several
+        contracted dimensions the first are stepped through one by one and the last are whole."""
+        tail = self.K
+        done: list[tuple[Expr, int]] = []
+
+        def level(at: Scope, first: bool | Expr, last: bool | Expr) -> None:
+            nonlocal tail
+            depth = len(done)
+            dims = self.g.inner[depth:]
+            if not dims or self.s.kc >= tail:
+                body(at, Block((*done, *((ZERO, d.size) for d in dims)), first, last))
+                return
+            size, outer_tail = dims[0].size, tail
+            tail //= size
+            chunk = max(1, self.s.kc // tail)
+            start = 0
+            for count, n in splits(size, chunk):
+                inner, where = at.inline(), Const(start)
+                if count > 1:
+                    v = Var("kb", count * n)
+                    inner = at.loop(v, count * n, "serial", n)
+                    where = index_add(v, where)
+                begins = start == 0 and (S.eq(where, ZERO) if count > 1 else True)
+                ends = start + count * n == size and (S.eq(where, Const(size - n)) if count > 1 else True)
+                done.append((where, n))
+                level(inner, _both(first, begins), _both(last, ends))
+                done.pop()
+                inner.close()
+                start += count * n
+            tail = outer_tail
+
+        level(scope, True, True)
 
     def take_parallel(self, scope: Scope, count: int) -> bool:
         """Whether a loop of `count` iterations is the one to share among threads: an outermost one."""
@@ -125,19 +168,27 @@ class ContractEmitter(ContractTile):
             lambda s, at, n: body(s, index_mul(at, lanes), n * lanes))  # fmt: skip
 
     def tiles(
-        self, scope: Scope, letters: str, extent: int, tile: int, body: Callable[[Scope, Expr, int], None]
+        self,
+        scope: Scope,
+        letters: str,
+        extent: int,
+        tile: int,
+        body: Callable[[Scope, Expr, int], None],
+        counted: bool = False,
     ) -> None:
-        """`body(scope, start, size)` for every tile of a dimension."""
+        """`body(scope, start, size)` for every tile of a dimension. With `counted` the loop counts tiles, so
+        that divisions of the start can see what it is a multiple of."""
         start = 0
         for count, size in splits(extent, tile):
             if count > 1:
-                v = Var(f"{letters[:1]}t", count * size)
+                step = 1 if counted else size
+                v = Var(f"{letters[:1]}t", count * step)
                 shared = self.take_parallel(scope, count)
-                inner = scope.loop(v, count * size, "parallel" if shared else "serial", size)
+                inner = scope.loop(v, count * step, "parallel" if shared else "serial", step)
                 floor = self.low.floor
                 if shared:
                     self.low.floor = inner.depth
-                body(inner, index_add(v, Const(start)), size)
+                body(inner, index_add(index_mul(v, size // step), Const(start)), size)
                 inner.close()
                 self.low.floor = floor
             else:
@@ -145,6 +196,15 @@ class ContractEmitter(ContractTile):
                 body(inner, Const(start), size)
                 inner.close()
             start += count * size
+
+
+def _both(a: bool | Expr, b: bool | Expr) -> bool | Expr:
+    if a is True or b is False:
+        return b
+    if b is True or a is False:
+        return a
+    assert isinstance(a, Expr) and isinstance(b, Expr)
+    return S.prim("and_", a, b)
 
 
 def emit_contract(

@@ -13,7 +13,7 @@ from ...ir.loops import Buffer, Stmt, Store
 from ..machine import MachineModel
 from .contract import ContractGroup, Dim
 from .elements import S
-from .indexing import ZERO, Numbering
+from .indexing import ZERO, Numbering, unravel
 from .nests import StoreSpec, less, needed_exprs, power_of_two
 from .pointwise import work
 from .scopes import Lowering, Scope
@@ -31,6 +31,21 @@ class Packed:
     body: list[Stmt]
     source: Buffer
     panel: Buffer
+
+
+@dataclass
+class Block:
+    """A block of k: for every contracted dimension where it starts and how many steps it has, and whether it
+    is the first and the last block (a condition where a loop decides)."""
+
+    ranges: tuple[tuple[Expr, int], ...]
+    first: bool | Expr = True
+    last: bool | Expr = True
+
+    @property
+    def size(self) -> int:
+        """Steps in all."""
+        return prod(n for _, n in self.ranges)
 
 
 class ContractOperands:
@@ -64,6 +79,10 @@ class ContractOperands:
         self._partial: Buffer | None = None
         self.tile_vars: set[Var] = set()  # loop variables that step from tile to tile
         self.pack_dims: dict[str, list[Dim]] = {}
+        self.whole = Block(tuple((ZERO, d.size) for d in group.inner))
+        self.corner: tuple[Expr, Block] | None = None  # first column and rows of the block of B packed last
+        # Blocks of B are packed inside the loops over what tells B's matrices apart.
+        self.outer.sort(key=lambda d: d.b == 0 and self.s.nc > 0)
 
     def open(self, scope: Scope, var: Var, extent: int, step: int, parallel: bool) -> Scope:
         v = Var(var.name, extent)
@@ -79,6 +98,13 @@ class ContractOperands:
         """An element of A (row m) or B (column n) at the contracted position `k`, widened."""
         g = self.g
         dim, at = (self.m, m) if which == "a" else (self.n, n)
+        if which == "b" and self.corner is not None:
+            column, block = self.corner
+            width = self.width("b")
+            tile, inside = self.split_tile(index_add(n, index_mul(column, -1)), width)
+            row = index_mul(self.row_of(k, block), width)
+            at = index_add(index_mul(tile, block.size), index_add(row, inside))
+            return Load(self.packed["b"], (at,), None)
         dims = self.pack_dims.get(which)
         if dims is not None:
             return Load(self.packed[which], (self.panel_index(which, at, k, scope, dims),), None)
@@ -92,7 +118,11 @@ class ContractOperands:
         if which == "b" and self.row is not None:
             index = index_add(index, index_mul(index_div(at, self.lanes), self.row.b))
             at = index_mod(at, self.lanes)
-        index = index_add(index, index_mul(at, dim.a if which == "a" else dim.b))
+        if dim.parts:
+            for i, (_, stride) in zip(unravel(at, tuple(n for n, _ in dim.parts)), dim.parts):
+                index = index_add(index, index_mul(i, stride))
+        else:
+            index = index_add(index, index_mul(at, dim.a if which == "a" else dim.b))
         buffer = self.source(which)
         e: Expr = Load(buffer, (index,), mask)
         return S.cast(e, g.acc)
@@ -101,10 +131,11 @@ class ContractOperands:
         """The operand's buffer."""
         return self.place(self.g.buffers[0 if which == "a" else 1])
 
-    def flat_k(self, k: dict[Expr, Expr]) -> Expr:
+    def row_of(self, k: dict[Expr, Expr], block: Block) -> Expr:
+        """Which row of a block's panel a position in k is."""
         out: Expr = ZERO
-        for d in self.g.inner:
-            out = index_add(index_mul(out, d.size), k.get(d.var, ZERO))
+        for d, (start, n) in zip(self.g.inner, block.ranges):
+            out = index_add(index_mul(out, n), index_add(k.get(d.var, ZERO), index_mul(start, -1)))
         return out
 
     def panel_index(self, which: str, at: Expr, k: dict[Expr, Expr], scope: Scope, dims: list[Dim]) -> Expr:
@@ -121,7 +152,7 @@ class ContractOperands:
         start, inside = self.split_tile(at, width)
         # start is a multiple of width: start * K == tile * K * width
         out = index_add(index_mul(out, tiles * width * self.K), index_mul(start, self.K))
-        return index_add(out, index_add(index_mul(self.flat_k(k), width), inside))
+        return index_add(out, index_add(index_mul(self.row_of(k, self.whole), width), inside))
 
     def split_tile(self, at: Expr, width: int) -> tuple[Expr, Expr]:
         """`at` as (start of its tile, rest): the parts that step by whole tiles are the start."""
@@ -159,7 +190,7 @@ class ContractOperands:
                 t_scope = scope.loop(v, count_t * size, "serial", size)
                 at = index_add(at, v)
             base = index_add(index_mul(outer_at, tiles * width * self.K), index_mul(at, self.K))
-            self.pack_panel(t_scope, which, buffer, at, base, size)
+            self.pack_panel(t_scope, which, buffer, at, base, size, self.whole)
             if t_scope is not scope:
                 t_scope.close()
             done += count_t * size
@@ -171,14 +202,22 @@ class ContractOperands:
         self.pack_dims[which] = dims
 
     def pack_panel(
-        self, scope: Scope, which: str, buffer: Buffer, at: Expr, base: Expr, size: int
+        self,
+        scope: Scope,
+        which: str,
+        buffer: Buffer,
+        at: Expr,
+        base: Expr,
+        size: int,
+        block: Block,
     ) -> None:
-        """One panel, of `size` rows (columns) from `at` on, to `base`."""
+        """One panel, of `size` rows (columns) from `at` on and a block of k, to `base`."""
         if self.turned(which) and size > 1:
-            self.pack_turned(scope, which, buffer, at, base, size)
+            self.pack_turned(scope, which, buffer, at, base, size, block)
             return
-        k_scope, k = self.k_loops(scope, self.g.inner)
-        self.pack_row(k_scope, which, buffer, at, index_add(base, index_mul(self.flat_k(k), self.width(which))), size, k)
+        k_scope, k = self.k_loops(scope, len(self.g.inner), block)
+        base = index_add(base, index_mul(self.row_of(k, block), self.width(which)))
+        self.pack_row(k_scope, which, buffer, at, base, size, k)
         while k_scope is not scope:
             k_scope.close()
             assert k_scope.parent is not None
@@ -191,13 +230,21 @@ class ContractOperands:
         return across != 1 and along == 1 and 2 * k.size >= self.lanes > 1
 
     def pack_turned(
-        self, scope: Scope, which: str, buffer: Buffer, at: Expr, base: Expr, size: int
+        self,
+        scope: Scope,
+        which: str,
+        buffer: Buffer,
+        at: Expr,
+        base: Expr,
+        size: int,
+        block: Block,
     ) -> None:
         """A panel of an operand that lies across: squares of as many rows as lanes, loaded along k, stored
         as columns. Rows past the edge are zero in B."""
         lanes, acc, width = self.lanes, self.g.acc, self.width(which)
-        *outer, last = self.g.inner
-        outer_scope, outer_k = self.k_loops(scope, outer)
+        last = self.g.inner[-1]
+        begin, steps = block.ranges[-1]
+        outer_scope, outer_k = self.k_loops(scope, len(self.g.inner) - 1, block)
 
         def square(s: Scope, k0: Expr, start: int, deep: int) -> None:
             rows = min(lanes, size - start)
@@ -206,7 +253,7 @@ class ContractOperands:
             each = s.loop(i, rows, "unroll")
             inner = each.loop(lane, lanes, "vector")
             mask = less(lane, deep) if deep < lanes else None
-            k = {**outer_k, last.var: index_add(k0, lane)}
+            k = {**outer_k, last.var: index_add(index_add(begin, k0), lane)}
             where = index_add(at, index_add(i, Const(start)))
             value = self.load(which, where, where, k, inner, mask)
             inner.stmts.append(Store(tile, (index_add(index_mul(i, lanes), lane),), value))
@@ -223,15 +270,16 @@ class ContractOperands:
             j, lane = Var("j", deep), Var("v", lanes)
             each = s.loop(j, deep, "unroll")
             inner = each.loop(lane, lanes, "vector")
-            flat = index_mul(self.flat_k({**outer_k, last.var: index_add(k0, j)}), width)
-            target = index_add(index_add(base, flat), index_add(lane, Const(start)))
+            k = {**outer_k, last.var: index_add(index_add(begin, k0), j)}
+            row = index_mul(self.row_of(k, block), width)
+            target = index_add(index_add(base, row), index_add(lane, Const(start)))
             kept = less(lane, rows) if rows < lanes and which == "a" else None
             inner.stmts.append(Store(buffer, (target,), Load(tile, (index_add(index_mul(lane, lanes), j),)), kept))
             inner.close()
             each.close()
 
         for start in range(0, size, lanes):
-            whole = last.size // lanes * lanes
+            whole = steps // lanes * lanes
             if whole > lanes:
                 v = Var("k", whole)
                 inner = outer_scope.loop(v, whole, "serial", lanes)
@@ -239,12 +287,31 @@ class ContractOperands:
                 inner.close()
             elif whole:
                 square(outer_scope, ZERO, start, lanes)
-            if whole < last.size:
-                square(outer_scope, Const(whole), start, last.size - whole)
+            if whole < steps:
+                square(outer_scope, Const(whole), start, steps - whole)
         while outer_scope is not scope:
             outer_scope.close()
             assert outer_scope.parent is not None
             outer_scope = outer_scope.parent
+
+    def pack_block(self, scope: Scope, at: Expr, columns: int, block: Block) -> None:
+        """Copies columns [at, at + columns) of B and a block of its rows into panels of this thread."""
+        width = self.width("b")
+        panel = self.packed["b"]
+        self.corner = None
+        done = 0
+        for count, size in splits(columns, width):
+            inner, rel = scope, Const(done)
+            if count > 1:
+                v = Var("t", count)
+                inner = scope.loop(v, count, "serial")
+                rel = index_add(index_mul(v, width), rel)
+            base = index_mul(rel, block.size)
+            self.pack_panel(inner, "b", panel, index_add(at, rel), base, size, block)
+            if inner is not scope:
+                inner.close()
+            done += count * size
+        self.corner = at, block
 
     def pack_row(
         self, scope: Scope, which: str, buffer: Buffer, at: Expr, base: Expr, size: int, k: dict[Expr, Expr]
@@ -264,11 +331,15 @@ class ContractOperands:
             inner.stmts.append(Store(buffer, target, value, store_mask))
             inner.close()
 
-    def k_loops(self, scope: Scope, dims: list[Dim]) -> tuple[Scope, dict[Expr, Expr]]:
+    def k_loops(self, scope: Scope, count: int, block: Block) -> tuple[Scope, dict[Expr, Expr]]:
+        """Loops over the first `count` contracted dimensions of a block."""
         k: dict[Expr, Expr] = {}
-        for d in dims:
+        for d, (start, n) in zip(self.g.inner[:count], block.ranges):
             if isinstance(d.var, Var):
-                v = Var(d.var.name, d.size)
-                scope = scope.loop(v, d.size, "serial")
-                k[d.var] = v
+                value = start
+                if n > 1:
+                    v = Var(d.var.name, n)
+                    scope = scope.loop(v, n, "serial")
+                    value = index_add(v, start)
+                k[d.var] = value
         return scope, k

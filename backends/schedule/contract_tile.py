@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from math import prod
 
 from ...ir.expr import Const, Expr, LaneReduce, Load, Var, index_add, index_div, index_mod, index_mul
 from ...ir.loops import Buffer, Store
 from .contract import Dim
-from .contract_operands import ContractOperands
+from .contract_operands import Block, ContractOperands
 from .elements import S
 from .indexing import ZERO
 from .nests import less, power_of_two
 from .scopes import Scope
-
-
-@dataclass
-class Block:
-    """A block of k: its start, its size, whether it is the first and the last (a condition where a loop
-    decides)."""
-
-    start: Expr
-    size: int
-    first: bool | Expr
-    last: bool | Expr
 
 
 class ContractTile(ContractOperands):
@@ -53,8 +41,7 @@ class ContractTile(ContractOperands):
             s.stmts.append(Store(acc, (at,), value))
 
         self.vectors(scope, mr * nr, begin)
-        *outer, last = self.g.inner
-        block, k = self.k_loops(scope, outer)
+        block, k = self.k_loops(scope, len(self.g.inner) - 1, part)
 
         def step(s: Scope, where: dict[Expr, Expr]) -> None:
             def load_row(inner: Scope, at: Expr) -> None:
@@ -80,7 +67,7 @@ class ContractTile(ContractOperands):
             self.vectors(rows, nr, multiply)
             rows.close()
 
-        self.k_steps(block, last, mr * nr, k, step, part)
+        self.k_steps(block, self.g.inner[-1], mr * nr, k, step, part)
         while block is not scope:
             block.close()
             assert block.parent is not None
@@ -132,7 +119,7 @@ class ContractTile(ContractOperands):
     ) -> None:
         """The innermost loop over k. Unrolled a little: more would have LLVM mix the steps and run out of
         registers."""
-        n = dim.size if self.s.kc >= self.K else part.size
+        start, n = part.ranges[-1]
         if not isinstance(dim.var, Var):
             step(scope, k)
             return
@@ -145,14 +132,14 @@ class ContractTile(ContractOperands):
             outer, base = scope.loop(v, whole, "serial", unroll), v
         u = Var("u", unroll)
         inner = outer.loop(u, unroll, "unroll")
-        step(inner, {**k, dim.var: index_add(index_add(base, u), part.start)})
+        step(inner, {**k, dim.var: index_add(index_add(base, u), start)})
         inner.close()
         if outer is not scope:
             outer.close()
         if whole < n:
             v = Var(dim.var.name, n - whole)
             inner = scope.loop(v, n - whole, "serial")
-            step(inner, {**k, dim.var: index_add(index_add(v, Const(whole)), part.start)})
+            step(inner, {**k, dim.var: index_add(index_add(v, Const(whole)), start)})
             inner.close()
 
     def vectors(self, scope: Scope, count: int, body: Callable[[Scope, Expr], None]) -> None:
@@ -175,8 +162,8 @@ class ContractTile(ContractOperands):
         row = scope.alloc("b", acc_type, nr * lanes, "register")
         zero = Const(0, acc_type)
         self.vectors(scope, mr * nr, lambda s, at: s.stmts.append(Store(acc, (at,), zero)))
-        *outer, last = self.g.inner
-        block, k = self.k_loops(scope, outer)
+        last = self.g.inner[-1]
+        block, k = self.k_loops(scope, len(self.g.inner) - 1, self.whole)
 
         def step(s: Scope, base: Expr, left: int) -> None:
             j = Var("j", nr)

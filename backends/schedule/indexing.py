@@ -21,6 +21,7 @@ from ...ir.expr import (
     Local,
     Prim,
     Var,
+    WarpReduce,
     from_terms,
     index_add,
     index_div,
@@ -93,6 +94,8 @@ class Numbering:
             key = (e.name, *(self(a) for a in e.args))
         elif isinstance(e, Cast):
             key = ("bits" if e.bits else "cast", e.dtype.name, self(e.x))
+        elif isinstance(e, WarpReduce):
+            key = ("warp", e.name, self(e.x))
         else:
             assert isinstance(e, LaneReduce)
             key = ("lanes", e.name, id(e.var), self(e.x))

@@ -8,12 +8,13 @@ loaded as vectors, elements of A are broadcast.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..machine import MachineModel
 
-#: cycles per element to copy an operand into panels, along memory and across it
-COPY, TRANSPOSE = 0.2, 1.4
+#: cycles per element to copy an operand into panels: along memory, across it (squares turned in registers),
+#: element by element
+COPY, TURN, GATHER = 0.3, 0.6, 1.4
 #: cycles per load of a tile's step, hidden or not
 PER_LOAD = 0.1
 #: cycles more per vector of B that comes from the second cache, as all do where a panel exceeds the first
@@ -27,15 +28,31 @@ PER_VECTOR = 3.0
 
 
 @dataclass(frozen=True)
+class Flat:
+    """Dimensions taken as one.
+
+    Attributes:
+        size: of all.
+        stride: in the result, 0 where it is not constant.
+        run: elements in a row that are neighbours in the operand.
+    """
+
+    size: int
+    stride: int
+    run: int
+
+
+@dataclass(frozen=True)
 class Problem:
     """C[m, n] = sum_k A[m, k] B[k, n], repeated `batch` times; strides in elements, None where not constant.
 
-    `repeat_a` and `repeat_b` say how often the same elements of an operand are used again in other
-    repetitions, `reuse_a` and `reuse_b` how often in other runs: packing is paid for once.
-    `k_last` is the extent of the contracted dimension that the strides are of, the innermost of `inner_dims`.
+    `each_a` and `each_b` say how many matrices the operand is in the repetitions that have rows and columns
+    in common; `reuse_a` and `reuse_b` how often it is used in other runs: packing is paid for once.
+    `k_last` is the extent of the contracted dimension that the strides are of, the innermost of `inner`.
     `m_rows` and `n_rows` are extents of dimensions among the `batch` ones that only A, only B has: m and n
     are their rows. `windows_a` and `windows_b` say that an operand's elements lie in memory once but are met
-    several times, as the windows of a convolution are.
+    several times, as the windows of a convolution are. `flat_m` and `flat_n` describe all rows, all columns
+    as one dimension, where they are several.
     """
 
     M: int
@@ -49,8 +66,7 @@ class Problem:
     cm: int
     cn: int
     itemsize: int
-    shared_b: bool = False
-    inner_dims: int = 1
+    inner: tuple[int, ...] = ()
     reuse_a: int = 1
     reuse_b: int = 1
     k_last: int = 0
@@ -58,14 +74,19 @@ class Problem:
     n_rows: int = 1
     windows_a: bool = False
     windows_b: bool = False
+    each_a: int = 1
+    each_b: int = 1
+    flat_m: Flat | None = None
+    flat_n: Flat | None = None
 
     def swapped(self) -> Problem:
         """The same with the operands' roles exchanged."""
         return Problem(
             self.N, self.M, self.K, self.batch, self.bn, self.bk, self.ak, self.am, self.cn, self.cm,
-            self.itemsize, inner_dims=self.inner_dims, reuse_a=self.reuse_b, reuse_b=self.reuse_a,
+            self.itemsize, inner=self.inner, reuse_a=self.reuse_b, reuse_b=self.reuse_a,
             k_last=self.k_last, m_rows=self.n_rows, n_rows=self.m_rows, windows_a=self.windows_b,
-            windows_b=self.windows_a,
+            windows_b=self.windows_a, each_a=self.each_b, each_b=self.each_a, flat_m=self.flat_n,
+            flat_n=self.flat_m,
         )  # fmt: skip
 
 
@@ -81,6 +102,8 @@ class Strategy:
         pack_a, pack_b: the operand is copied into panels first.
         kc: k in blocks of this many, partial sums kept in memory.
         spread: every vector of the tile is another short row of columns, filled up with idle lanes.
+        flat: all dimensions of the columns are one, told apart while B is packed.
+        nc: B is packed in blocks of this many columns, each before it is used; 0: as a whole.
         cycles: estimate.
     """
 
@@ -94,6 +117,8 @@ class Strategy:
     kc: int
     cycles: float
     spread: bool = False
+    flat: bool = False
+    nc: int = 0
 
 
 def choose(p: Problem, machine: MachineModel) -> Strategy:
@@ -105,6 +130,8 @@ def choose(p: Problem, machine: MachineModel) -> Strategy:
         if q.n_rows > 1 and q.bn == 1 and q.cn == 1 and machine.lanes(q.itemsize) >= q.N:
             if machine.masked_memory:
                 found += _outer(q, swap, machine, spread=True)
+        if q.flat_n is not None:
+            found += _flat(q, swap, machine)
     if p.ak == p.bk == 1 and 2 * machine.lanes(p.itemsize) <= p.K:
         q = p if p.cn == 1 or p.cm != 1 else p.swapped()
         found.append(_dot(q, q is not p, machine))
@@ -117,7 +144,9 @@ def splits(n: int, tile: int) -> list[tuple[int, int]]:
     return [*out, (1, n % tile)] if n % tile else out
 
 
-def _outer(p: Problem, swap: bool, machine: MachineModel, spread: bool = False) -> list[Strategy]:
+def _outer(
+    p: Problem, swap: bool, machine: MachineModel, spread: bool = False, run: int = 1
+) -> list[Strategy]:
     lanes = machine.lanes(p.itemsize)
     per_cycle = max(1.0, machine.flops_per_cycle / (2 * machine.lanes(4)))
     vectors = p.n_rows if spread else -(-p.N // lanes)
@@ -141,25 +170,48 @@ def _outer(p: Problem, swap: bool, machine: MachineModel, spread: bool = False) 
                     once = PER_VECTOR * m * n + 12 + (SCATTER * lanes * m * n if strided_store else 0)
                     cycles += count_m * count_n * (step * p.K + once)
             column_tiles = -(-vectors // nr)
-            pack_b, cost_b = (False, 0.0) if spread else _pack_b(p, row_tiles, nr * lanes, machine)
+            pack_b, cost_b = (False, 0.0) if spread else _pack_b(p, row_tiles, nr * lanes, machine, run)
             pack_a, cost_a = _pack_a(p, column_tiles)
-            total = batch * (cycles + cost_a) + cost_b * (1 if p.shared_b else batch)
+            total = batch * cycles + p.each_a * cost_a + p.each_b * cost_b
             kc = _k_block(p, row_tiles, nr * lanes, machine)
-            out.append(Strategy(swap, False, mr, nr, lanes, pack_a, pack_b, kc, total, spread))
+            nc = _n_block(p, nr * lanes, kc, machine) if pack_b else 0
+            out.append(Strategy(swap, False, mr, nr, lanes, pack_a, pack_b, kc, total, spread, nc=nc))
     return out
 
 
-def _pack_b(p: Problem, row_tiles: int, width: int, machine: MachineModel) -> tuple[bool, float]:
+def _flat(p: Problem, swap: bool, machine: MachineModel) -> list[Strategy]:
+    """The ways with all columns as one dimension. B is packed whatever its layout is."""
+    f = p.flat_n
+    assert f is not None
+    batch = p.batch * p.N // f.size
+    one = replace(
+        p, N=f.size, batch=batch, each_b=max(1, p.each_b * p.N // f.size), bn=0,
+        cn=f.stride or 2, windows_b=False, n_rows=1, flat_n=None,
+    )  # fmt: skip
+    return [replace(s, flat=True) for s in _outer(one, swap, machine, run=f.run)]
+
+
+def packing(bk: int, run: int, k_last: int, lanes: int) -> float:
+    """Cycles per element to pack an operand with runs of `run` neighbours among its rows (columns)."""
+    if run >= lanes and run % lanes == 0:
+        return COPY
+    if bk == 1 and 2 * k_last >= lanes:
+        return TURN * lanes * -(-k_last // lanes) / k_last
+    return GATHER
+
+
+def _pack_b(p: Problem, row_tiles: int, width: int, machine: MachineModel, run: int) -> tuple[bool, float]:
     """Whether rows of B are copied into panels, and what B costs beyond the loads the tile needs anyway."""
     size = p.K * p.N
     if p.bn != 1:
-        return True, (TRANSPOSE * size + 20) / p.reuse_b
+        per = packing(p.bk, run, p.k_last, machine.lanes(p.itemsize))
+        return True, (per * size + 20) / p.reuse_b
     if p.windows_b:  # a panel would be many times as large as what it is packed from
         return False, 0.0
     # Rows a page apart fall into few cache sets and cost a TLB entry each.
     big = p.K * width * p.itemsize > machine.l1_bytes * 2 // 3
     collide = p.bk * p.itemsize % 1024 == 0 and p.K >= 64
-    if (big or collide) and row_tiles * (p.batch if p.shared_b else 1) * p.reuse_b >= 4:
+    if (big or collide) and row_tiles * (p.batch // p.each_b) * p.reuse_b >= 4:
         return True, COPY * size / p.reuse_b
     return False, 0.0
 
@@ -172,14 +224,30 @@ def _pack_a(p: Problem, column_tiles: int) -> tuple[bool, float]:
     return False, 0.0
 
 
+def _n_block(p: Problem, width: int, kc: int, machine: MachineModel) -> int:
+    """How many columns to pack at a time, 0 for all: as many whole tiles as half the second cache holds, and
+    as many in every block."""
+    if p.reuse_b > 1 or p.K * p.N * p.itemsize <= machine.l2_bytes // 2:
+        return 0
+    most = max(1, machine.l2_bytes // 2 // (kc * width * p.itemsize))
+    tiles = p.N // width
+    return next((t for t in range(min(most, tiles), 0, -1) if tiles % t == 0), 1) * width
+
+
 def _k_block(p: Problem, row_tiles: int, width: int, machine: MachineModel) -> int:
     """How much of k at a time: a panel of B of about the first cache's size, if it is used often; else all
     of it."""
     best = max(64, machine.l2_bytes // 4 // (width * p.itemsize))
-    if row_tiles < 6 or best * 3 // 2 >= p.K or p.inner_dims > 1:
+    if row_tiles < 6 or best * 3 // 2 >= p.K:
         return p.K
-    count = -(-p.K // best)
-    return next((p.K // c for c in range(count, 2 * count) if p.K % c == 0), -(-p.K // count))
+    tail = p.K
+    for n in p.inner:
+        tail //= n
+        if tail <= best:
+            most = best // tail
+            count = -(-n // most)
+            return tail * next((n // c for c in range(count, 2 * count) if n % c == 0), -(-n // count))
+    return p.K
 
 
 def _dot(p: Problem, swap: bool, machine: MachineModel) -> Strategy:

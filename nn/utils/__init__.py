@@ -1,5 +1,6 @@
 """`tracegrad.nn.utils`: clipping gradients, parameters as one vector, parametrised weights."""
 
+from ...tracer.arguments import check_names as _check_names
 from . import parametrizations as parametrizations
 from . import parametrize as parametrize
 from . import rnn as rnn
@@ -20,3 +21,5 @@ __all__ = [
     "vector_to_parameters",
     "weight_norm",
 ]
+
+_check_names(globals(), __all__)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...ir.dtypes import int64
+from ...tracer.arguments import check_names
 from ...tracer.creation import arange, tensor, zeros
 from ...tracer.library import ArgumentError, ArgumentTypeError
 from ...tracer.methods import FUNCTIONS
@@ -276,3 +277,5 @@ __all__ = [
     "PackedSequence", "invert_permutation", "pack_padded_sequence", "pack_sequence", "pad_packed_sequence",
     "pad_sequence", "unpack_sequence", "unpad_sequence",
 ]  # fmt: skip
+
+check_names(globals(), __all__)

@@ -1,6 +1,7 @@
 """`tracegrad.func`: transformations of functions, with the names and signatures of `torch.func`. They nest in
 each other, in compiled functions and in control flow."""
 
+from ..arguments import check_names as _check_names
 from .batching import vmap
 from .jacobians import hessian, jacfwd, jacrev
 from .modules import functional_call, stack_module_state
@@ -19,3 +20,5 @@ __all__ = [
     "vjp",
     "vmap",
 ]
+
+_check_names(globals(), __all__)

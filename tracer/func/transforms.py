@@ -12,7 +12,7 @@ from ...ir.forward import push_forward
 from ...ir.grad import backward as walk_back
 from ...ir.graph import Node
 from ..autograd import callbacks_of
-from ..hooks import LIVE, RETAINING
+from ..hooks import active
 from ..level import Kept, Level
 from ..library import ArgumentError, ArgumentTypeError
 from ..recording import STATE, LazyTrace, user_location
@@ -152,7 +152,7 @@ def gradients(
         def stop(v: Any) -> bool:
             return v.trace is not level or v.leaf is not None or not v.requires_grad
 
-        calls = callbacks_of(level, True, ()).arguments() if LIVE or RETAINING else {}
+        calls = callbacks_of(level, True, ()).arguments() if active() else {}
         found: dict[Any, Any] = walk_back(level, given, wrt, stop=stop, **calls)
     return [found.get(v) for v in wrt]
 

@@ -1,5 +1,6 @@
 """`tracegrad.utils.data`: datasets, samplers and the `DataLoader`, under PyTorch's names."""
 
+from ...tracer.arguments import check_names as _check_names
 from .collate import default_collate, default_collate_fn_map, default_convert
 from .dataset import (
     ChainDataset,
@@ -28,3 +29,5 @@ __all__ = [
     "TensorDataset", "WeightedRandomSampler", "WorkerInfo", "default_collate", "default_collate_fn_map",
     "default_convert", "get_worker_info", "random_split",
 ]  # fmt: skip
+
+_check_names(globals(), __all__)

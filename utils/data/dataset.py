@@ -5,7 +5,6 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -15,7 +14,7 @@ from ...runtime.buffers import copy_of
 from ...tracer import mt19937
 from ...tracer.library import ArgumentError, ArgumentTypeError
 from ...tracer.random import Generator, default_generator, generator_of
-from ...tracer.recording import STATE
+from ...tracer.recording import STATE, warn
 from ...tracer.tensor import Tensor, concrete
 
 T_co = TypeVar("T_co", covariant=True)
@@ -267,7 +266,7 @@ def random_split(
             sizes[i % len(sizes)] += 1
         for i, size in enumerate(sizes):
             if size == 0:
-                warnings.warn(f"random_split(): part {i} of {n} samples is empty", stacklevel=2)
+                warn(f"random_split(): part {i} of {n} samples is empty")
     if sum(sizes) != n:
         raise ArgumentError(
             f"random_split(): lengths {sizes} sum to {sum(sizes)}, but the dataset has {n} samples"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ...tracer.library import ArgumentError, ArgumentTypeError
 from ...tracer.random import Generator
+from ...tracer.recording import warn
 from .collate import default_collate, default_convert
 from .dataset import Dataset, IterableDataset, sized
 from .fetch import Fetcher
@@ -128,10 +128,9 @@ class DataLoader(Generic[T]):
         self._pool: WorkerPool | None = None
         self._length_told: int | None = None
         if num_workers > (cpus := _cpus()):
-            warnings.warn(
+            warn(
                 f"DataLoader: {num_workers} workers are more than the {cpus} processors there are; they will "
-                f"slow each other down",
-                stacklevel=2,
+                f"slow each other down"
             )
         self._ready = True
 
@@ -194,10 +193,9 @@ class Batches:
         told = self._loader._length_told
         if told is not None and self._given > told:
             hint = "; each worker iterates over a copy: give it its part" if self._loader.num_workers else ""
-            warnings.warn(
+            warn(
                 f"DataLoader: the length of {type(self._loader.dataset).__name__} is {told}, but "
-                f"{self._given} batches were made{hint}",
-                stacklevel=2,
+                f"{self._given} batches were made{hint}"
             )
         return batch
 

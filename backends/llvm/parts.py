@@ -1,0 +1,100 @@
+"""LLVM's long calls without llvmlite's lock, and the parts of a program compiled by several threads. Used by the
+engine only.
+
+llvmlite lets one thread at a time into LLVM. LLVM itself needs that only within one context, and every part has
+a context of its own, so the three calls that take time (parse, optimise, emit) go past the lock; all others
+take it as ever.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Callable, Iterable
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+from .target import llvm
+
+T = TypeVar("T")
+
+
+def _unlocked(name: str) -> Callable[..., Any]:
+    function = getattr(llvm().ffi.lib, name)
+    return getattr(function, "_cfn", function)  # with another llvmlite: slower, but right
+
+
+def parse(text: str, context: Any) -> Any:
+    """The module of an LLVM IR text.
+
+    :raises RuntimeError: it is no LLVM IR.
+    """
+    binding = llvm()
+    with binding.ffi.OutputString() as error:
+        pointer = _unlocked("LLVMPY_ParseAssembly")(context, ctypes.c_char_p(text.encode()), error)
+        module = binding.module.ModuleRef(pointer, context)
+        if error:
+            message = str(error)
+            module.close()
+            raise RuntimeError(message)
+    return module
+
+
+def run_passes(passes: Any, module: Any, builder: Any) -> None:
+    """A module pass manager on a module."""
+    _unlocked("LLVMPY_RunNewModulePassManager")(passes, module, builder)
+
+
+def emit(machine: Any, module: Any) -> bytes:
+    """The object file of a module.
+
+    :raises RuntimeError: LLVM has no code for something in it.
+    """
+    lib = llvm().ffi.lib
+    with llvm().ffi.OutputString() as error:
+        memory = _unlocked("LLVMPY_TargetMachineEmitToMemory")(machine, module, 1, error)
+        if not memory:
+            raise RuntimeError(str(error))
+    try:
+        return ctypes.string_at(lib.LLVMPY_GetBufferStart(memory), lib.LLVMPY_GetBufferSize(memory))
+    finally:
+        lib.LLVMPY_DisposeMemoryBuffer(memory)
+
+
+def each(parts: Iterable[str], work: Callable[[str], T], jobs: int) -> list[T]:
+    """`work` of every part, in order, by `jobs` threads at most. This thread draws the parts, while others
+    already work on the first ones, and then takes its share; a single part makes no thread.
+
+    An exception of the first part that failed is raised here when all threads have ended.
+    """
+    done: dict[int, T] = {}
+    failed: dict[int, BaseException] = {}
+    queue: SimpleQueue[tuple[int, str] | None] = SimpleQueue()
+    threads: list[threading.Thread] = []
+
+    def serve() -> None:
+        while (item := queue.get()) is not None and not failed:
+            number, text = item
+            try:
+                done[number] = work(text)
+            except BaseException as error:
+                failed[number] = error
+
+    count = 0
+    try:
+        for text in parts:
+            queue.put((count, text))
+            count += 1
+            if 1 < count <= jobs:
+                threads.append(threading.Thread(target=serve, name="tracegrad-compile", daemon=True))
+                threads[-1].start()
+    except BaseException as error:
+        failed[-1] = error
+    for _ in range(len(threads) + 1):
+        queue.put(None)
+    serve()
+    for thread in threads:
+        thread.join()
+    if failed:
+        raise failed[min(failed)]
+    return [done[i] for i in range(count)]
