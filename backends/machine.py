@@ -1,5 +1,6 @@
-"""What the scheduler knows of a CPU: vector width, registers, caches, threads. Targets make one from
-theirs; tests make one by hand. Nothing here asks the operating system."""
+"""What the schedulers know of a machine: of a CPU vector width, registers, caches, threads; of a GPU its
+multiprocessors and their memory. Targets make one from theirs; tests make one by hand. Nothing here asks the
+operating system."""
 
 from __future__ import annotations
 
@@ -39,3 +40,33 @@ class MachineModel:
 SMALL = MachineModel(vector_bytes=16, vector_registers=16, masked_memory=False, flops_per_cycle=8)
 AVX2 = MachineModel()
 AVX512 = MachineModel(64, 32, True, 1, 48 << 10, 1280 << 10, 50_000, 64)
+
+
+@dataclass(frozen=True)
+class GpuModel:
+    """A GPU in the numbers that schedules depend on. Results may depend on them in their last bits, since they
+    decide how sums are split up.
+
+    Attributes:
+        capability: compute capability, (8, 0) for sm_80.
+        sms: multiprocessors.
+        warp: threads that run in lock step.
+        max_threads_per_block: of a block.
+        shared_bytes: shared memory of a block without opting in to more; `shared_bytes_most`: with.
+        registers: 32-bit registers of a multiprocessor.
+        l2_bytes: the cache all multiprocessors share.
+    """
+
+    capability: tuple[int, int] = (8, 0)
+    sms: int = 108
+    warp: int = 32
+    max_threads_per_block: int = 1024
+    shared_bytes: int = 48 << 10
+    shared_bytes_most: int = 163 << 10
+    registers: int = 64 << 10
+    l2_bytes: int = 40 << 20
+
+
+SM_75 = GpuModel((7, 5), 40, shared_bytes_most=64 << 10, l2_bytes=4 << 20)
+SM_80 = GpuModel()
+SM_90 = GpuModel((9, 0), 132, shared_bytes_most=227 << 10, l2_bytes=50 << 20)

@@ -15,12 +15,16 @@ class OpError(TracegradError):
     """
 
 
-class DTypeError(OpError, TypeError):
-    """Operands of element types that an op does not take."""
+class DTypeError(OpError, TypeError, NotImplementedError):
+    """Operands of element types that an op does not take. PyTorch raises one or the other built-in error."""
 
 
 class IndexOutOfRange(OpError, IndexError):
     """A dimension or an index outside its range."""
+
+
+class IndexKindError(DTypeError, IndexError):
+    """Something that can't be an index: of a float type, a string, a dict."""
 
 
 class GradError(TracegradError):

@@ -114,13 +114,23 @@ class Load(Expr):
 
     @property
     def args(self) -> tuple[Expr, ...]:
-        extra = () if self.mask is None else (self.mask, self.other or Const(0, self.dtype))
+        extra = () if self.mask is None else (self.mask, self.other or _zero(self.dtype))
         return (*self.index, *extra)
 
     def rebuild(self, args: tuple[Expr, ...]) -> Expr:
         n = len(self.index)
         mask, other = (args[n], args[n + 1]) if len(args) > n else (None, None)
         return Load(self.buffer, args[:n], mask, other)
+
+
+_zeros: dict[DType, Const] = {}
+
+
+def _zero(dtype: DType) -> Const:
+    """The one zero of a dtype: sub-expressions of a node are the same objects whenever they are asked for."""
+    if dtype not in _zeros:
+        _zeros[dtype] = Const(0, dtype)
+    return _zeros[dtype]
 
 
 class Prim(Expr):

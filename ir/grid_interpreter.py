@@ -20,32 +20,26 @@ import numpy as np
 
 from .errors import VerifyError
 from .expr import Cast, Const, Expr, LaneReduce, Load, Local, Prim, Var, WarpReduce
-from .loops import Alloc, Barrier, Buffer, For, If, Kernel, Let, Stmt, Store, While, statements
+from .loops import (
+    Alloc,
+    Barrier,
+    Buffer,
+    For,
+    If,
+    Kernel,
+    Let,
+    Stmt,
+    Store,
+    While,
+    grid_of,
+    statements,
+    thread_extents,
+)
 from .scalar import NUMPY_SCALAR, numpy_cast
 
 #: threads that run at once, if blocks are small
 AT_ONCE = 1 << 15
 WARP = 32
-
-
-def grid_of(body: list[Stmt]) -> tuple[list[For], list[Stmt]] | None:
-    """The block loops of a GPU kernel and what a block runs; None for a kernel of the CPU."""
-    loops: list[For] = []
-    while len(body) == 1 and isinstance(body[0], For) and body[0].kind == "block":
-        loops.append(body[0])
-        body = body[0].body
-    return (loops, body) if loops else None
-
-
-def thread_extents(body: list[Stmt]) -> tuple[int, ...]:
-    """The extents of a block's first nest of thread loops, outermost first."""
-    out: list[int] = []
-    for s in statements(body):
-        if isinstance(s, For) and s.kind == "thread":
-            out.append(s.extent)
-            if not (s.body and isinstance(s.body[0], For) and s.body[0].kind == "thread"):
-                break
-    return tuple(out)
 
 
 def run_grid(kernel: Kernel, place: Callable[[Buffer], np.ndarray], turns: dict[Var, int]) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from . import dtypes
 from .dtypes import DType
 from .expr import Cast, Const, Expr, LaneReduce, Load, Local, Prim, Var
-from .grid_interpreter import grid_of, run_grid
+from .grid_interpreter import run_grid
 from .loops import (
     Alloc,
     Barrier,
@@ -36,6 +36,7 @@ from .loops import (
     While,
     WhileStep,
     expressions,
+    grid_of,
 )
 from .scalar import NUMPY_SCALAR, PRIMITIVES, numpy_cast
 

@@ -57,12 +57,14 @@ class _Parser:
         self.kind = ""
         self.token = ""
         self.start = 0
+        self.end = 0
         self.scopes: list[dict[str, Any]] = [{}]
         self.advance()
 
     # tokens
 
     def advance(self) -> None:
+        self.end = self.at  # of the token before
         while True:
             if self.at >= len(self.text):
                 self.kind, self.token, self.start = "end", "", len(self.text)
@@ -315,7 +317,8 @@ class _Parser:
         self.expect("]")
         self.expect("=")
         value = self.expr()
-        return Store(buffer, index, value, self.expr() if self.accept("if") else None)
+        masked = "\n" not in self.text[self.end : self.start] and self.accept("if")
+        return Store(buffer, index, value, self.expr() if masked else None)
 
     def loop(self) -> For:
         name = self.name()

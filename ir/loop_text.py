@@ -60,7 +60,7 @@ from .loops import (
     walk_steps,
 )
 
-__all__ = ["parse_program", "print_expr", "print_kernel", "print_program", "used_buffers"]
+__all__ = ["parse_program", "print_expr", "print_program", "used_buffers"]
 
 #: precedence of unary minus and ~, above every infix operator
 _UNARY = 8
@@ -250,43 +250,6 @@ def _steps(steps: list[Step], names: _Names, indent: str, out: list[str]) -> Non
             _steps(s.other, names, inner, out)
         names.taken = outside  # names are free again after the step
         out.append(f"{indent}}}")
-
-
-class _Numbers(_Names):
-    """Names by the order of definition or first use; what is used first is free.
-
-    Attributes:
-        buffers, variables: the free ones, in that order.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.buffers: list[Buffer] = []
-        self.variables: list[Var] = []
-
-    def get(self, x: Var | Local | Buffer) -> str:
-        name = self.of.get(id(x))
-        if name is None:
-            name = self.define(x)
-            if isinstance(x, Buffer):
-                self.buffers.append(x)
-            elif isinstance(x, Var):
-                self.variables.append(x)
-        return name
-
-    def define(self, x: Var | Local | Buffer) -> str:
-        name = self.of[id(x)] = f"_{len(self.keep)}"
-        self.keep.append(x)
-        return name
-
-
-def print_kernel(kernel: Kernel) -> tuple[str, list[Buffer], list[Var]]:
-    """A kernel's statements with numbers for names, the buffers and the variables it takes from outside.
-    Kernels of equal text do the same, each with its own."""
-    names = _Numbers()
-    out: list[str] = []
-    _block(kernel.body, names, "", out)
-    return "\n".join(out), names.buffers, names.variables
 
 
 def _tuples(word: str, tuples: tuple[Rotation, ...], names: _Names) -> str:

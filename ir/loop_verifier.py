@@ -20,7 +20,6 @@ from math import prod
 from . import dtypes
 from .errors import VerifyError
 from .expr import Cast, Const, Expr, LaneReduce, Load, Local, Prim, Var, WarpReduce
-from .grid_interpreter import grid_of, thread_extents
 from .loops import (
     SPACES,
     Alloc,
@@ -39,7 +38,9 @@ from .loops import (
     While,
     WhileStep,
     blocks_of,
+    grid_of,
     statements,
+    thread_extents,
 )
 from .scalar import PRIMITIVES
 

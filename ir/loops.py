@@ -279,6 +279,26 @@ def statements(body: list[Stmt]) -> Iterator[Stmt]:
             yield from statements(s.body)
 
 
+def grid_of(body: list[Stmt]) -> tuple[list[For], list[Stmt]] | None:
+    """The block loops of a GPU kernel and what a block runs; None for a kernel of the CPU."""
+    loops: list[For] = []
+    while len(body) == 1 and isinstance(body[0], For) and body[0].kind == "block":
+        loops.append(body[0])
+        body = body[0].body
+    return (loops, body) if loops else None
+
+
+def thread_extents(body: list[Stmt]) -> tuple[int, ...]:
+    """The extents of a block's first nest of thread loops, outermost first."""
+    out: list[int] = []
+    for s in statements(body):
+        if isinstance(s, For) and s.kind == "thread":
+            out.append(s.extent)
+            if not (s.body and isinstance(s.body[0], For) and s.body[0].kind == "thread"):
+                break
+    return tuple(out)
+
+
 def expressions(s: Stmt) -> tuple[Expr, ...]:
     """The expressions a statement itself evaluates."""
     if isinstance(s, Store):

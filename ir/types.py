@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from math import prod
+from operator import index
 
 from .dtypes import DType
-from .errors import IndexOutOfRange, OpError
+from .errors import DTypeError, IndexOutOfRange, OpError
 
 Shape = tuple[int, ...]
 
@@ -78,6 +79,11 @@ def broadcast_shapes(*shapes: Shape) -> Shape:
 def normalize_axis(axis: int, rank: int) -> int:
     """`axis` in `[-rank, rank)` as a non-negative one; a scalar counts as rank 1, as in PyTorch."""
     r = max(rank, 1)
+    if axis.__class__ is not int:
+        try:
+            axis = index(axis)
+        except TypeError:
+            raise DTypeError(f"a dimension is an integer, got {axis!r:.60}") from None
     if not -r <= axis < r:
         raise IndexOutOfRange(f"dimension {axis} is out of range [{-r}, {r - 1}]")
     return axis + r if axis < 0 else axis

@@ -301,6 +301,5 @@ __all__ = [
     "utils",
 ]  # fmt: skip
 
-_check_names(
-    globals(), __all__, "forward", "load_state_dict", "register_buffer", "register_parameter", "add_module", "to"
-)
+_METHODS = "forward load_state_dict register_buffer register_parameter add_module to apply __getitem__"
+_check_names(globals(), __all__, *_METHODS.split())

@@ -10,7 +10,7 @@ from itertools import chain
 from typing import Any
 
 from ..ir.errors import IndexOutOfRange
-from ..tracer.library import ArgumentTypeError
+from ..tracer.library import ArgumentTypeError, MissingKey
 from ..tracer.tensor import Tensor, note_change
 from .module import Module
 from .parameter import Parameter
@@ -178,6 +178,8 @@ class ModuleDict(Module):
             self.update(modules)
 
     def __getitem__(self, key: str) -> Module:
+        if key not in self._modules:
+            raise MissingKey(f"ModuleDict has no module {key!r:.60}; it has {list(self._modules)}")
         return self._modules[key]  # type: ignore[return-value]
 
     def __setitem__(self, key: str, module: Module) -> None:
@@ -295,7 +297,7 @@ class ParameterDict(Module):
 
     def __getitem__(self, key: str) -> Any:
         if key not in self._keys:
-            raise KeyError(key)
+            raise MissingKey(f"ParameterDict has no entry {key!r:.60}; it has {list(self._keys)}")
         return getattr(self, key)
 
     def __setitem__(self, key: str, value: Any) -> None:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from ..ir.errors import IndexOutOfRange
 from ..ir.op import REGISTRY
 from ..tracer.creation import arange
 from ..tracer.functions import elementwise as E
@@ -143,7 +144,26 @@ def nll_loss(
     mode = _mode(reduction, size_average, reduce)
     more = () if weight is None else (weight,)
     op = REGISTRY["nll_loss"]
+    _check_classes("nll_loss", input, target, ignore_index)
     return apply(op, tensor_operand(input), target, *more, reduction=mode, ignore_index=ignore_index)
+
+
+def _check_classes(name: str, input: T, target: T, ignore_index: int) -> None:
+    """Raises for classes that are known and not there; the op knows nothing of values."""
+    known = tensor_operand(target, f"{name}(): target")._value().buffer
+    if known is None or known.type.dtype.kind == "f" or not known.type.numel:
+        return
+    count = tuple(tensor_operand(input, f"{name}(): input").shape)[1 if input.dim() > 1 else 0 : 2]
+    if not count:
+        return
+    classes = known.array
+    if classes.min() < 0 or classes.max() >= count[0]:
+        wrong = classes[((classes < 0) | (classes >= count[0])) & (classes != ignore_index)]
+        if wrong.size:
+            raise IndexOutOfRange(
+                f"{name}({input._value().type}, {known.type}): target {wrong.flat[0]} is not one of "
+                f"{count[0]} classes; they are counted from 0, and {ignore_index} is ignored"
+            )
 
 
 def cross_entropy(
@@ -160,6 +180,7 @@ def cross_entropy(
     """
     mode = _mode(reduction, size_average, reduce)
     more = () if weight is None else (weight,)
+    _check_classes("cross_entropy", input, target, ignore_index)
     return apply(
         REGISTRY["cross_entropy"], tensor_operand(input), target, *more, reduction=mode,
         ignore_index=ignore_index, label_smoothing=float(label_smoothing),

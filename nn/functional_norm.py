@@ -107,4 +107,12 @@ def one_hot(tensor: T, num_classes: int = -1) -> Tensor:
                 "one_hot(): the number of classes of an empty tensor is unknown; pass num_classes"
             )
         num_classes = int(tensor.max().item()) + 1
+    known = tensor._value().buffer
+    if known is not None and known.type.numel:
+        low, high = int(known.array.min()), int(known.array.max())
+        if low < 0 or high >= num_classes:
+            raise ArgumentError(
+                f"one_hot(): class {low if low < 0 else high} is outside 0 .. {num_classes - 1}; the largest "
+                f"class must be less than num_classes={num_classes}"
+            )
     return (tensor.unsqueeze(-1) == arange(num_classes)).long()  # type: ignore[attr-defined]

@@ -36,7 +36,7 @@ def _checked(name: str, input: T, weight: T) -> Any:
     """Indices as a value."""
     if tensor_operand(input, f"{name}(): input").dtype.name not in ("i64", "i32"):
         raise ArgumentError(f"{name}(): indices must be int64 or int32, got {input._value().type}")
-    return checked_indices(STATE.trace, input, weight.shape[0], 0)
+    return checked_indices(STATE.trace, input, weight.shape[0], 0, name)
 
 
 def _limit_norms(weight: T, index: T, max_norm: float, p: float) -> None:

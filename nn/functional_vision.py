@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from operator import index as int_of
 from typing import Any
 
 from ..ir.errors import OpError
@@ -27,7 +28,7 @@ def pad(input: T, pad: Any, mode: str = "constant", value: float | None = None) 
         value: 0 if None.
     """
     tensor_operand(input, "pad(): input")
-    amounts = tuple(int(v) for v in pad)
+    amounts = tuple(int_of(v) for v in pad)
     type_ = input._value().type
     if len(amounts) % 2:
         raise ArgumentError(f"pad(): padding length must be divisible by 2, got {len(amounts)}: {amounts}")

@@ -271,4 +271,4 @@ def sparse_(tensor: Tensor, sparsity: float, std: float = 0.01, generator: Any =
     return _write(tensor, array)
 
 
-check_names(globals(), [n for n in globals() if n.endswith("_") and not n.startswith("_")] + ["calculate_gain"])
+check_names(globals(), [n for n in globals() if n.endswith("_") and n[0] != "_"] + ["calculate_gain"])

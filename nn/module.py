@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any
 
-from ..tracer.library import ArgumentError, ArgumentTypeError, MissingName
+from ..tracer.library import ArgumentError, ArgumentTypeError, MissingForward, MissingName
 from ..tracer.recording import STATE
 from ..tracer.tensor import Tensor, note_change
 from .module_hooks import CALLS, REGISTRATIONS, HookMixin, registered
@@ -48,7 +48,7 @@ class Module(HookMixin, TreeMixin, StateMixin):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module computes; subclasses define it."""
-        raise NotImplementedError(f"{type(self).__name__} has no forward(); define it in the class")
+        raise MissingForward(f"{type(self).__name__} has no forward(); define it in the class")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         d = self.__dict__

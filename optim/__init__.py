@@ -15,4 +15,4 @@ __all__ = [
     "RMSprop", "Rprop", "lr_scheduler",
 ]  # fmt: skip
 
-_check_names(globals(), __all__, "load_state_dict", "add_param_group")
+_check_names(globals(), __all__, "load_state_dict", "add_param_group", "step")

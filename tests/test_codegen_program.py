@@ -162,7 +162,7 @@ def test_a_warm_start_generates_no_code(monkeypatch: pytest.MonkeyPatch) -> None
     def fail(*_: object) -> str:
         raise AssertionError("generated")
 
-    monkeypatch.setattr("tracegrad.backends.llvm.compile.generate", fail)
+    monkeypatch.setattr("tracegrad.backends.llvm.compile.generate_parts", fail)
     second = compile_program(program(text))
     assert second.from_cache
     arrays = inputs_of(second.program)
@@ -171,7 +171,7 @@ def test_a_warm_start_generates_no_code(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.undo()
     assert "define void @run" in second.llvm_ir() and "run:" in second.assembly()
     with pytest.raises(AssertionError, match="generated"):
-        monkeypatch.setattr("tracegrad.backends.llvm.compile.generate", fail)
+        monkeypatch.setattr("tracegrad.backends.llvm.compile.generate_parts", fail)
         compile_program(program(text), threads=False)
 
 

@@ -159,7 +159,7 @@ def test_gradients_reach_every_float_operand() -> None:
             continue
         found = backward(b, seeds, floats(inputs))
         for k, v in enumerate(inputs):
-            if v.type.dtype.kind == "f" and k not in constant.get(op.name, ()):
+            if v.type.dtype.kind == "f" and v.type.numel and k not in constant.get(op.name, ()):
                 assert v in found, f"{op.name} operand {k}"
 
 
@@ -231,7 +231,7 @@ def test_decomposition_has_the_inferred_type(name: str) -> None:
 # --- errors ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", list(REGISTRY))
+@pytest.mark.parametrize("name", [n for n in REGISTRY if n != "backward_hook"])  # which takes anything
 def test_wrong_operand_count_names_the_op(name: str) -> None:
     op = REGISTRY[name]
     s = next(iter(op.samples()))

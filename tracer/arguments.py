@@ -21,18 +21,24 @@ from typing import Any
 
 import numpy as np
 
+from ..ir import dtypes
 from ..ir.dtypes import DType
 from ..ir.errors import IndexOutOfRange, OpError, TracegradError
 from ..ir.types import Type
-from .library import ArgumentError, ArgumentTypeError
+from .library import ArgumentError, ArgumentTypeError, MissingKey
 from .recording import is_ours, user_location
 from .tensor import Tensor
 
 #: Errors that Python, NumPy and our own code raise where an argument is not what was expected.
 FOREIGN = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, AssertionError, MemoryError)
+_PACKAGE = __name__.partition(".")[0] + "."
 _NUMPY = os.path.dirname(np.__file__) + os.sep
 _LIBRARY = sysconfig.get_paths()["stdlib"] + os.sep
 _PACKAGES = os.path.join(_LIBRARY, "site-packages") + os.sep
+
+
+#: Python's types as dtypes, as PyTorch takes them
+_PYTHON_TYPES: dict[Any, DType] = {float: dtypes.float64, int: dtypes.int64, bool: dtypes.bool_}
 
 
 def _is_int(x: Any) -> bool:
@@ -79,8 +85,8 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         _INT,
     ),
     **dict.fromkeys(
-        """dim dims size shape shifts kernel_size stride padding dilation output_size normalized_shape
-        repeats pad""".split(),
+        """dim dims size sizes order counts axes shape shifts kernel_size stride padding dilation output_size
+        normalized_shape repeats pad""".split(),
         _INTS,
     ),
     **dict.fromkeys(
@@ -103,14 +109,17 @@ def described(x: Any) -> str:
         return f"[{inside}]" if isinstance(x, list) else f"({inside})"
     if callable(x) and hasattr(x, "__qualname__"):
         return str(x.__qualname__)
-    text = repr(x)
+    try:
+        text = repr(x)
+    except Exception:  # of an object that is half made
+        text = f"<{type(x).__name__}>"
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _shown(signature: inspect.Signature, method: bool) -> str:
     """A signature without annotations."""
     given = list(signature.parameters.values())
-    if method and given and given[0].name == "self":
+    if method and given and given[0].name in ("self", "input"):
         given = given[1:]
     plain = [p.replace(annotation=inspect.Parameter.empty) for p in given]
     return str(inspect.Signature(plain)).replace("tracegrad.", "")
@@ -158,15 +167,18 @@ def explain(
     if isinstance(error, TracegradError) or _of_the_user(trace):
         return error
     loc = user_location()
+    method = getattr(fn, "__name__", "") == "__init__" or (name and "." in name)
+    if method and args and not name.startswith("Tensor."):
+        _, dot, rest = name.partition(".")
+        name = type(args[0]).__name__ + dot + rest
     where = f"{name}()" + (f" at {loc}" if loc is not None else "")
-    method = name.startswith("Tensor.")
-    own = args[1:] if args and "." in name else args
+    own = args[1:] if method else args
     given = ", ".join([*map(described, own), *(f"{k}={described(v)}" for k, v in kwargs.items())])
     try:
         signature = inspect.signature(fn)
     except (TypeError, ValueError):
         return _caused(ArgumentTypeError(f"{where}: can't take ({given})"), error)
-    takes = f"it takes {_shown(signature, '.' in name)}"
+    takes = f"it takes {_shown(signature, bool(method))}"
     other_names = {"axis": "dim", "keepdims": "keepdim"}
     named = {other_names.get(k, k): v for k, v in kwargs.items() if k != "out"}
     try:
@@ -175,12 +187,12 @@ def explain(
         return _caused(ArgumentTypeError(f"{where}: {e}; {takes}, got ({given})"), None)
     for key, value in bound.arguments.items():
         parameter = signature.parameters[key]
-        if key == "self" and not method:
+        if key == "self" and not name.startswith("Tensor."):
             continue
-        if parameter.kind is inspect.Parameter.VAR_POSITIONAL and len(value) == 1 and not _is_int(value[0]):
-            value = value[0]
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             continue
+        if parameter.kind is inspect.Parameter.VAR_POSITIONAL and len(value) == 1:
+            value = value[0] if isinstance(value[0], (list, tuple)) else value
         words = _unfit(key, value, parameter)
         if words is not None:
             text = f"{where}: {key} must be {words}, not {type(value).__name__} {described(value)}; {takes}"
@@ -190,6 +202,8 @@ def explain(
         return _caused(OpError(f"{where}: not enough memory for the result; got ({given})"), None)
     if isinstance(error, IndexError):
         kind = IndexOutOfRange
+    elif isinstance(error, KeyError):
+        kind = MissingKey
     elif isinstance(error, (ValueError, ArithmeticError)):
         kind = ArgumentError
     return _caused(kind(f"{where}: can't take ({given}); {takes}"), error)
@@ -202,6 +216,15 @@ def _caused(made: BaseException, cause: BaseException | None) -> BaseException:
     return made
 
 
+def again(error: Exception, name: str, fn: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
+    """After `error`: what the call gives with a Python type for a dtype understood as in PyTorch; else
+    raises what `explain` makes of it."""
+    dtype = kwargs.get("dtype")
+    if isinstance(dtype, type) and dtype in _PYTHON_TYPES:
+        return checked(name, fn)(*args, **{**kwargs, "dtype": _PYTHON_TYPES[dtype]})
+    raise explain(error, name, fn, args, kwargs)
+
+
 def checked(name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
     """`fn`, whose errors for bad arguments are explained."""
 
@@ -210,7 +233,7 @@ def checked(name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return fn(*args, **kwargs)
         except FOREIGN as e:
-            raise explain(e, name, fn, args, kwargs)  # noqa: B904 - the cause is set
+            return again(e, name, fn, args, kwargs)
 
     return function
 
@@ -231,8 +254,10 @@ def check_names(namespace: dict[str, Any], names: Iterable[str], *methods: str) 
         found = namespace[name]
         if isinstance(found, type):
             if not issubclass(found, (Exception, tuple)):
-                check_class(found, "__init__", *methods)
-        elif isinstance(found, FunctionType) and not hasattr(found, "__checked__"):
+                for cls in found.__mro__:
+                    if cls.__module__.startswith(_PACKAGE):
+                        check_class(cls, "__init__", *methods)
+        elif callable(found) and not hasattr(found, "__checked__"):
             wrapped: Any = checked(name, found)
             wrapped.__checked__ = True
             namespace[name] = wrapped

@@ -12,7 +12,7 @@ from ..ir.grad import backward as walk_back
 from ..ir.grad import reads
 from ..ir.op import REGISTRY
 from . import anomaly
-from .hooks import Callbacks, active
+from .hooks import Callbacks, active, concern
 from .recording import STATE, LazyTrace, Trace
 from .tensor import Tensor
 from .values import OPAQUE, SPENT, TracedValue, history, let_go, without_contents
@@ -166,8 +166,8 @@ def _run(
         if not isinstance(t, Tensor):
             raise GradError("backward() takes tensors")
     calls = active() or anomaly.enabled()
-    plain = wrt is None and not create_graph and not calls and not OPAQUE
-    if plain and isinstance(trace, LazyTrace) and all(v in trace.slots for v in values):
+    plain = wrt is None and not create_graph and isinstance(trace, LazyTrace)
+    if plain and all(v in trace.slots for v in values) and not _runs_python(trace):  # type: ignore
         return _replayed(trace, tensors, values, gradients, keep)
     leaves, nodes = _explore(values)
     targets = leaves if wrt is None else [v for t in wrt for v in _values_of(t, leaves)]
@@ -231,6 +231,13 @@ def _walking(trace: Trace, create_graph: bool) -> Any:
     finally:
         trace.grad_enabled = old
         trace.walked_back = back
+
+
+def _runs_python(trace: LazyTrace) -> bool:
+    """Whether a walk back through the pending program may call what users wrote."""
+    if anomaly.enabled() or (OPAQUE and trace.own_attrs):
+        return True
+    return concern(trace.values)
 
 
 def _seeds(

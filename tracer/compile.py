@@ -326,7 +326,7 @@ class CompiledFunction:
 
     def _find(self, args: Any, kwargs: Any) -> tuple[Specialization, list[Tensor]]:
         lazy = STATE.lazy
-        if lazy.nodes:
+        if lazy.record:
             lazy.flush()
         tensors: list[Tensor] = []
         if args or kwargs:
@@ -361,7 +361,7 @@ class CompiledFunction:
         spec = self._latest
         if spec is not None and not args and not kwargs:
             same = spec.unguarded and spec.epoch == EPOCH[0]
-            if not lazy.nodes and spec.grad_enabled is lazy.grad_enabled and (same or spec.valid()):
+            if not lazy.record and spec.grad_enabled is lazy.grad_enabled and (same or spec.valid()):
                 return spec.call([])
         spec, tensors = self._find(args, kwargs)
         if not args and not kwargs:

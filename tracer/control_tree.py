@@ -3,7 +3,7 @@ with their types. Used by tracer/control.py."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,13 @@ from .tensor import Tensor
 from .values import TracedValue
 
 NUMBERS = (bool, int, float, np.generic)
+_LEAVES = (Tensor, *NUMBERS)
 _RANK = {"b": 0, "i": 1, "u": 1, "f": 2}
 
 
 def leaves_of(tree: Any, where: str) -> list[Any]:
     """Tensors and numbers of nested containers, in order."""
-    if isinstance(tree, (Tensor, *NUMBERS)):
+    if isinstance(tree, _LEAVES):
         return [tree]
     if isinstance(tree, (tuple, list)):
         return [leaf for x in tree for leaf in leaves_of(x, where)]
@@ -38,25 +39,24 @@ def leaves_of(tree: Any, where: str) -> list[Any]:
 
 def rebuilt(tree: Any, leaves: Iterable[Any]) -> Any:
     """The containers of `tree` around other leaves."""
-    given = iter(leaves)
+    return _refilled(tree, iter(leaves))
 
-    def fill(tree: Any) -> Any:
-        if isinstance(tree, (Tensor, *NUMBERS)):
-            return next(given)
-        if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-            return type(tree)(*[fill(x) for x in tree])
-        if isinstance(tree, (tuple, list)):
-            return type(tree)([fill(x) for x in tree])
-        if isinstance(tree, dict):
-            return {k: fill(v) for k, v in tree.items()}
-        return tree
 
-    return fill(tree)
+def _refilled(tree: Any, given: Iterator[Any]) -> Any:
+    if isinstance(tree, _LEAVES):
+        return next(given)
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*[_refilled(x, given) for x in tree])
+    if isinstance(tree, (tuple, list)):
+        return type(tree)([_refilled(x, given) for x in tree])
+    if isinstance(tree, dict):
+        return {k: _refilled(v, given) for k, v in tree.items()}
+    return tree
 
 
 def structure_of(tree: Any) -> Any:
     """The containers of a tree, as something to compare and to show."""
-    if isinstance(tree, (Tensor, *NUMBERS)):
+    if isinstance(tree, _LEAVES):
         return "*"
     if isinstance(tree, (tuple, list)):
         return (type(tree).__name__, tuple([structure_of(x) for x in tree]))
@@ -165,7 +165,7 @@ def _typed(tree: Any, outputs: Sequence[Any]) -> str:
     given = iter(outputs)
 
     def leaf(tree: Any) -> str:
-        if isinstance(tree, (Tensor, *NUMBERS)):
+        if isinstance(tree, _LEAVES):
             v = next(given)
             return str(v.type) if isinstance(v, TracedValue) else f"{v!r}, a Python number"
         if isinstance(tree, dict):

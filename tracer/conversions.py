@@ -56,7 +56,7 @@ def to(self: Tensor, *args: Any, dtype: DType | None = None, copy: bool = False,
     return Tensor(STATE.trace.emit(REGISTRY["cast"], (self._value(),), {"dtype": dtype}))
 
 
-_CLASS_NAMES = {
+CLASS_NAMES = {
     dtypes.float32: "Float",
     dtypes.float64: "Double",
     dtypes.float16: "Half",
@@ -73,9 +73,9 @@ _CLASS_NAMES = {
 def type_name(self: Tensor, dtype: Any = None, non_blocking: bool = False) -> Any:
     """The dtype's PyTorch class name, or the tensor converted."""
     if dtype is None:
-        return f"tracegrad.{_CLASS_NAMES[self.dtype]}Tensor"
+        return f"tracegrad.{CLASS_NAMES[self.dtype]}Tensor"
     if isinstance(dtype, str):
-        named = {f"tracegrad.{name}Tensor": d for d, name in _CLASS_NAMES.items()}
+        named = {f"tracegrad.{name}Tensor": d for d, name in CLASS_NAMES.items()}
         if dtype not in named:
             raise DTypeError(f"type(): no tensor type {dtype!r}; there are {', '.join(named)}")
         dtype = named[dtype]

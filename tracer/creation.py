@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,10 @@ from ..ir.op import REGISTRY
 from ..ir.types import Type
 from ..runtime.buffers import copy_of, from_array
 from ..runtime.buffers import empty as empty_buffer
+from .library import ArgumentError, ArgumentTypeError
 from .operands import get_default_dtype, number_dtype
 from .recording import STATE
-from .tensor import Tensor, concrete
+from .tensor import Size, Tensor, concrete
 from .tensor import device as Device
 
 _EXPAND = REGISTRY["expand"]
@@ -26,7 +29,9 @@ def shape_of(size: tuple[Any, ...]) -> tuple[int, ...]:
     """`zeros(2, 3)` and `zeros((2, 3))` alike."""
     if len(size) == 1 and not isinstance(size[0], (int, np.integer, Tensor)):
         size = tuple(size[0])
-    out = tuple(int(n) for n in size)
+    elif not size:
+        raise ArgumentTypeError("a size is missing: zeros(2, 3) or zeros((2, 3)); of a 0-d tensor it is ()")
+    out = tuple([n if n.__class__ is int else index(n) for n in size])
     for n in out:
         if n < 0:
             raise OpError(f"a tensor can't have a negative dimension: shape {list(out)}")
@@ -36,7 +41,7 @@ def shape_of(size: tuple[Any, ...]) -> tuple[int, ...]:
 def _finish(t: Tensor, requires_grad: bool, device: Any = None) -> Tensor:
     if device is not None and Device(device).type != "cpu":
         raise DTypeError(f"device {device!r} is not available here; tensors live on 'cpu'")
-    return t.requires_grad_() if requires_grad else t
+    return t.requires_grad_(requires_grad) if requires_grad else t
 
 
 def _filled(shape: tuple[int, ...], value: Any, dtype: DType) -> Tensor:
@@ -51,16 +56,28 @@ def _contents(data: Any) -> np.ndarray:
         return data.detach()._array()
     if isinstance(data, np.ndarray):
         return data
-    if isinstance(data, (list, tuple)) and _has_tensor(data):
-        return np.array([_contents(d) for d in data])
     try:
-        return np.asarray(data)
-    except ValueError as e:
-        raise OpError(f"tensor(): nested sequences of unequal lengths or unusable elements: {e}") from None
+        return np.asarray(_numbers(data) if isinstance(data, (list, tuple)) and _has_tensor(data) else data)
+    except ValueError:
+        raise ArgumentError(
+            f"tensor(): nested sequences of unequal lengths, or of numbers and sequences: {data!r:.80}"
+        ) from None
 
 
 def _has_tensor(data: Any) -> bool:
     return any(isinstance(d, Tensor) or (isinstance(d, (list, tuple)) and _has_tensor(d)) for d in data)
+
+
+def _numbers(data: Any) -> Any:
+    """Nested sequences with the tensors in them, of one element each, as numbers."""
+    if isinstance(data, Tensor):
+        if data.numel() != 1:
+            raise ArgumentError(
+                f"tensor(): a sequence holds a tensor of type {data._value().type}; one of more than one "
+                f"element is no number: use stack() or cat() of the tensors"
+            )
+        return data.detach()._array().reshape(())[()]
+    return [_numbers(d) for d in data] if isinstance(data, (list, tuple)) else data
 
 
 def _first_number(data: Any) -> Any:
@@ -72,10 +89,10 @@ def _first_number(data: Any) -> Any:
 def _dtype_for(data: Any, array: np.ndarray) -> DType:
     if isinstance(data, Tensor):
         return data.dtype
-    if isinstance(data, (np.ndarray, np.generic)) or isinstance(
-        _first_number(data), (np.ndarray, np.generic, Tensor)
-    ):
-        found = dtypes.from_numpy(array.dtype)
+    first = _first_number(data)
+    if isinstance(data, (np.ndarray, np.generic)) or isinstance(first, (np.ndarray, np.generic, Tensor)):
+        scalar = isinstance(data, (list, tuple)) and isinstance(first, np.generic)
+        found = dtypes.from_numpy(first.dtype if scalar else array.dtype)
         if found is not None:
             return found
     kind = array.dtype.kind
@@ -97,11 +114,15 @@ def tensor(
     array = _contents(data)
     dtype = dtype or _dtype_for(data, array)
     if array.dtype.kind not in "fiub" and dtypes.from_numpy(array.dtype) is None:
-        raise DTypeError(f"tensor(): can't make a tensor of {array.dtype} elements: {data!r:.80}")
+        raise ArgumentTypeError(f"tensor(): can't make a tensor of {array.dtype} elements: {data!r:.80}")
     if dtype.kind in "iu" and array.dtype.kind in "iu" and not isinstance(data, (Tensor, np.ndarray)):
         limits = np.iinfo(dtype.numpy)
-        if array.size and (array.min() < limits.min or array.max() > limits.max):
-            raise OpError(f"tensor(): {data!r:.80} does not fit {dtype} ({limits.min} to {limits.max})")
+        low = limits.min if dtype.kind == "i" else -int(limits.max)  # -1 is a mask of ones
+        if array.size and (int(array.min()) < low or int(array.max()) > limits.max):
+            raise ArgumentError(f"tensor(): {data!r:.80} does not fit {dtype} ({limits.min} to {limits.max})")
+    elif dtype.kind in "iu" and array.dtype.kind == "f" and not isinstance(data, (Tensor, np.ndarray)):
+        if not np.isfinite(array).all():
+            raise ArgumentError(f"tensor(): {data!r:.80} is not finite and has no value in {dtype}")
     if requires_grad and dtype.kind != "f":
         raise GradError(
             f"only floating-point tensors can require gradients, not {dtype.name}; "
@@ -229,7 +250,9 @@ def arange(
     if end is None:
         start, end = 0, start
     if end is None:
-        raise OpError("arange(): expected an end, e.g. arange(10)")
+        raise ArgumentTypeError("arange(): expected an end, e.g. arange(10)")
+    if dtype is not None and dtype.kind == "b":
+        raise DTypeError("arange(): no range of bools; take arange(n) != 0")
     start = 0 if start is None else start
     start, end, step = (x.item() if isinstance(x, Tensor) else x for x in (start, end, step))
     if step == 0 or (end - start) * step < 0:
@@ -255,6 +278,7 @@ def linspace(
     """`steps` values from `start` to `end`, both included."""
     start, end = (x.item() if isinstance(x, Tensor) else x for x in (start, end))
     dtype = dtype or get_default_dtype()
+    steps = index(steps)
     if steps < 0:
         raise OpError(f"linspace(): steps must not be negative, got {steps}")
     if steps <= 1:
@@ -304,6 +328,26 @@ def range_(
     return _finish(_iota(n, dtype or get_default_dtype(), start, step), requires_grad, device)
 
 
+def from_data(*data: Any) -> Tensor:
+    """What calling the class does in PyTorch: `Tensor(2, 3)` is undefined contents of that shape,
+    `Tensor([1, 2])` a copy, both of the default dtype."""
+    return typed(get_default_dtype())(*data)
+
+
+def typed(dtype: DType) -> Callable[..., Tensor]:
+    """PyTorch's `FloatTensor` and its kin: `f(2, 3)` is undefined contents, `f([1, 2])` a copy."""
+
+    def make(*data: Any) -> Tensor:
+        only = data[0] if len(data) == 1 else None
+        if isinstance(only, Tensor):
+            return only.detach()
+        if isinstance(only, (list, tuple, np.ndarray)) and not isinstance(only, Size):
+            return tensor(only, dtype=dtype)
+        return empty(data or (0,), dtype=dtype)
+
+    return make
+
+
 def eye(
     n: int,
     m: int | None = None,
@@ -314,7 +358,7 @@ def eye(
 ) -> Tensor:
     """The identity matrix."""
     trace: Any = STATE.trace
-    shape = (n, n if m is None else m)
+    shape = shape_of((n, n if m is None else m))
     i = trace.iota(shape=shape, dim=0, dtype=dtypes.int64)
     j = trace.iota(shape=shape, dim=1, dtype=dtypes.int64)
     t = Tensor(trace.cast(trace.eq(i, j), dtype=dtype or get_default_dtype()))

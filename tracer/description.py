@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..ir.dtypes import DType
+from ..ir.errors import DTypeError
 from ..ir.types import normalize_axis
 from .meta import CPU, Operators, Size, View, device
 from .strides import Layout, is_row_major, layout_of
@@ -29,7 +30,7 @@ class Description(Operators):
 
     @property
     def shape(self) -> Size:
-        return Size(self._value().type.shape)
+        return tuple.__new__(Size, self._value().type.shape)
 
     @property
     def dtype(self) -> DType:
@@ -69,7 +70,7 @@ class Description(Operators):
     def size(self, dim: int | None = None) -> Any:
         """The shape, or its extent along `dim`."""
         shape = self._value().type.shape
-        return Size(shape) if dim is None else Size(shape)[normalize_axis(dim, len(shape))]
+        return tuple.__new__(Size, shape) if dim is None else shape[normalize_axis(dim, len(shape))]
 
     def element_size(self) -> int:
         """Bytes of one element."""
@@ -86,7 +87,7 @@ class Description(Operators):
     def stride(self, dim: int | None = None) -> Any:
         """Strides of this view in the memory of its base, in elements."""
         strides = self._layout()[1]
-        return strides if dim is None else strides[dim]
+        return strides if dim is None else strides[normalize_axis(dim, len(strides))]
 
     def storage_offset(self) -> int:
         """Where this view starts in the memory of its base, in elements."""
@@ -120,11 +121,12 @@ class Description(Operators):
     def __len__(self) -> int:
         shape = self._value().type.shape
         if not shape:
-            raise TypeError("len() of a 0-d tensor")
+            raise DTypeError("len() of a 0-d tensor: it has no dimension; use numel()")
         return shape[0]
 
     def __contains__(self, element: Any) -> bool:
-        return bool((self == element).any())
+        found = self == element
+        return bool(found.any()) if isinstance(found, type(self)) or hasattr(found, "any") else bool(found)
 
     def __hash__(self) -> int:
         return id(self)

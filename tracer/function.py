@@ -178,6 +178,7 @@ def _record(
     call._key = (*call._key, constant)  # type: ignore[assignment]
     ctx._saved, ctx._saved_forward = (), None  # the node holds them
     made = trace.emit(op_of(cls), tuple(operands), {"call": call})
+    trace.particular(made[0] if isinstance(made, tuple) else made, {"call": call})
     results: list[TracedValue] = list(made) if isinstance(made, tuple) else [made]
     out = []
     dirty = {id(t) for t in ctx._dirty}

@@ -15,19 +15,21 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
+from operator import index
 from typing import Any
 
 import numpy as np
 
 from ..ir import dtypes
-from ..ir.errors import TraceError, TracegradError
+from ..ir.errors import TraceError
 from ..ir.op import REGISTRY
 from ..runtime.buffers import copy_of
 from . import mt19937
 from .level import Level
-from .library import overwrite
+from .library import ArgumentError, ArgumentTypeError, overwrite
 from .recording import STATE, Trace, outside_traces, recording_into
 from .tensor import Tensor, concrete, device, ready
+from .tensor import device as Device
 
 #: bytes of PyTorch's own state; ours has Philox's two numbers behind them
 _MT_BYTES, _PHILOX_BYTES = 5056, 16
@@ -42,6 +44,8 @@ class Generator:
     """
 
     def __init__(self, device: Any = "cpu") -> None:
+        if Device(device).type != "cpu":
+            raise ArgumentError(f"Generator(): there are generators on 'cpu' only, not {device!r:.60}")
         self.engine = mt19937.MT19937()
         self.lock = threading.RLock()
         with outside_traces():
@@ -58,6 +62,7 @@ class Generator:
     def manual_seed(self, seed: int) -> Generator:
         """Restarts both streams from a seed, any int of 64 bits. Inside a compiled function: at each call,
         and the Philox stream alone."""
+        seed = _checked_seed(seed)
         if in_program():
             start = np.array([int(seed) & (1 << 64) - 1, 0], np.uint64).view(np.int64)
             overwrite(self.philox, start)
@@ -96,7 +101,7 @@ class Generator:
         _outside("set_state()")
         if not isinstance(state, Tensor) or state.dtype is not dtypes.uint8:
             got = state._value().type if isinstance(state, Tensor) else type(state).__name__
-            raise TracegradError(f"set_state() takes a uint8 tensor from get_state(), got {got}")
+            raise ArgumentTypeError(f"set_state() takes a uint8 tensor from get_state(), got {got}")
         data = np.array(state.detach().numpy(), np.uint8)
         whole = data.shape == (_MT_BYTES + _PHILOX_BYTES,)
         with self.lock:
@@ -119,6 +124,18 @@ class Generator:
 
     def __repr__(self) -> str:
         return f"<tracegrad.Generator, seed {self.initial_seed()}>"
+
+
+def _checked_seed(seed: Any) -> int:
+    try:
+        number = index(seed)
+    except TypeError:
+        if not (isinstance(seed, (float, Tensor)) and int(seed) == seed):
+            raise ArgumentTypeError(f"manual_seed(): the seed must be an integer, got {seed!r:.60}") from None
+        number = int(seed)
+    if not -(1 << 63) <= number < 1 << 64:
+        raise ArgumentError(f"manual_seed(): seed {number} is outside [-2**63, 2**64)")
+    return number
 
 
 def _rebuild(state: np.ndarray) -> Generator:
@@ -218,7 +235,7 @@ def generator_of(generator: Generator | None) -> mt19937.MT19937:
 
 def manual_seed(seed: int) -> Generator:
     """Seeds the default generator; the same seed gives PyTorch's numbers."""
-    return default_generator.manual_seed(int(seed))
+    return default_generator.manual_seed(seed)
 
 
 def seed() -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ..ir.errors import GradError
@@ -93,6 +93,22 @@ def active() -> bool:
     if RETAINING and all(r() is None for r in RETAINING):
         RETAINING.clear()
     return bool(LIVE or RETAINING)
+
+
+def concern(values: Iterable[TracedValue | None]) -> bool:
+    """Whether a walk back through a program of these values may have anything to call."""
+    if not active():
+        return False
+    retained = _retained()
+    for v in values:
+        if v is None:
+            continue
+        leaf = v.leaf() if v.leaf is not None else None
+        if v.requires_grad and v.leaf is None and v.trace is None:
+            return True  # the graph goes on outside the program
+        if v in retained or hooks_of_value(v) is not None or (leaf is not None and leaf._hooks):
+            return True
+    return False
 
 
 def _retained() -> dict[Any, Any]:

@@ -9,11 +9,13 @@ and debugging).
 from __future__ import annotations
 
 import os
+from collections import Counter
+from sys import getrefcount
 from typing import Any
 
 import numpy as np
 
-from ..ir.dtypes import DType
+from ..ir.dtypes import DType, float32
 from ..ir.grad import reads
 from ..ir.graph import Graph
 from ..ir.types import Type
@@ -21,7 +23,7 @@ from ..runtime.buffers import Buffer, empty
 from ..runtime.executable import Executable, Lowered, interpret
 from .freezing import freeze
 from .recording import LazyTrace, TrieNode
-from .segments import fill
+from .segments import recalled, remember
 from .values import TracedValue, let_go, without_contents
 
 
@@ -31,43 +33,60 @@ class LazyProgram:
     Attributes:
         input_positions: indices into the trace's inputs that the graph reads.
         literal_positions: indices into the trace's literals that are runtime scalars of the graph.
-        output_slots: slots of the values that get contents.
+        output_slots: slots of the values that get new memory.
+        updates: indices into the trace's inputs whose memory is written, and slots of the values it then holds.
+        history: slots of values that outlive the program and whose gradients flow on into it.
+        past: where the nodes behind them were recorded, once they are known.
     """
 
     __slots__ = (
         "executable",
         "graph",
+        "history",
         "input_positions",
         "literal_positions",
         "output_slots",
+        "past",
         "runs",
         "scalars",
+        "updates",
     )
 
     def __init__(
-        self, graph: Graph, input_positions: list[int], literal_positions: list[int], output_slots: list[int]
+        self,
+        graph: Graph,
+        input_positions: list[int],
+        literal_positions: list[int],
+        output_slots: list[int],
+        updates: list[tuple[int, int]],
+        history: list[int],
     ) -> None:
         self.graph = graph
         self.input_positions = input_positions
         self.literal_positions = literal_positions
         self.output_slots = output_slots
+        self.updates = updates
+        self.history = history
+        self.past: list[Any] | None = None
         self.scalars = [
             graph.inputs[len(input_positions) + i].type.dtype for i in range(len(literal_positions))
         ]
         self.executable: Executable | None = None
         self.runs = 0
 
-    def run(self, inputs: list[Buffer], interpreted: int = 1) -> list[Buffer]:
-        """Contents of the outputs. The first runs are `interpreted`, the next compiles."""
+    def run(self, inputs: list[Buffer], interpreted: int = 1) -> tuple[list[Buffer], list[Buffer] | None]:
+        """Contents of the outputs, and those of updated inputs unless they were written in place. The first
+        runs are `interpreted`, the next compiles."""
         self.runs += 1
         executable = self.executable
         if executable is None:
             mode = os.environ.get("TRACEGRAD_LAZY", "")
             if mode == "interpret" or (self.runs <= interpreted and mode != "compile"):
-                outs, _ = interpret(self.graph, [b.array for b in inputs])
-                return [_own(a, v.type) for a, v in zip(outs, self.graph.outputs)]
+                outs, updates = interpret(self.graph, [b.array for b in inputs])
+                made = [_own(a, v.type) for a, v in zip(outs, self.graph.outputs)]
+                return made, [_own(a, v.type) for a, v in zip(updates, self.graph.updates.values())]
             executable = self.executable = Executable(Lowered(self.graph))
-        return executable(inputs)
+        return executable(inputs), None
 
 
 def _own(array: np.ndarray, type: Type) -> Buffer:
@@ -83,9 +102,10 @@ def scalar_buffer(value: Any, dtype: DType) -> Buffer:
     return b
 
 
-def _saved_for_backward(live: list[TracedValue], trace: LazyTrace) -> dict[TracedValue, None]:
-    """Pending values that gradient rules of nodes behind `live` will read."""
+def _saved_for_backward(live: list[TracedValue], trace: LazyTrace) -> tuple[dict[TracedValue, None], set[Any]]:
+    """Pending values that gradient rules of nodes behind `live` will read, and what else those nodes hold."""
     keep: dict[TracedValue, None] = {}
+    held: set[Any] = set()
     seen: set[Any] = set()
     stack: list[Any] = [v for v in live if v.requires_grad]
     while stack:
@@ -94,6 +114,8 @@ def _saved_for_backward(live: list[TracedValue], trace: LazyTrace) -> dict[Trace
         if node is None or v.trace is not trace or v.freed is True or v.leaf is not None or node in seen:
             continue
         seen.add(node)
+        if v.freed is False:
+            held.update(node.operands)
         needs = tuple(o.requires_grad for o in node.operands)
         operands, results = reads(node, needs)
         for i in operands:
@@ -102,7 +124,45 @@ def _saved_for_backward(live: list[TracedValue], trace: LazyTrace) -> dict[Trace
         for i in results:
             keep[node.results[i]] = None
         stack.extend(o for o in node.operands if o.requires_grad)
-    return keep
+    return keep, held
+
+
+class _References:
+    """Counts references. What an interpreter counts for its own sake differs, so that it is measured: this many
+    has an overwritten value (and its memory) that nobody but the trace holds."""
+
+    def __init__(self) -> None:
+        value = TracedValue(Type(float32, ()), buffer=empty(Type(float32, ())))
+        undo = [(None, value)]
+        inputs = [(0, value, value.buffer)]
+        slots, values = {value: 0}, [value]
+        del value
+        for _, old in undo:
+            self.value, self.buffer = self.count(old)
+        del undo, inputs, slots, values
+
+    def count(self, value: Any) -> tuple[int, int]:
+        return getrefcount(value), getrefcount(value.buffer)
+
+
+_ALONE = _References()
+
+
+def _overwritten(trace: LazyTrace) -> dict[int, TracedValue]:
+    """Slots of inputs whose contents nobody can see any more, and the values that took their place: these can
+    be written into the same memory."""
+    slots, out = trace.slots, {}
+    reading: Counter[Any] = Counter(v for node in trace.made for v in node.operands) if trace.made else Counter()
+    alone = _ALONE
+    for storage, old in trace.undo:
+        slot, new = slots.get(old), storage.value
+        if slot is None or old.buffer is None or new.buffer is not None or new.trace is not trace:
+            continue
+        held, memory = alone.count(old)
+        if held - reading[old] == alone.value and memory == alone.buffer and old.type == new.type:
+            if not old.buffer.seen_outside():
+                out[slot] = new
+    return out
 
 
 def run_pending(trace: LazyTrace, at: TrieNode) -> None:
@@ -115,40 +175,63 @@ def run_pending(trace: LazyTrace, at: TrieNode) -> None:
             value = storage.value
             if value.trace is trace and value.buffer is None:
                 live[slots[value]] = value
-    lifted = tuple(i for i, (_, _, node) in enumerate(trace.literals) if node.lifted)
-    key = (tuple(live), lifted)
+    lifted = trace.lifted()
+    overwritten = _overwritten(trace) if trace.undo else {}
+    key = (tuple(live), lifted, tuple(overwritten))
     programs = at.programs
     if programs is None:
         programs = at.programs = {}
     program: LazyProgram | None = programs.get(key)
     if program is None:
-        fill(trace)
-        outputs = dict.fromkeys(live.values())
-        outputs.update(_saved_for_backward(list(live.values()), trace))
-        literals: list[Any] = [trace.values[trace.literals[i][0]] for i in lifted]
-        inputs: list[Any] = [v for _, v, _ in trace.inputs]
-        graph = freeze("lazy", trace.nodes, [*inputs, *literals], list(outputs))
-        used = {v for n in graph.nodes for v in n.operands} | set(graph.outputs)
-        keep = [i for i, v in enumerate(graph.inputs) if v in used]
-        graph.inputs = [graph.inputs[i] for i in keep]
-        for i, v in enumerate(graph.inputs):
-            v.index = i
-        n = len(inputs)
-        program = LazyProgram(
-            graph,
-            [i for i in keep if i < n],
-            [lifted[i - n] for i in keep if i >= n],
-            [slots[v] for v in outputs],
-        )
-        programs[key] = program
-    if program.output_slots:
-        buffers = [trace.inputs[i][2] for i in program.input_positions]
+        program = programs[key] = _program(trace, live, lifted, overwritten)
+    inputs, values = trace.inputs, trace.values
+    if program.output_slots or program.updates:
+        buffers = [inputs[i][2] for i in program.input_positions]
         for i, dtype in zip(program.literal_positions, program.scalars):
             buffers.append(scalar_buffer(trace.literals[i][1], dtype))
-        values = trace.values
-        for slot, buffer in zip(program.output_slots, program.run(buffers, trace.interpreted)):
+        made, written = program.run(buffers, trace.interpreted)
+        for slot, buffer in zip(program.output_slots, made):
             values[slot].buffer = buffer
-    _settle(trace)
+        for k, (i, slot) in enumerate(program.updates):
+            _, old, buffer = inputs[i]
+            old.buffer = None
+            values[slot].buffer = buffer if written is None else written[k]
+    _settle(trace, program)
+
+
+def _program(
+    trace: LazyTrace, live: dict[int, TracedValue], lifted: tuple[int, ...], overwritten: dict[int, TracedValue]
+) -> LazyProgram:
+    """The program that computes what is `live`; what is `overwritten` and not read by a later backward is
+    updated in place."""
+    slots, nodes = trace.slots, trace.nodes
+    saved, held = _saved_for_backward(list(live.values()), trace)
+    updates: dict[TracedValue, TracedValue] = {}
+    for slot, new in overwritten.items():
+        old = trace.values[slot]
+        if old not in held and new not in updates.values() and new not in saved:
+            updates[old] = new
+    outputs = dict.fromkeys([*live.values(), *saved])
+    for new in updates.values():
+        outputs.pop(new, None)
+    literals: list[Any] = [trace.values[trace.literals[i][0]] for i in lifted]
+    inputs: list[Any] = [v for _, v, _ in trace.inputs]
+    graph = freeze("lazy", nodes, [*inputs, *literals], list(outputs), list(updates.items()))
+    used = {v for n in graph.nodes for v in n.operands} | set(graph.live_outs()) | set(graph.updates)
+    keep = [i for i, v in enumerate(graph.inputs) if v in used]
+    graph.inputs = [graph.inputs[i] for i in keep]
+    for i, v in enumerate(graph.inputs):
+        v.index = i
+    n = len(inputs)
+    position = {v: i for i, v in enumerate(inputs)}
+    return LazyProgram(
+        graph,
+        [i for i in keep if i < n],
+        [lifted[i - n] for i in keep if i >= n],
+        [slots[v] for v in outputs],
+        [(position[old], slots[new]) for old, new in updates.items()],
+        [slots[v] for v in (*outputs, *updates.values()) if v.requires_grad and v.leaf is None],
+    )
 
 
 def part_from_native(value: TracedValue) -> None:
@@ -159,14 +242,25 @@ def part_from_native(value: TracedValue) -> None:
         storage.part()
 
 
-def _settle(trace: LazyTrace) -> None:
+def _settle(trace: LazyTrace, program: LazyProgram) -> None:
     """After a run: values are no longer pending; what backward won't walk is cut loose; shared memory is
     refreshed.
     """
-    for node in trace.nodes:
+    values = trace.values
+    nodes = trace.made
+    if program.history:
+        if nodes or program.past is None:
+            past = remember(trace, program.history)
+            program.past = None if nodes else past
+        else:
+            past = program.past
+        nodes = [*nodes, *recalled(trace, past)]
+    for v in values:
+        if v is not None:
+            v.trace = None
+    for node in nodes:
         cut = True
         for v in node.results:
-            v.trace = None  # type: ignore[attr-defined]
             if v.requires_grad and v.freed is not True and v.leaf is None:  # type: ignore[attr-defined]
                 cut = False
         if cut:
@@ -179,9 +273,6 @@ def _settle(trace: LazyTrace) -> None:
         else:
             for v in node.operands:
                 part_from_native(v)  # type: ignore[arg-type]
-    for _, segment in trace.gaps:
-        for slot in segment.types:
-            trace.values[slot].trace = None
     for ref in trace.handles:
         storage = ref()
         if storage is not None and storage.shared is not None:

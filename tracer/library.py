@@ -31,6 +31,16 @@ class MissingName(TracegradError, AttributeError):
     """A name that a module does not have."""
 
 
+class MissingKey(TracegradError, KeyError):
+    """A key that a container does not have."""
+
+    __str__ = Exception.__str__  # KeyError's quotes its argument
+
+
+class MissingForward(TracegradError, NotImplementedError):
+    """A module that is called and has no `forward`."""
+
+
 class RemovableHandle:
     """What registering a hook gives: `remove()` takes it off again. Also a context manager."""
 

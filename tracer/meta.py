@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from operator import index
 from typing import TYPE_CHECKING, Any
 
-from ..ir.errors import GradError, TraceError
+from ..ir.errors import DTypeError, GradError, TraceError
 from ..ir.op import Op
 from .hooks import HookHandle, own_hooks
 from .values import TracedValue, history
@@ -18,6 +19,12 @@ class Size(tuple):
     """A shape: a tuple of ints that prints and counts as PyTorch's."""
 
     __slots__ = ()
+
+    def __new__(cls, sizes: Any = ()) -> Size:
+        try:
+            return tuple.__new__(cls, [n if n.__class__ is int else index(n) for n in sizes])
+        except TypeError:
+            raise DTypeError(f"Size() takes a sequence of integers, got {sizes!r:.60}") from None
 
     def numel(self) -> int:
         n = 1
@@ -49,8 +56,10 @@ class device:
     def __init__(self, type: Any = "cpu", index: int | None = None) -> None:
         if isinstance(type, device):
             type, index = type.type, type.index
-        name, _, number = str(type).partition(":")
-        if name not in ("cpu", "cuda"):
+        if not isinstance(type, (str, int)):
+            raise DTypeError(f"a device is named by a string such as 'cpu', not {type!r:.60}")
+        name, colon, number = str(type).partition(":")
+        if name not in ("cpu", "cuda") or (colon and not number.isdecimal()):
             raise TraceError(f"unknown device {type!r}; there are 'cpu' and 'cuda'")
         self.type = name
         self.index = int(number) if number else index
@@ -129,7 +138,7 @@ class GradFn:
                 "AccumulateGrad takes no node hooks; use tensor.register_hook(), or "
                 "register_post_accumulate_grad_hook() for what is to run after .grad is set"
             )
-        return node.results[0]
+        return node.results[0] if node.results else self._value
 
     def __getattr__(self, name: str) -> Any:
         """What a custom Function's `forward` left on `ctx`."""

@@ -13,9 +13,9 @@ import numpy as np
 from ..ir.errors import DTypeError, GradError, OpError
 from ..ir.op import REGISTRY
 from . import conversions, random
-from .arguments import FOREIGN, checked, explain
+from .arguments import FOREIGN, check_class, checked, explain
 from .conversions import adopt
-from .creation import as_tensor
+from .creation import as_tensor, from_data
 from .environment import strided
 from .functions import (
     activation,
@@ -132,7 +132,7 @@ for _name in _INPLACE:
 
 def _iterate(self: Tensor) -> Any:
     if not self.dim():
-        raise TypeError("iteration over a 0-d tensor")
+        raise DTypeError("iteration over a 0-d tensor: it holds one number; use item()")
     return iter(self.unbind(0))  # type: ignore[attr-defined]
 
 
@@ -213,6 +213,9 @@ _METHODS: dict[str, Any] = {
 for _name, _method in _METHODS.items():
     plain = isinstance(_method, property) or _name.startswith("__")
     setattr(Tensor, _name, _method if plain else checked(f"Tensor.{_name}", _method))
+Tensor._from_data = staticmethod(checked("Tensor", from_data))
+
+check_class(Tensor, "backward", "register_hook", "requires_grad_", "retain_grad", "size", "stride", "tolist")
 
 _PLAIN = (str, bytes, list, tuple, dict, set, type(None))
 

@@ -11,9 +11,9 @@ from typing import Any
 from ..ir.errors import DTypeError, GradError
 from ..ir.op import REGISTRY
 from . import control, creation, environment, operands, printing, random
-from .arguments import FOREIGN, checked, explain
+from .arguments import FOREIGN, again, checked
 from .compile import trace as trace_function
-from .conversions import adopt, from_dlpack
+from .conversions import CLASS_NAMES, adopt, from_dlpack
 from .functions.diagonals import matrix_trace
 from .functions.queries import can_cast
 from .methods import FUNCTIONS, inplace
@@ -65,7 +65,7 @@ def _with_out(name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
             result = fn(*args, **kwargs)
             return result if out is None else _fill_out(name, out, result)
         except FOREIGN as e:
-            raise explain(e, name, fn, args, kwargs)  # noqa: B904 - the cause is set
+            return again(e, name, fn, args, kwargs)
 
     return function
 
@@ -91,7 +91,7 @@ def _factory(name: str) -> Callable[..., Any]:
             kwargs.setdefault("dtype", out.dtype)
             return _fill_out(name, out, fn(*args, **kwargs))
         except FOREIGN as e:
-            raise explain(e, name, fn, args, kwargs)  # noqa: B904 - the cause is set
+            return again(e, name, fn, args, kwargs)
 
     return function
 
@@ -134,6 +134,7 @@ PUBLIC |= {
     **{n: _factory(n) for n in "zeros ones empty full arange linspace logspace eye tensor".split()},
     "range": _factory("range_"),
 }  # fmt: skip
+PUBLIC |= {f"{name}Tensor": checked(f"{name}Tensor", creation.typed(d)) for d, name in CLASS_NAMES.items()}
 PUBLIC |= {
     f.__name__: checked(f.__name__, f)
     for f in (

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ from .generator import (
     seed,
     set_rng_state,
 )
-from .library import ArgumentError, overwrite
+from .library import ArgumentError, ArgumentTypeError, overwrite
 from .operands import get_default_dtype, tensor_operand
 from .recording import STATE
 from .tensor import Tensor, concrete, device
@@ -195,8 +196,11 @@ def randint(
     elif high is None:
         low, high = 0, low
     _on_cpu(device)
+    if isinstance(size, int):
+        raise ArgumentTypeError(f"randint(): size must be a sequence of integers, e.g. ({size},), not {size}")
+    low, high = index(low), index(high)
     d = dtype or dtypes.int64
-    return _create("randint", shape_of((size,)), d, generator, requires_grad, int(low), int(high))
+    return _create("randint", shape_of((size,)), d, generator, requires_grad, low, high)
 
 
 def randperm(

@@ -14,7 +14,7 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,7 +29,7 @@ from ..ir.types import Type
 from ..runtime.buffers import Buffer, copy_of
 from ..runtime.executable import interpret
 from .segments import Segment, fill
-from .values import Storage, TracedValue
+from .values import Pending, Storage, TracedValue
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _ROOMS = ("ir", "backends", "runtime", "tracer", "nn", "optim", "utils", "trainer")
@@ -131,6 +131,9 @@ class Trace(Builder):
     def mark(self, key: Any) -> None:
         """A step that is no op but changes what the program keeps (a freed graph)."""
 
+    def particular(self, value: TracedValue, attrs: dict[str, Any]) -> None:
+        """Says that attributes of the op that made a value, though equal to others', are of this call alone."""
+
     def literal(self, value: Any, dtype: DType) -> TracedValue:
         """A Python number as a scalar value."""
         raise NotImplementedError  # pragma: no cover - abstract
@@ -153,10 +156,7 @@ class Trace(Builder):
         loc: Location | None,
         regions: tuple[Graph, ...] = (),
     ) -> Any:
-        phase = self.phase
-        if self.walked_back and not self.grad_enabled and phase == "forward":
-            phase = "update"  # what is done without gradients after a backward is done to parameters
-        node = Node(op, operands, attrs, loc, phase, regions)
+        node = Node(op, operands, attrs, loc, self._phase(), regions)
         self.nodes.append(node)
         if len(types) == 1:
             value = TracedValue(types[0], node, 0, self, None, grads[0])
@@ -166,6 +166,11 @@ class Trace(Builder):
             TracedValue(t, node, i, self, None, g) for i, (t, g) in enumerate(zip(types, grads))
         )
         return results
+
+    def _phase(self) -> str:
+        if self.walked_back and not self.grad_enabled and self.phase == "forward":
+            return "update"  # what is done without gradients after a backward is done to parameters
+        return self.phase
 
     def _infer(
         self,
@@ -181,24 +186,51 @@ class Trace(Builder):
 
 
 class TrieNode:
-    """A place in the trie of recorded programs: what the op that leads here made, and where one can go from
-    here.
+    """A place in the trie of recorded programs: the op that leads here and what it made, and where one can go
+    from here. The same place numbers its values alike in every program.
+
+    Attributes:
+        key: what leads here from the place before.
+        next: where the last program went on; the first guess for this one.
+        operands, slot: numbers of the operands, and of the first result.
+        baked, lifted: of a Python number its first value, and whether it was seen to change.
+        numbers: how many numbers had been lifted when `lifts` was made: those of the program that ends here.
     """
 
     #: segments kept for one place; a loop whose procedures change each time shall not fill memory
     SEGMENTS = 16
 
-    __slots__ = ("baked", "children", "grads", "lifted", "loc", "programs", "segments", "types")
+    __slots__ = (
+        "attrs", "baked", "children", "grads", "key", "lifted", "lifts", "loc", "next", "numbers", "op", "operands",
+        "phase", "programs", "regions", "segments", "slot", "types",
+    )  # fmt: skip
 
-    def __init__(self) -> None:
+    op: Op
+
+    def __init__(self, key: Any) -> None:
+        self.key = key
+        self.next: TrieNode = _NOWHERE
         self.children: dict[Any, TrieNode] = {}
         self.types: tuple[Type, ...] = ()
         self.grads: tuple[bool, ...] = ()
+        self.operands: tuple[int, ...] = ()
+        self.attrs: dict[str, Any] = {}
+        self.regions: tuple[Graph, ...] = ()
         self.loc: Location | None = None
+        self.phase = "forward"
+        self.slot = -1
         self.baked: Any = None
         self.lifted = False
+        self.numbers = -1
+        self.lifts: tuple[int, ...] = ()
         self.programs: dict[Any, Any] | None = None
         self.segments: dict[Any, Segment] | None = None
+
+
+_NOWHERE: TrieNode = TrieNode.__new__(TrieNode)
+_NOWHERE.key = None
+#: Counts the numbers of all programs that were seen to change.
+_LIFTED = [0]
 
 
 class LazyTrace(Trace):
@@ -212,41 +244,57 @@ class LazyTrace(Trace):
     interpreted = 1  # runs of a program before it is compiled
 
     def __init__(self, run: Callable[[LazyTrace, TrieNode], None]) -> None:
-        super().__init__()
-        self.root = TrieNode()
+        self.root = TrieNode(None)
         self.lock = threading.RLock()
         self._run = run
+        super().__init__()
         self._reset()
 
     def _reset(self) -> None:
         self.at_node = self.root
-        self.nodes = []
+        self.record: list[TrieNode | Segment] = []
+        self.made: list[Node] = []
+        self.filled = 0
         self.handles = []
         self.slots: dict[Any, int] = {}
         self.values: list[TracedValue] = []
         self.inputs: list[tuple[int, TracedValue, Buffer]] = []
         self.literals: list[tuple[int, Any, TrieNode]] = []
         self.undo: list[tuple[Storage, TracedValue]] = []
-        self.gaps: list[tuple[int, Segment]] = []
+        self.own_attrs: dict[int, dict[str, Any]] = {}
         self.walked_back = self.overlong = self.transformed = False
 
-    def _step(self, key: Any) -> TrieNode | None:
-        child = self.at_node.children.get(key)
-        if child is not None:
-            self.at_node = child
-        return child
+    @property
+    def nodes(self) -> list[Node]:
+        """The recorded ops as nodes, which are made when they are first looked at."""
+        self.fill()
+        return self.made
+
+    @nodes.setter
+    def nodes(self, nodes: list[Node]) -> None:
+        self.made = nodes
+
+    def fill(self) -> None:
+        """Makes the nodes of all that was recorded."""
+        with self.lock:
+            fill(self)
+
+    def _advance(self, key: Any) -> bool:
+        """Goes where `key` leads; gives whether that is a new place."""
+        at = self.at_node
+        place = at.next
+        if place.key == key:
+            self.at_node = place
+            return False
+        found = at.children.get(key)
+        place = found or self._grow(key)
+        at.next = self.at_node = place
+        return found is None
 
     def _grow(self, key: Any) -> TrieNode:
-        child = TrieNode()
-        self.at_node.children[key] = child
-        self.at_node = child
-        return child
-
-    def _define(self, value: TracedValue) -> int:
-        slot = len(self.values)
-        self.slots[value] = slot
-        self.values.append(value)
-        return slot
+        place = self.at_node.children[key] = TrieNode(key)
+        place.slot = len(self.values)
+        return place
 
     def enter(self, value: TracedValue) -> int:
         """Makes a concrete value an input of the pending program; gives its slot."""
@@ -257,65 +305,96 @@ class LazyTrace(Trace):
             )
         if buffer.shared_outside():
             buffer = copy_of(buffer.array, value.type.dtype)
-        key = (value.type, value.requires_grad, value.leaf is None)
-        if self._step(key) is None:
-            self._grow(key)
-        slot = self._define(value)
+        self._advance((value.type, value.requires_grad, value.leaf is None))
+        slot = self.slots[value] = len(self.values)
+        self.values.append(value)
         self.inputs.append((slot, value, buffer))
         return slot
 
+    def _slots_of(self, operands: Iterable[Any]) -> tuple[int, ...]:
+        """Numbers of values; those that are new become inputs."""
+        slots = self.slots
+        return tuple([slots[v] if v in slots else self.enter(v) for v in operands])
+
     def literal(self, value: Any, dtype: DType) -> TracedValue:
         value = dtype.number(value)
-        key = dtype
-        child = self._step(key)
-        if child is None:
-            child = self._grow(key)
-            child.baked = value
-            child.types = (Type(dtype, ()),)
-            child.loc = self.loc or user_location()
-        elif not child.lifted and child.baked != value:
-            child.lifted = value == value or child.baked == child.baked  # NaN stays NaN
-        elif value == 0 and not child.lifted and str(value) != str(child.baked):  # 0.0 became -0.0
-            child.lifted = True
-        node = Node(_CONSTANT, (), {"value": value, "dtype": dtype}, child.loc, self.phase)
-        self.nodes.append(node)
-        made = TracedValue(child.types[0], node, 0, self)
-        node.results = (made,)
-        self.literals.append((self._define(made), value, child))
+        if self._advance(dtype):
+            place = self.at_node
+            place.op, place.attrs, place.baked = _CONSTANT, {"value": value, "dtype": dtype}, value
+            place.types, place.grads = (Type(dtype, ()),), (False,)
+            place.loc, place.phase = self.loc or user_location(), self.phase
+        else:
+            place = self.at_node
+            if not place.lifted:
+                old = place.baked
+                if old != value:
+                    place.lifted = value == value or old == old  # NaN stays NaN
+                elif not value and str(value) != str(old):  # 0.0 became -0.0
+                    place.lifted = True
+                _LIFTED[0] += place.lifted
+        made = Pending(place.types[0], self, False)
+        self.slots[made] = place.slot
+        self.values.append(made)
+        self.literals.append((place.slot, value, place))
+        self.record.append(place)
         return made
+
+    def lifted(self) -> tuple[int, ...]:
+        """Positions of the numbers that are runtime scalars."""
+        at = self.at_node
+        if at.numbers != _LIFTED[0]:
+            at.lifts = tuple([i for i, (_, _, place) in enumerate(self.literals) if place.lifted])
+            at.numbers = _LIFTED[0]
+        return at.lifts
 
     def emit(
         self, op: Op, operands: tuple[Any, ...], attrs: dict[str, Any], regions: tuple[Graph, ...] = ()
     ) -> Any:
         slots = self.slots
-        found = []
-        for v in operands:
-            slot = slots.get(v)
-            found.append(self.enter(v) if slot is None else slot)
-        key = (op, tuple(found), tuple(attrs.items()), self.grad_enabled)
-        if regions:
-            key = (*key, tuple(map(structure, regions)))
-        child = self.at_node.children.get(key)
-        if child is None:
-            types, grads, loc = self._infer(op, operands, attrs, regions)
-            child = self._grow(key)
-            child.types, child.grads, child.loc = types, grads, loc
-        else:
-            self.at_node = child
-        out = self._append(op, operands, attrs, child.types, child.grads, child.loc, regions)
-        if out.__class__ is tuple:
-            for v in out:
-                self._define(v)
-        else:
-            slots[out] = len(self.values)
+        found: Any = tuple(map(slots.get, operands))
+        if None in found:
+            found = self._slots_of(operands)
+        key = (op, found, attrs, self.grad_enabled)
+        place = self.at_node.next
+        if place.key != key or place.regions != regions:
+            place = self._turn(key, operands, regions)
+        self.at_node = place
+        if len(place.types) == 1:
+            out = Pending(place.types[0], self, place.grads[0])
+            slots[out] = place.slot
             self.values.append(out)
-        if len(self.values) >= self.LIMIT and self.phase == "forward":
+        else:
+            out = tuple([Pending(t, self, g) for t, g in zip(place.types, place.grads)])
+            for i, v in enumerate(out):
+                v.index = i
+                slots[v] = place.slot + i
+            self.values += out
+        self.record.append(place)
+        if place.slot >= self.LIMIT and self.phase == "forward":
             self.overlong = self.walked_back = True
         return out
 
+    def _turn(self, key: tuple[Any, ...], operands: tuple[Any, ...], regions: tuple[Graph, ...]) -> TrieNode:
+        """The place an op leads to that is not where the last program went."""
+        op, found, attrs, enabled = key
+        long: Any = (op, found, tuple(attrs.items()), enabled)
+        if regions:
+            long = (*long, tuple(map(structure, regions)))
+        at = self.at_node
+        place = at.children.get(long)
+        if place is None:
+            types, grads, loc = self._infer(op, operands, attrs, regions)
+            place = self._grow(long)
+            place.key, place.op, place.operands, place.attrs, place.regions = key, op, found, attrs, regions
+            place.types, place.grads, place.loc, place.phase = types, grads, loc, self._phase()
+        at.next = place
+        return place
+
+    def particular(self, value: TracedValue, attrs: dict[str, Any]) -> None:
+        self.own_attrs[self.slots[value]] = attrs
+
     def mark(self, key: Any) -> None:
-        if self._step(key) is None:
-            self._grow(key)
+        self._advance(key)
 
     def segment(
         self, key: Any, operands: Sequence[TracedValue], procedure: Callable[[], tuple[list[Any], Any]]
@@ -325,28 +404,26 @@ class LazyTrace(Trace):
         Args:
             key: with the operands, all that the recorded ops depend on; hashable.
             operands: every value from outside the program that the procedure may read.
-            procedure: records ops and has no other effect. Gives values, or None, and a note. Of the values,
-                those it made carry no gradients. If one is not of this program, it runs again next time.
+            procedure: records ops and has no other effect. Gives values, or None, and a note. If one of the
+                values is not of this program, it runs again next time.
         """
-        slots = self.slots
-        at = []
-        for v in operands:
-            slot = slots.get(v)
-            at.append(self.enter(v) if slot is None else slot)
-        key = (key, tuple(at), self.grad_enabled, self.phase)
+        found: Any = tuple(map(self.slots.get, operands))
+        if None in found:
+            found = self._slots_of(operands)
+        key = (key, found, self.grad_enabled, self.phase)
         begin = self.at_node
         known = begin.segments.get(key) if begin.segments is not None else None
         if known is not None:
             return known.replay(self), known.note
-        values, gaps = self.values, len(self.gaps)
-        nodes, literals, inputs = len(self.nodes), len(self.literals), len(self.inputs)
+        record, start = self.record, len(self.record)
+        first, literals, inputs, own = len(self.values), len(self.literals), len(self.inputs), len(self.own_attrs)
         outputs, note = procedure()
-        whole = self.values is values and len(self.inputs) == inputs and len(self.gaps) == gaps
-        whole = whole and all(v is None or v in slots for v in outputs)
+        whole = self.record is record and len(self.inputs) == inputs and len(self.own_attrs) == own
+        whole = whole and all(v is None or v in self.slots for v in outputs)
         if begin.segments is None:
             begin.segments = {}
         if whole and len(begin.segments) < TrieNode.SEGMENTS:
-            begin.segments[key] = Segment(self, nodes, literals, outputs, note)
+            begin.segments[key] = Segment(self, start, first, literals, outputs, note)
         return outputs, note
 
     def flagged(self, value: TracedValue) -> None:
@@ -366,7 +443,7 @@ class LazyTrace(Trace):
     def flush(self) -> None:
         """Runs what is pending; every value a tensor holds, or backward will read, gets its contents."""
         with self.lock:
-            if not self.nodes and not self.gaps:
+            if not self.record:
                 self._reset()
                 return
             try:
@@ -423,8 +500,7 @@ def computed_alone(value: TracedValue) -> Buffer | None:
     that lead to it without touching that trace; None if the trace ended meanwhile."""
     trace = value.trace
     if isinstance(trace, LazyTrace):
-        with trace.lock:
-            fill(trace)
+        trace.fill()
     operands: dict[Node, tuple[Any, ...]] = {}
     inputs: dict[Any, Buffer] = {}
     order: list[Node] = []
@@ -444,7 +520,7 @@ def computed_alone(value: TracedValue) -> Buffer | None:
                 stack.append((v, True))
                 stack.extend((o, False) for o in node.operands)
     # Nodes are taken apart after their results left the trace: if all are still in it, all were whole.
-    if any(r.trace is not trace for node in order for r in node.results):  # type: ignore[attr-defined]
+    if any(not n.results or any(r.trace is not trace for r in n.results) for n in order):  # type: ignore[attr-defined]
         return None
     graph = Graph("elsewhere")
     env: dict[Any, Value] = {v: graph.add_input(v.type) for v in inputs}

@@ -1,109 +1,164 @@
-"""Segments: stretches of a lazy program that are replayed as one step.
+"""What a lazy program recorded, as nodes: made all at once, or only those behind a value that stays. And
+segments, stretches of a program that are replayed as one step.
 
-A walk back through a graph and an optimiser's step record the same ops whenever they start at the same place
-of the trie with the same operands. The first time the procedure runs and what it records is noted; from then
-on its results appear without it. The nodes between are made only if a program that holds them is new.
+A program's record lists places of the trie, which know the op that leads to them; nodes are made only if
+something looks at them: a program met for the first time, a walk back that is not known, a graph that
+outlives its program.
 
-Used by recording.py, which owns the trie, and by the callers of `LazyTrace.segment`.
+A walk back through a graph and an optimiser's step record the same ops whenever they start at the same place of
+the trie with the same operands. The first time the procedure runs and what it records is noted; from then on
+its results appear without it.
+
+Used by recording.py, which owns the trie, by lazy.py, and by the callers of `LazyTrace.segment`.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from bisect import bisect_right
+from operator import attrgetter
+from typing import Any
 
-from ..ir.graph import Graph, Location, Node
-from ..ir.op import Op
-from ..ir.types import Type
-from .values import TracedValue
+from ..ir.graph import Node
+from .values import Pending, TracedValue
 
-
-class Step(NamedTuple):
-    """One recorded op, in slots of the program."""
-
-    op: Op
-    operands: tuple[int, ...]
-    attrs: dict[str, Any]
-    results: tuple[int, ...]
-    types: tuple[Type, ...]
-    loc: Location | None
-    phase: str
-    regions: tuple[Graph, ...]
+_SLOT = attrgetter("slot")
 
 
 class Segment:
     """What a procedure recorded. The same place of the trie numbers its values alike, so slots are absolute.
 
     Attributes:
-        steps: its ops.
+        steps: the places of its ops in the trie.
+        slot, size: how many values the program has before and after it.
         literals: its Python numbers: slot, value, place in the trie.
-        size: how many values the program has after it.
         outputs: slots of what it gave, None where it gave nothing.
+        made: slot, type, index and `requires_grad` of what it gave, where nothing may stand for it yet.
+        flags: `requires_grad` of values that got another one than their op gave them.
         note: what else it gave.
         end: where it leads in the trie.
     """
 
-    __slots__ = ("end", "literals", "note", "outputs", "size", "steps", "types")
+    __slots__ = ("end", "flags", "literals", "made", "note", "outputs", "size", "slot", "steps")
 
     def __init__(
-        self, trace: Any, nodes: int, literals: int, outputs: list[TracedValue | None], note: Any
+        self, trace: Any, start: int, first: int, literals: int, outputs: list[Any], note: Any
     ) -> None:
-        slots = trace.slots
+        slots, values = trace.slots, trace.values
         self.note = note
-        self.steps = [
-            Step(
-                n.op,
-                tuple([slots[v] for v in n.operands]),
-                n.attrs,
-                tuple([slots[v] for v in n.results]),
-                tuple([v.type for v in n.results]),
-                n.loc,
-                n.phase,
-                n.regions,
-            )
-            for n in trace.nodes[nodes:]
-        ]
+        self.steps = [s for e in trace.record[start:] for s in (e.steps if e.__class__ is Segment else (e,))]
         self.literals = trace.literals[literals:]
-        self.size = len(trace.values)
+        self.slot = first
+        self.size = len(values)
         self.outputs = [None if v is None else slots[v] for v in outputs]
-        made = {s for step in self.steps for s in step.results}
-        self.types = {s: trace.values[s].type for s in self.outputs if s in made}
+        self.flags: dict[int, bool] = {}
+        for step in self.steps:
+            for slot, flag in enumerate(step.grads, step.slot):
+                if values[slot] is not None and values[slot].requires_grad is not flag:
+                    self.flags[slot] = values[slot].requires_grad
+        inputs = {slot for slot, _, _ in trace.inputs}
+        self.made = [
+            (s, values[s].type, values[s].index, values[s].requires_grad)
+            for s in dict.fromkeys(self.outputs)
+            if s is not None and s not in inputs
+        ]
         self.end = trace.at_node
 
     def replay(self, trace: Any) -> list[TracedValue | None]:
         """Makes the outputs as if the procedure had run."""
         values, slots = trace.values, trace.slots
-        trace.gaps.append((len(trace.nodes), self))
         values.extend([None] * (self.size - len(values)))
-        trace.literals.extend(self.literals)
-        for slot, type in self.types.items():
-            value = values[slot] = TracedValue(type, None, 0, trace)
-            slots[value] = slot
+        trace.literals += self.literals
+        for slot, type, index, flag in self.made:
+            if values[slot] is None:
+                value = values[slot] = Pending(type, trace, flag)
+                value.index = index
+                slots[value] = slot
+        trace.record.append(self)
         trace.at_node = self.end
         return [None if s is None else values[s] for s in self.outputs]
 
 
 def fill(trace: Any) -> None:
-    """Makes the nodes that replays left out."""
-    if not trace.gaps:
+    """Makes the nodes of what was recorded since they were last made."""
+    record = trace.record
+    n = len(record)
+    if trace.filled == n:
         return
-    values, slots = trace.values, trace.slots
-    nodes: list[Node] = []
-    done = 0
-    for position, segment in trace.gaps:
-        nodes += trace.nodes[done:position]
-        done = position
-        for step in segment.steps:
-            operands = tuple([values[s] for s in step.operands])
-            node = Node(step.op, operands, step.attrs, step.loc, step.phase, step.regions)
-            results = []
-            for i, (slot, type) in enumerate(zip(step.results, step.types)):
-                value = values[slot]
-                if value is None:
-                    value = values[slot] = TracedValue(type, None, i, trace)
-                    slots[value] = slot
-                value.node, value.index = node, i
-                results.append(value)
-            node.results = tuple(results)
-            nodes.append(node)
-    trace.nodes = nodes + trace.nodes[done:]
-    trace.gaps = []
+    numbers = {slot: value for slot, value, _ in trace.literals}
+    for entry in record[trace.filled : n]:
+        if entry.__class__ is Segment:
+            trace.made += [_node(trace, step, numbers, entry.flags) for step in entry.steps]
+        else:
+            trace.made.append(_node(trace, entry, numbers, {}))
+    trace.filled = n
+
+
+def remember(trace: Any, slots: list[int]) -> list[tuple[Any, dict[int, bool]]]:
+    """Where the nodes behind values that outlive the program were recorded, operands first, as far as a later
+    backward or `grad_fn` may look and they were not made yet; each with the flags of its segment."""
+    found: dict[int, Any] = {}
+    stack = list(slots)
+    while stack:
+        slot = stack.pop()
+        v: Any = trace.values[slot] or _stand_in(trace, slot)
+        if v.trace is not trace or not v.requires_grad or v.leaf is not None or _has_node(v):
+            continue
+        place, flags = _place(trace.record, slot)
+        if place.slot not in found:
+            found[place.slot] = place, flags
+            if v.freed is not True:
+                stack.extend(place.operands)
+    return [found[slot] for slot in sorted(found)]
+
+
+def recalled(trace: Any, places: list[tuple[Any, dict[int, bool]]]) -> list[Node]:
+    """The nodes of what `remember` found. Numbers have none."""
+    return [_node(trace, place, {}, flags) for place, flags in places]
+
+
+def _has_node(v: Any) -> bool:
+    try:
+        object.__getattribute__(v, "node")
+    except AttributeError:
+        return False
+    return True
+
+
+def _place(record: list[Any], slot: int) -> tuple[Any, dict[int, bool]]:
+    """The place whose op made the value of a slot, and the flags of the segment it is in."""
+    entry = record[bisect_right(record, slot, key=_SLOT) - 1]
+    if entry.__class__ is Segment:
+        return entry.steps[bisect_right(entry.steps, slot, key=_SLOT) - 1], entry.flags
+    return entry, {}
+
+
+def _stand_in(trace: Any, slot: int) -> Pending:
+    """Makes the value of a slot that a replay left out."""
+    place, flags = _place(trace.record, slot)
+    i = slot - place.slot
+    value = trace.values[slot] = Pending(place.types[i], trace, flags.get(slot, place.grads[i]))
+    value.index = i
+    trace.slots[value] = slot
+    return value
+
+
+def _node(trace: Any, place: Any, numbers: dict[int, Any], flags: dict[int, bool]) -> Node:
+    """The node of a recorded op."""
+    values, slots, first = trace.values, trace.slots, place.slot
+    attrs = trace.own_attrs.get(first, place.attrs)
+    if first in numbers:
+        attrs = {**attrs, "value": numbers[first]}
+    operands = tuple([values[s] or _stand_in(trace, s) for s in place.operands])
+    node = Node(place.op, operands, attrs, place.loc, place.phase, place.regions)
+    results = []
+    for i, type in enumerate(place.types):
+        slot = first + i
+        value = values[slot]
+        if value is None:
+            value = values[slot] = Pending(type, trace, flags.get(slot, place.grads[i]))
+            value.index = i
+            slots[value] = slot
+        value.node = node
+        results.append(value)
+    node.results = tuple(results)
+    return node

@@ -34,7 +34,7 @@ _DETACH = REGISTRY["detach"]
 
 class Tensor(Description):
     """A multi-dimensional array that records what is done to it. Made by `tracegrad.tensor` and the other
-    creation functions, not by calling the class."""
+    creation functions; `Tensor(2, 3)` and `Tensor([1.0, 2.0])` work as in PyTorch."""
 
     __array_priority__ = 1000  # NumPy scalars leave operators to us
 
@@ -59,9 +59,14 @@ class Tensor(Description):
     _grad: Any
     _hooks: HookTable | None
     _retains: bool
+    _from_data: Callable[..., Tensor]
 
-    def __init__(self, value: TracedValue) -> None:
-        self._storage = Storage(value)
+    def __init__(self, value: Any = None, *more: Any) -> None:
+        try:
+            self._storage = Storage(value)
+        except AttributeError:  # a user's call, with sizes or data
+            given = () if value is None and not more else (value, *more)
+            self._storage = self._from_data(*given)._storage
         self._view = None
         self._cached = None
         self._hold = None
@@ -209,6 +214,10 @@ class Tensor(Description):
     def __format__(self, spec: str) -> str:
         if self.dim() == 0 and type(self) is Tensor:
             return format(self.item(), spec)
+        if spec and self.dim():
+            raise DTypeError(
+                f"a tensor of type {self._value().type} can't be formatted with {spec!r}; format its item()s"
+            )
         return format(str(self), spec)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
@@ -246,6 +255,8 @@ class Tensor(Description):
         value = self._value()
         if requires_grad == value.requires_grad:
             return self
+        if requires_grad.__class__ is not bool:
+            raise DTypeError(f"requires_grad must be a bool, got {requires_grad!r:.60}")
         if requires_grad and value.type.dtype.kind != "f":
             raise GradError(
                 f"only floating-point tensors can require gradients, not {value.type}; convert it, "
@@ -293,12 +304,18 @@ class Tensor(Description):
 
     @grad.setter
     def grad(self, new: Tensor | None) -> None:
-        if new is not None and tuple(new.shape) != tuple(self.shape):
-            raise GradError(
-                f"a gradient of shape {list(new.shape)} assigned to a tensor of {list(self.shape)}"
-            )
+        if new is not None:
+            if not isinstance(new, Tensor):
+                raise DTypeError(f"a gradient must be a tensor or None, got {type(new).__name__}")
+            old = self._value().type
+            if new._value().type != old:
+                raise GradError(f"a gradient of type {new._value().type} assigned to a tensor of type {old}")
         STATE.trace.write_grad(self)
         self._grad = new
+
+    @grad.deleter
+    def grad(self) -> None:
+        self.grad = None
 
     @property
     def retains_grad(self) -> bool:
@@ -351,14 +368,28 @@ class Tensor(Description):
 
     @data.setter
     def data(self, new: Tensor) -> None:
-        if new.dtype is not self.dtype or tuple(new.shape) != tuple(self.shape):
-            raise GradError(f".data of type {self._value().type} set to a tensor of type {new._value().type}")
+        if not isinstance(new, Tensor):
+            raise DTypeError(f".data must be set to a tensor, got {type(new).__name__}")
         trace = STATE.trace
+        old, given = self._value(), new._value()
+        if given.type != old.type:
+            if trace is not STATE.lazy or (old.requires_grad and given.type.dtype.kind != "f"):
+                raise GradError(f".data of type {old.type} set to a tensor of type {given.type}")
+            self.__become(new.detach(), old.requires_grad and self.is_leaf)
+            return
         enabled, trace.grad_enabled = trace.grad_enabled, False
         try:
             self._put(trace.emit(REGISTRY["alias"], (new._value(),), {}))
         finally:
             trace.grad_enabled = enabled
+
+    def __become(self, other: Tensor, leaf: bool) -> None:
+        """Makes this object see another tensor's storage, of another type."""
+        self._storage, self._view, self._cached = other._storage, other._view, other._cached
+        self._hold, self._version_seen = other._hold, other._version_seen
+        note_change()
+        if leaf:
+            self.requires_grad_()
 
     def backward(
         self,

@@ -56,9 +56,36 @@ class TracedValue(Value):
         self.freed: Any = False
 
 
+class Pending(TracedValue):
+    """A value of a lazy trace. Its `node` is made when it is first asked for."""
+
+    __slots__ = ()
+
+    def __init__(self, type: Type, trace: Trace, requires_grad: bool) -> None:
+        self.type = type
+        self.index = 0
+        self.name = None
+        self.trace = trace
+        self.buffer = None
+        self.requires_grad = requires_grad
+        self.leaf = None
+        self.storage = None
+        self.freed = False
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "node":
+            raise AttributeError(name)
+        trace: Any = self.trace
+        if trace is None:  # the program has ended, and nobody asked
+            self.node = None
+        else:
+            trace.fill()
+        return self.node
+
+
 def history(value: TracedValue) -> TracedValue:
     """The value whose gradient is `value`'s: itself, or what it was before writes autograd did not see."""
-    while value.node is not None and value.node.op.name == "rebind" and value.node.operands:
+    while value.leaf is None and value.node is not None and value.node.op.name == "rebind" and value.node.operands:
         value = value.node.operands[0]  # type: ignore[assignment]
     return value
 
@@ -81,7 +108,9 @@ def _ghost(v: TracedValue) -> TracedValue:
 
 
 def let_go(node: Node) -> None:
-    """Drops what a node's operands hold. Where its `grad_fn` name depends on their types, those stay."""
+    """Drops what a node holds: its operands (where its `grad_fn` name depends on their types, those stay) and
+    its results, one of which may hold it."""
+    node.results = ()
     node.operands = tuple([Value(v.type) for v in node.operands]) if callable(node.op.grad_name) else ()
 
 

@@ -18,10 +18,9 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any
 
-from ...ir.expr import Var
-from ...ir.loop_text import print_kernel
+from ...ir.loop_shape import Shape
 from ...ir.loops import Buffer, Kernel, LoopProgram, Step, control_buffers, walk_steps
 from .codegen import Kernels, KernelWriter
 from .codegen_control import Call, StepWriter, alignments
@@ -55,19 +54,6 @@ def generate_parts(program: LoopProgram, target: Target, threads: bool = True) -
     return _Program(program, target, threads).parts(_PART_CHARACTERS)
 
 
-class _Shape(NamedTuple):
-    """A kernel without what it works on.
-
-    Attributes:
-        key: equal for kernels that can be one function.
-        buffers, variables: what it takes.
-    """
-
-    key: tuple[object, ...]
-    buffers: list[Buffer]
-    variables: list[Var]
-
-
 class _Program:
     def __init__(self, program: LoopProgram, target: Target, threads: bool) -> None:
         self.program = program
@@ -88,21 +74,22 @@ class _Program:
     def parts(self, size: int | None) -> Iterator[str]:
         """The modules' texts, each of about `size` characters (None: one module)."""
         kernels = self.program.kernels
-        shapes = {k: self._shape(k) for k in kernels}
-        uses = Counter(s.key for s in shapes.values())
-        names: dict[tuple[object, ...], str] = {}
+        shapes = {k: Shape(k) for k in kernels}
+        keys = {k: self._key(s) for k, s in shapes.items()}
+        uses = Counter(keys.values())
+        names: dict[Any, str] = {}
         calls: dict[Kernel, Call] = {}
         main, part = self.module, self._module()
         inside: list[str] = []  # functions of the part: name and parameters
         waiting = 0
         for i, k in enumerate(kernels):
-            shape = shapes[k]
-            name = names.get(shape.key)
+            shape, key = shapes[k], keys[k]
+            name = names.get(key)
             if name is None:
-                name = names[shape.key] = f"k{i}_{_plain(k.name)}"
+                name = names[key] = f"k{i}_{_plain(k.name)}"
                 module = self._module()
                 parameters, text, small = self._kernel(k, shape, name, module)
-                inline = small and uses[shape.key] == 1
+                inline = small and uses[key] == 1
                 kind = "alwaysinline #0" if inline else "#0"
                 text = f"define internal void @{name}({parameters}) {kind}{text}"
                 module.functions.append(_described(k, text))
@@ -134,21 +121,18 @@ class _Program:
 
     # --- kernels --------------------------------------------------------------------------------------------
 
-    def _shape(self, kernel: Kernel) -> _Shape:
-        text, buffers, variables = print_kernel(kernel)
-        groups, _ = overlap_groups(buffers)
+    def _key(self, shape: Shape) -> Any:
+        """Equal for kernels that can be one function: also what is known of their pointers is the same."""
+        groups, _ = overlap_groups(shape.buffers)
         numbers: dict[int, int] = {}
-        known = tuple(
-            [
-                (b.dtype.name, b.shape, b.data)
-                if b.space == "const"
-                else (b.dtype.name, b.shape, self._align(b), numbers.setdefault(groups.get(b, 0), len(numbers)))
-                for b in buffers
-            ]
-        )
-        return _Shape((text, known, tuple([v.extent for v in variables])), buffers, variables)
+        known = [
+            (self._align(b), numbers.setdefault(groups.get(b, 0), len(numbers)))
+            for b in shape.buffers
+            if b.space != "const"
+        ]
+        return shape.key, tuple(known)
 
-    def _kernel(self, kernel: Kernel, shape: _Shape, name: str, module: Kernels) -> tuple[str, str, bool]:
+    def _kernel(self, kernel: Kernel, shape: Shape, name: str, module: Kernels) -> tuple[str, str, bool]:
         """A kernel's parameters, the body of its function, and whether that is short."""
         writer = KernelWriter(module, name, "%pool")
         groups, writer.noalias = overlap_groups(shape.buffers)

@@ -13,6 +13,7 @@ several threads and linked together. What they become does not depend on the num
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import itertools
@@ -97,7 +98,8 @@ class NativeModule:
         """The assembly text, made again on each call (compilation is deterministic)."""
         with _lock:
             made = [_optimized(x, self._target, self._opt) for x in self._texts()]
-            return "\n".join([machine.emit_assembly(module) for module, machine in made])
+            with _flags():
+                return "\n".join([machine.emit_assembly(module) for module, machine in made])
 
 
 class Engine:
@@ -152,7 +154,8 @@ class Engine:
             return _defined_symbols(module), parts.emit(machine, module)
 
         with _lock:
-            made = parts.each(_texts(ir), work, jobs)
+            with _flags():
+                made = parts.each(_texts(ir), work, jobs)
             entry = CachedObject(made[-1][0], tuple([code for _, code in made]))
             native = self._load(entry, imports, ir, opt, from_cache=False)
         cache = self._current_cache()
@@ -235,12 +238,15 @@ def _parse(text: str, target: Target) -> tuple[Any, Any]:
     """A verified module in a context of its own, and the target machine whose layout it got."""
     binding = llvm()
     machine = target.machine()
+    module = None
     try:
         module = parts.parse(text, binding.create_context())
         module.triple = target.triple
         module.data_layout = str(machine.target_data)
         module.verify()
     except RuntimeError as error:
+        if module is not None:
+            module.close()  # not left to whatever order the traceback's frames are collected in
         raise CompileError(f"invalid LLVM IR: {str(error).strip()}") from None
     return module, machine
 
@@ -268,6 +274,20 @@ def _optimized(text: str, target: Target, opt: Opt) -> tuple[Any, Any]:
             if not function.is_declaration:
                 scalar.run(function, builder)
     return module, machine
+
+
+@contextlib.contextmanager
+def _flags() -> Iterator[None]:
+    """Loop strength reduction off while machine code is made: addresses come as the code generator wants them,
+    measurements find no gain, and it is a quarter of the time. LLVM has one set of flags for the process, so
+    the flag is put back for others (numba).
+    """
+    binding = llvm()
+    binding.set_option("", "-disable-lsr=1")
+    try:
+        yield
+    finally:
+        binding.set_option("", "-disable-lsr=0")
 
 
 def _defined_symbols(module: Any) -> tuple[str, ...]:

@@ -96,5 +96,10 @@ def each(parts: Iterable[str], work: Callable[[str], T], jobs: int) -> list[T]:
     for thread in threads:
         thread.join()
     if failed:
-        raise failed[min(failed)]
+        first = failed[min(failed)]
+        failed.clear()  # or the traceback's frames and the exception would keep each other alive
+        try:
+            raise first
+        finally:
+            del first
     return [done[i] for i in range(count)]

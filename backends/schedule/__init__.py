@@ -79,7 +79,7 @@ def _steps(placement: Placement, machine: MachineModel) -> tuple[list[Ahead], li
             kernel = Kernel("pack", p.body, f"pack {p.source.name}", (), 0, moved_bytes)
             ahead.append(Ahead(kernel, p.source))
         if body:
-            steps.append(_kernel(group, body, placement))
+            steps.append(describe(group, body, placement))
     for target, source in placement.copies:
         f = domain_var("i", target.size)
         spec: StoreSpec = (target, f, Load(source, (f,)))
@@ -109,7 +109,7 @@ def _emit(group: Group, placement: Placement, machine: MachineModel, packed: lis
     return emit_pointwise(group, specs, machine, placement.place, number)
 
 
-def _kernel(group: Group, body: list[Stmt], placement: Placement) -> Kernel:
+def describe(group: Group, body: list[Stmt], placement: Placement) -> Kernel:
     plan = placement.plan
     names: list[str] = []
     locs = []

@@ -146,8 +146,10 @@ class ContractGroup(Group):
         self.inner = dims(sorted(inner, key=lambda c: -abs(strides[c][0]))) or [Dim("", 1, ZERO, 0, 0, 0)]
         flat_m, flat_n = _flattened(self.rows, "a"), _flattened(self.cols, "b")
         for runs in (self.rows, self.cols):
-            # The tiled dimension is the one next to each other in the result, or else the longest.
-            runs.sort(key=lambda d: (d.c == 1, d.size))
+            # The tiled dimension is the one next to each other in the result, or else the longest; the others
+            # stay as they are in memory.
+            tiled = max(runs, key=lambda d: (d.c == 1, d.size))
+            runs.sort(key=lambda d: d is tiled)
         m, n, k = self.rows[-1], self.cols[-1], self.inner[-1]
         outer = prod(d.size for d in (*self.batch, *self.rows[:-1], *self.cols[:-1]))
         problem = Problem(
@@ -192,7 +194,9 @@ class ContractGroup(Group):
         n = self.cols[-1]
         if n.parts and not n.c:  # whole vectors are, mostly; else a long sum hides the rest
             return prod(d.size for d in self.inner) < LONG_SUM
-        return n.c != 1 and n.size > 1
+        m = self.rows[-1]
+        along_rows = m.c == 1 and m.size >= 4 and not self.strategy.dot and self.plan.machine.masked_memory
+        return n.c != 1 and n.size > 1 and not along_rows
 
     def element(self) -> Expr:
         dtype = self.result.type.dtype

@@ -152,7 +152,7 @@ class ContractEmitter(ContractTile):
             if at.header is not None:
                 return False
             at = at.parent
-        return self.parallel and count >= 4
+        return self.parallel and count >= 2
 
     def row_tiles(self, scope: Scope, body: Callable[[Scope, Expr, int], None]) -> None:
         self.tiles(scope, self.m.letters, self.m.size, self.s.mr, body)

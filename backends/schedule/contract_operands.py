@@ -181,19 +181,8 @@ class ContractOperands:
             value = scope.find(self.low.number(d.var)) if isinstance(d.var, Var) else ZERO
             assert value is not None
             outer_at = index_add(index_mul(outer_at, d.size), value)
-        done = 0
-        for count_t, size in splits(dim.size, width):
-            t_scope = scope
-            at: Expr = Const(done)
-            if count_t > 1:
-                v = Var(f"{dim.letters[:1]}t", count_t * size)
-                t_scope = scope.loop(v, count_t * size, "serial", size)
-                at = index_add(at, v)
-            base = index_add(index_mul(outer_at, tiles * width * self.K), index_mul(at, self.K))
-            self.pack_panel(t_scope, which, buffer, at, base, size, self.whole)
-            if t_scope is not scope:
-                t_scope.close()
-            done += count_t * size
+        base = index_mul(outer_at, tiles * width * self.K)
+        self.pack_panels(scope, which, buffer, ZERO, dim.size, base, self.whole)
         while scope is not top:
             scope.close()
             assert scope.parent is not None
@@ -201,27 +190,41 @@ class ContractOperands:
         self.packed[which] = buffer
         self.pack_dims[which] = dims
 
-    def pack_panel(
-        self,
-        scope: Scope,
-        which: str,
-        buffer: Buffer,
-        at: Expr,
-        base: Expr,
-        size: int,
-        block: Block,
+    def pack_panels(
+        self, scope: Scope, which: str, buffer: Buffer, first: Expr, count: int, base: Expr, block: Block
     ) -> None:
-        """One panel, of `size` rows (columns) from `at` on and a block of k, to `base`."""
-        if self.turned(which) and size > 1:
-            self.pack_turned(scope, which, buffer, at, base, size, block)
-            return
-        k_scope, k = self.k_loops(scope, len(self.g.inner), block)
-        base = index_add(base, index_mul(self.row_of(k, block), self.width(which)))
-        self.pack_row(k_scope, which, buffer, at, base, size, k)
-        while k_scope is not scope:
-            k_scope.close()
-            assert k_scope.parent is not None
-            k_scope = k_scope.parent
+        """Panels of `count` rows (columns) from `first` on and a block of k, to `base`. What is copied along
+        memory is read row after row, as it lies there."""
+        width = self.width(which)
+        turned = self.turned(which) and count > 1
+        dim = self.m if which == "a" else self.n
+        rows_first = not turned and not dim.parts
+        outer, k = self.k_loops(scope, len(self.g.inner), block) if rows_first else (scope, {})
+        done = 0
+        for tiles, size in splits(count, width):
+            inner, start = outer, Const(done)
+            if tiles > 1:
+                v = Var("t", tiles)
+                inner = outer.loop(v, tiles, "serial")
+                start = index_add(index_mul(v, width), start)
+            at, to = index_add(first, start), index_add(base, index_mul(start, block.size))
+            if turned:
+                self.pack_turned(inner, which, buffer, at, to, size, block)
+            else:
+                deep, where = (inner, k) if rows_first else self.k_loops(inner, len(self.g.inner), block)
+                to = index_add(to, index_mul(self.row_of(where, block), width))
+                self.pack_row(deep, which, buffer, at, to, size, where)
+                while deep is not inner:
+                    deep.close()
+                    assert deep.parent is not None
+                    deep = deep.parent
+            if inner is not outer:
+                inner.close()
+            done += tiles * size
+        while outer is not scope:
+            outer.close()
+            assert outer.parent is not None
+            outer = outer.parent
 
     def turned(self, which: str) -> bool:
         """Whether an operand's rows (columns) are contiguous along k: then squares are turned in registers."""
@@ -246,15 +249,14 @@ class ContractOperands:
         begin, steps = block.ranges[-1]
         outer_scope, outer_k = self.k_loops(scope, len(self.g.inner) - 1, block)
 
-        def square(s: Scope, k0: Expr, start: int, deep: int) -> None:
-            rows = min(lanes, size - start)
+        def square(s: Scope, k0: Expr, start: Expr, rows: int, deep: int) -> None:
             tile = s.alloc("square", acc, lanes * lanes, "register")
             i, lane = Var("i", rows), Var("v", lanes)
             each = s.loop(i, rows, "unroll")
             inner = each.loop(lane, lanes, "vector")
             mask = less(lane, deep) if deep < lanes else None
             k = {**outer_k, last.var: index_add(index_add(begin, k0), lane)}
-            where = index_add(at, index_add(i, Const(start)))
+            where = index_add(at, index_add(i, start))
             value = self.load(which, where, where, k, inner, mask)
             inner.stmts.append(Store(tile, (index_add(index_mul(i, lanes), lane),), value))
             inner.close()
@@ -272,23 +274,35 @@ class ContractOperands:
             inner = each.loop(lane, lanes, "vector")
             k = {**outer_k, last.var: index_add(index_add(begin, k0), j)}
             row = index_mul(self.row_of(k, block), width)
-            target = index_add(index_add(base, row), index_add(lane, Const(start)))
+            target = index_add(index_add(base, row), index_add(lane, start))
             kept = less(lane, rows) if rows < lanes and which == "a" else None
             inner.stmts.append(Store(buffer, (target,), Load(tile, (index_add(index_mul(lane, lanes), j),)), kept))
             inner.close()
             each.close()
 
-        for start in range(0, size, lanes):
+        def squares(s: Scope, start: Expr, rows: int) -> None:
             whole = steps // lanes * lanes
             if whole > lanes:
                 v = Var("k", whole)
-                inner = outer_scope.loop(v, whole, "serial", lanes)
-                square(inner, v, start, lanes)
+                inner = s.loop(v, whole, "serial", lanes)
+                square(inner, v, start, rows, lanes)
                 inner.close()
             elif whole:
-                square(outer_scope, ZERO, start, lanes)
+                square(s, ZERO, start, rows, lanes)
             if whole < steps:
-                square(outer_scope, Const(whole), start, steps - whole)
+                square(s, Const(whole), start, rows, steps - whole)
+
+        done = 0
+        for count, rows in splits(size, lanes):
+            inner, start = outer_scope, Const(done)
+            if count > 1:
+                v = Var("s", count * rows)
+                inner = outer_scope.loop(v, count * rows, "serial", rows)
+                start = index_add(v, start)
+            squares(inner, start, rows)
+            if inner is not outer_scope:
+                inner.close()
+            done += count * rows
         while outer_scope is not scope:
             outer_scope.close()
             assert outer_scope.parent is not None
@@ -296,21 +310,8 @@ class ContractOperands:
 
     def pack_block(self, scope: Scope, at: Expr, columns: int, block: Block) -> None:
         """Copies columns [at, at + columns) of B and a block of its rows into panels of this thread."""
-        width = self.width("b")
-        panel = self.packed["b"]
         self.corner = None
-        done = 0
-        for count, size in splits(columns, width):
-            inner, rel = scope, Const(done)
-            if count > 1:
-                v = Var("t", count)
-                inner = scope.loop(v, count, "serial")
-                rel = index_add(index_mul(v, width), rel)
-            base = index_mul(rel, block.size)
-            self.pack_panel(inner, "b", panel, index_add(at, rel), base, size, block)
-            if inner is not scope:
-                inner.close()
-            done += count * size
+        self.pack_panels(scope, "b", self.packed["b"], at, columns, ZERO, block)
         self.corner = at, block
 
     def pack_row(

@@ -229,6 +229,9 @@ class ContractTile(ContractOperands):
     def epilogue(
         self, scope: Scope, acc: Buffer, mb: Expr, mr: int, nb: Expr, width: int, columns: int
     ) -> None:
+        if self.n.c != 1 and not self.n.parts and self.m.c == 1 and mr > 1 and self.machine.masked_memory:
+            self.finish_turned(scope, acc, mb, mr, nb, width, columns)
+            return
         if self.long and mr > 1:
             tile = scope.alloc("tile", acc.dtype, mr * width, "local")
             self.vectors(
@@ -238,6 +241,66 @@ class ContractTile(ContractOperands):
             )
             acc = tile
         self.finish(scope, acc, mb, mr, nb, width, columns, self.lanes, serial=self.long)
+
+    def finish_turned(
+        self, scope: Scope, acc: Buffer, mb: Expr, mr: int, nb: Expr, width: int, columns: int
+    ) -> None:
+        """Stores of a tile whose rows, not columns, are neighbours in the result: squares of it are turned
+        in registers, and vectors go along the rows."""
+        lanes = self.lanes
+        m, n = self.m.var, self.n.var
+
+        def column(s: Scope, held: Buffer, at: Expr, j: Expr, row: int, rows: int) -> None:
+            """The rows from `row` on of column j, at `at` of `held`."""
+            if isinstance(n, Var):
+                s.define(n, index_add(nb, j))
+            lane = Var("v", lanes)
+            mask = less(lane, rows) if rows < lanes else None
+            inner = s.loop(lane, lanes, "vector", mask=mask, masked=m if mask is not None else None)
+            inner.define(m, index_add(index_add(mb, lane), Const(row)))
+            step = 1 if held.space == "local" else lanes
+            inner.anchor(self.g.local, Load(held, (index_add(at, index_mul(lane, step)),)))
+            inner.stores(self.specs)
+            inner.close()
+
+        tile = scope.alloc("tile", acc.dtype, columns * lanes, "local") if self.long and columns > 1 else None
+        for row in range(0, mr, lanes):
+            rows = min(lanes, mr - row)
+            for first in range(0, columns, lanes):
+                square = scope.alloc("square", acc.dtype, lanes * lanes, "register")
+                self.vectors(scope, lanes, self.square_row(acc, square, row, rows, first, width))
+                j = Var("j", min(lanes, columns - first))
+                each = scope.loop(j, j.extent, "unroll")
+                if tile is None:
+                    column(each, square, j, index_add(j, Const(first)), row, rows)
+                else:
+                    lane = Var("v", lanes)
+                    inner = each.loop(lane, lanes, "vector")
+                    put = index_add(index_mul(index_add(j, Const(first)), lanes), lane)
+                    turned = Load(square, (index_add(index_mul(lane, lanes), j),))
+                    inner.stmts.append(Store(tile, (put,), turned))
+                    inner.close()
+                each.close()
+            if tile is not None:
+                j = Var("j", columns)
+                each = scope.loop(j, columns, "serial")
+                column(each, tile, index_mul(j, lanes), j, row, rows)
+                each.close()
+
+    def square_row(
+        self, acc: Buffer, square: Buffer, row: int, rows: int, first: int, width: int
+    ) -> Callable[[Scope, Expr], None]:
+        """For `vectors`: copies a square of a tile, with zeros for rows that it lacks."""
+        lanes = self.lanes
+
+        def copy(s: Scope, at: Expr) -> None:
+            i, rest = index_div(at, lanes), index_mod(at, lanes)
+            inside = less(i, rows) if rows < lanes else None
+            place = index_add(index_mul(index_add(i, Const(row)), width), index_add(rest, Const(first)))
+            value = Load(acc, (place,), inside, Const(0, acc.dtype) if inside is not None else None)
+            s.stmts.append(Store(square, (at,), value))
+
+        return copy
 
     def finish(
         self,

@@ -184,10 +184,9 @@ class ControlGroup(Group):
 
     kind = "control"
 
-    def __init__(self, plan: Planner, id: int, node: Node, planner: type[Planner]) -> None:
+    def __init__(self, plan: Planner, id: int, node: Node) -> None:
         super().__init__(plan, id)
         self.node = node
-        self.planner = planner
         self.operands = plan.operands.get(node, node.operands)
         self.regions: list[RegionPlacement] = []
         self.results: list[Buffer] = []
@@ -257,7 +256,7 @@ class ControlGroup(Group):
 
     def region(self, graph: Graph, frame: Frame) -> RegionPlacement:
         """Plans a region."""
-        plan = self.planner(graph, self.plan.machine, frame)
+        plan = self.plan.inner(graph, frame)
         plan.run()
         placed = RegionPlacement(plan, frame)
         self.regions.append(placed)

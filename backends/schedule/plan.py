@@ -48,6 +48,9 @@ MAX_DEPTH = 24
 class Planner:
     """See the module docstring. After `run`, `groups` holds the groups and `buffers` what they store."""
 
+    #: what a contraction becomes; other targets have their own
+    contract_group: type[ContractGroup] = ContractGroup
+
     def __init__(self, graph: Graph, machine: MachineModel, frame: Frame | None = None) -> None:
         self.graph = graph
         self.machine = machine
@@ -90,6 +93,10 @@ class Planner:
     def run(self) -> None:
         for node in self.nodes:
             self.visit(node)
+
+    def inner(self, graph: Graph, frame: Frame) -> Planner:
+        """The planner of a region."""
+        return Planner(graph, self.machine, frame)
 
     # --- dependences
 
@@ -237,7 +244,7 @@ class Planner:
         if op.decompose is not None:
             raise OpError(f"{op.name} at {node.loc} is a composite; expand it before scheduling")
         if op.kernel == "control":
-            group = self.new_group(ControlGroup, node, Planner)
+            group = self.new_group(ControlGroup, node)
             group.take()
             self.reach.update((r, 1 << group.id) for r in node.results)
             return
@@ -448,7 +455,7 @@ class Planner:
             if base.node is not None and base.node.op.kernel != "source":
                 self.ensure_home(base)
                 self.demand(base)
-        group = self.new_group(ContractGroup, node)
+        group = self.new_group(self.contract_group, node)
         try:
             group.take()
         except NotFusable:
@@ -459,7 +466,7 @@ class Planner:
                     self.home_pointwise(o)
                 if o in self.home:
                     self.demand(o)
-            self.new_group(ContractGroup, node).take()
+            self.new_group(self.contract_group, node).take()
 
     def contract_sources(self, node: Node) -> tuple[tuple[Value, tuple[int, ...]], ...]:
         """What the operands of a contraction are loaded from, and their strides there. Windows are met where

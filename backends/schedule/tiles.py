@@ -9,6 +9,7 @@ loaded as vectors, elements of A are broadcast.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import gcd
 
 from ..machine import MachineModel
 
@@ -19,8 +20,14 @@ COPY, TURN, GATHER = 0.3, 0.6, 1.4
 PER_LOAD = 0.1
 #: cycles more per vector of B that comes from the second cache, as all do where a panel exceeds the first
 FROM_L2 = 0.15
-#: cycles of a vector store to scattered places, per lane
-SCATTER = 1.5
+#: and where panels exceed the second
+FROM_L3 = 2.0
+#: cycles more per element of A where a tile's rows fall into too few sets of the first cache to stay there
+COLLIDE = 2.0
+#: and where every step of k needs another line of A, and these are more than the first cache holds
+FAR = 4.0
+#: cycles of a vector store to scattered places, per lane; of storing a square that is turned first, per row
+SCATTER, TURNED = 5.0, 7.0
 #: cycles to begin another row of dot products, where k is not contiguous as a whole
 PER_ROW = 20.0
 #: cycles for a tile's prologue and epilogue, per accumulator
@@ -135,7 +142,27 @@ def choose(p: Problem, machine: MachineModel) -> Strategy:
     if p.ak == p.bk == 1 and 2 * machine.lanes(p.itemsize) <= p.K:
         q = p if p.cn == 1 or p.cm != 1 else p.swapped()
         found.append(_dot(q, q is not p, machine))
-    return min(found, key=lambda s: s.cycles)
+    best = min(found, key=lambda s: s.cycles)
+    if best.dot or machine.threads == 1:
+        return best
+    # All other ways add up in the same order: they may be chosen by the number of threads.
+    return min((s for s in found if not s.dot), key=lambda s: s.cycles * _share(p, s, machine))
+
+
+def _share(p: Problem, s: Strategy, machine: MachineModel) -> float:
+    """The part of the time that is left where threads share the outermost loop."""
+    if s.cycles < machine.parallel_cycles:
+        return 1.0
+    q = p.swapped() if s.swap else p
+    columns = q.flat_n.size if s.flat and q.flat_n is not None else q.N
+    outer = (q.each_b if s.nc else q.batch) * q.N // columns
+    tiles = columns // (s.nc or (s.nr if s.dot else s.nr * s.lanes))
+    count = outer if outer > 1 else tiles
+    if not s.nc and count < 4:
+        count = max(count, q.M // s.mr)
+    if count < 2:
+        return 1.0
+    return -(-count // machine.threads) / count
 
 
 def splits(n: int, tile: int) -> list[tuple[int, int]]:
@@ -154,26 +181,37 @@ def _outer(
     strided_store = p.cn != 1
     out: list[Strategy] = []
     registers = machine.vector_registers
+    # Rows so far apart that they share one of 64 sets of the first cache, or two, or four...
+    ways = (machine.l1_bytes // 4096 - 2) * (4096 // gcd(p.am * p.itemsize, 4096) if p.ak == 1 else p.M)
+    far = p.am == 1 and p.ak * p.itemsize >= 256 and p.K * 64 > machine.l1_bytes
     for nr in range(1, min(vectors, 6) + 1):
         most = max(1, (registers - 1 - nr) // nr)
         for mr in {*range(max(1, most - 8), min(most, p.M) + 1), min(p.M, most)}:
             if mr < 1 or mr > p.M:
                 continue
             cycles = 0.0
-            row_tiles = 0
+            row_tiles, column_tiles = -(-p.M // mr), -(-vectors // nr)
+            pack_a, cost_a = _pack_a(p, column_tiles)
+            pack_b, cost_b = (False, 0.0) if spread else _pack_b(p, row_tiles, nr * lanes, machine, run)
+            kc = _k_block(p, row_tiles, nr * lanes, machine)
             for count_m, m in splits(p.M, mr):
-                row_tiles += count_m
                 for count_n, n in splits(vectors, nr):
                     step = max(m * n / per_cycle, (m + n) / 2, 4.0) + PER_LOAD * (m + n)
                     if p.K * n * lanes * p.itemsize > machine.l1_bytes:
                         step += FROM_L2 * n
-                    once = PER_VECTOR * m * n + 12 + (SCATTER * lanes * m * n if strided_store else 0)
+                    if pack_b and kc * n * lanes * p.itemsize > machine.l2_bytes // 2:
+                        step += FROM_L3 * n
+                    if m > ways:
+                        step += COLLIDE * m
+                    if far and not pack_a:
+                        step += FAR
+                    once = PER_VECTOR * m * n + 12
+                    if strided_store and p.cm == 1 and m > 1 and machine.masked_memory:
+                        once += TURNED * lanes * n * -(-m // lanes)
+                    elif strided_store:
+                        once += SCATTER * lanes * m * n
                     cycles += count_m * count_n * (step * p.K + once)
-            column_tiles = -(-vectors // nr)
-            pack_b, cost_b = (False, 0.0) if spread else _pack_b(p, row_tiles, nr * lanes, machine, run)
-            pack_a, cost_a = _pack_a(p, column_tiles)
             total = batch * cycles + p.each_a * cost_a + p.each_b * cost_b
-            kc = _k_block(p, row_tiles, nr * lanes, machine)
             nc = _n_block(p, nr * lanes, kc, machine) if pack_b else 0
             out.append(Strategy(swap, False, mr, nr, lanes, pack_a, pack_b, kc, total, spread, nc=nc))
     return out
@@ -238,7 +276,7 @@ def _k_block(p: Problem, row_tiles: int, width: int, machine: MachineModel) -> i
     """How much of k at a time: a panel of B of about the first cache's size, if it is used often; else all
     of it."""
     best = max(64, machine.l2_bytes // 4 // (width * p.itemsize))
-    if row_tiles < 6 or best * 3 // 2 >= p.K:
+    if row_tiles * (p.batch // p.each_b) < 6 or best * 3 // 2 >= p.K:
         return p.K
     tail = p.K
     for n in p.inner:

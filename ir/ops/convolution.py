@@ -7,6 +7,7 @@ Shapes: input `[N, C, S...]`, weight `[O, C / groups, K...]`, result `[N, O, P..
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 from ..errors import OpError
@@ -214,14 +215,16 @@ def _input_grad_of(
     b: Any, g: Any, w: Any, *, size: Shape, stride: Ints, padding: Ints, dilation: Ints, groups: int = 1
 ) -> Any:
     """With stride 1 a convolution of the gradient with the flipped weight; else columns, summed up where the
-    windows overlap."""
+    windows overlap. The weight is read along its rows for columns, and across them otherwise: where it is by
+    far the largest operand, columns are less to move."""
     n = len(size)
     taps, places = w.type.shape[2:], g.type.shape[2:]
     k, o = _letters(n)
     ws = _grouped(b, w, 0, groups)
     channels = w.type.shape[1] * groups
     batch = g.type.shape[0]
-    if all(s == 1 for s in stride):
+    few = 8 * batch * channels * prod((*taps, *places)) <= prod(w.type.shape)
+    if all(s == 1 for s in stride) and not few:
         low = tuple(d * (m - 1) - p for m, d, p in zip(taps, dilation, padding))
         whole = tuple(s + d * (m - 1) for s, m, d in zip(size, taps, dilation))
         g = _grouped(b, fitted(b, g, low, whole), 1, groups)

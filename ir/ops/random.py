@@ -203,14 +203,18 @@ def _source(
 
     def checked(state: Type, **attributes: Any) -> tuple[Type, Type]:
         _check_state(state)
-        _check_shape(attributes["shape"])
+        _check_shape(attributes.get("shape", ()))
         return infer(**attributes), state
 
-    checked.attributes = infer.__kwdefaults__  # type: ignore[attr-defined]
+    defaults: dict[str, Any] = infer.__kwdefaults__  # type: ignore[attr-defined]
+    checked.attributes = defaults  # type: ignore[attr-defined]
     composite(
         name,
         checked,
-        lambda b, state, **attributes: (decompose(b, state, **attributes), _advanced(b, state)),
+        lambda b, state, **attributes: (
+            decompose(b, state, **{**defaults, **attributes}),
+            _advanced(b, state),
+        ),
         differentiable=False,
         samples=lambda: [Sample((STATE,), a, make=_states) for a in attrs],
         doc=doc,

@@ -79,6 +79,8 @@ def _triangle_indices(name: str, find: Callable[..., Any]) -> Callable[..., Tens
         layout: Any = None,
         pin_memory: bool = False,
     ) -> Tensor:
+        if row < 0 or col < 0:
+            raise OpError(f"{name}(): row and col must not be negative, got {row} and {col}")
         return tensor(np.stack(find(row, offset, col)).astype(np.int64), dtype=dtype, device=device)
 
     fn.__name__ = fn.__qualname__ = name

@@ -260,12 +260,21 @@ def addcmul(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: Any = 1) 
 
 def addcdiv(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: Any = 1) -> Tensor:
     """`input + value * tensor1 / tensor2`."""
+    if tensor1.dtype.kind != "f" and tensor2.dtype.kind != "f":
+        raise DTypeError(
+            f"addcdiv(): {tensor1._value().type} / {tensor2._value().type}: a true division of integers is "
+            f"no integer; convert an operand with .float()"
+        )
     quotient = div(tensor1 if value == 1 else mul(tensor1, value), tensor2)
     return FUNCTIONS["add"](input, quotient)
 
 
 def lerp(input: Tensor, end: Tensor, weight: Any) -> Tensor:
-    """`input + weight * (end - input)`."""
+    """`input + weight * (end - input)`, of one floating-point dtype."""
+    if tensor_operand(input, "lerp(): input").dtype is not tensor_operand(end, "lerp(): end").dtype:
+        raise DTypeError(f"lerp(): input is of {input.dtype}, end of {end.dtype}; convert one with .to()")
+    if input.dtype.kind != "f":
+        raise DTypeError(f"lerp(): expected a floating-point dtype, got {input.dtype}; use .float()")
     return FUNCTIONS["add"](input, mul(FUNCTIONS["sub"](end, input), weight))
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import index as int_of
 from typing import Any
 
 import numpy as np
 
 from ...ir import dtypes
-from ...ir.errors import DTypeError, IndexOutOfRange, OpError
+from ...ir.errors import DTypeError, IndexKindError, IndexOutOfRange, OpError
 from ...ir.op import REGISTRY
 from ...ir.types import broadcast_shapes, normalize_axis
 from ...runtime.buffers import copy_of
 from ..creation import as_tensor, tensor
+from ..library import ArgumentError
 from ..operands import as_value, tensor_operand
 from ..recording import STATE
 from ..tensor import Tensor, make_view, ready
@@ -32,7 +34,7 @@ def _index_tensor(i: Any) -> Tensor:
         i = i if i.size else i.astype(np.int64)  # an empty list has no dtype of its own
     t = i if isinstance(i, Tensor) else as_tensor(i)
     if t.dtype.kind == "f":
-        raise DTypeError(f"indices must be integers or bools, got a tensor of type {t._value().type}")
+        raise IndexKindError(f"indices must be integers or bools, got a tensor of type {t._value().type}")
     return t
 
 
@@ -65,10 +67,13 @@ def _basic(x: Tensor, index: tuple[Any, ...]) -> tuple[Tensor, list[Tensor | Non
             source += n
         elif isinstance(i, slice):
             n = tuple(out.shape)[dim]
-            step = 1 if i.step is None else int(i.step)
+            try:
+                first, last, step = (None if s is None else int_of(s) for s in (i.start, i.stop, i.step))
+            except TypeError:
+                raise DTypeError(f"a slice is of integers or None, not {i!r:.80}") from None
+            step = 1 if step is None else step
             if step <= 0:
-                raise OpError("slice steps must be positive; use flip() to reverse")
-            first, last = (None if s is None else int(s) for s in (i.start, i.stop))
+                raise ArgumentError(f"slice steps must be positive, got {step}; use flip() to reverse")
             start, stop, _ = slice(first, last, step).indices(n)
             if (start, stop, step) != (0, n, 1):
                 out = slice_dims(out, {dim: (start, max(stop, start), step)})
@@ -107,19 +112,28 @@ def _basic(x: Tensor, index: tuple[Any, ...]) -> tuple[Tensor, list[Tensor | Non
                 dim += 1
                 source += 1
         else:
-            raise DTypeError(f"a tensor can't be indexed by {type(i).__name__}: {i!r:.60}")
+            raise IndexKindError(
+                f"a tensor can't be indexed by {type(i).__name__}: {i!r:.60}; indices are integers, slices, "
+                f"None, ..., and tensors or lists of integers or bools"
+            )
     return out, advanced
+
+
+_WRAPS = ("", "take", "put", "index_fill")
 
 
 def checked_indices(trace: Any, index: Tensor, size: int, dim: int, name: str = "") -> Any:
     """An index tensor as an i64 value. Indices whose values are known are checked here; others wrap and are
-    clamped natively."""
+    clamped natively. Of the named functions some, as in PyTorch, count no negative ones from the end."""
+    if index.dtype.kind not in "iu":
+        raise IndexKindError(f"{name}(): expected integer indices, got a tensor of {index._value().type}")
     v = as_value(trace, index, dtypes.int64)
     known = index._value().buffer
     if known is not None and known.type.numel:
         low, high = int(known.array.min()), int(known.array.max())
-        if low < -size or high >= size:
-            bad = low if low < -size else high
+        least = -size if name in _WRAPS else 0
+        if low < least or high >= size:
+            bad = low if low < least else high
             where = f"{name}({v.type}): " if name else ""
             raise IndexOutOfRange(f"{where}index {bad} is out of bounds for dimension {dim} with size {size}")
     return v
@@ -224,6 +238,11 @@ def masked_select(input: Tensor, mask: Tensor) -> Tensor:
     return getitem(input.expand(shape), mask.expand(shape))
 
 
+def _check_mask(name: str, mask: Any) -> None:
+    if tensor_operand(mask, f"{name}(): mask").dtype is not dtypes.bool_:
+        raise DTypeError(f"{name}(): the mask must be a bool tensor, got {mask._value().type}; use .bool()")
+
+
 def masked_fill(input: Tensor, mask: Tensor, value: Any) -> Tensor:
     """`input` with `value` where `mask` holds."""
     trace = STATE.trace
@@ -231,6 +250,7 @@ def masked_fill(input: Tensor, mask: Tensor, value: Any) -> Tensor:
         ready(trace, input)
     if isinstance(value, Tensor) and value.dim() != 0:
         raise OpError(f"masked_fill(): value must be a number or a 0-d tensor, got {value._value().type}")
+    _check_mask("masked_fill", mask)
     x = input._value()
     v = as_value(trace, value, x.type.dtype)
     return Tensor(trace.emit(REGISTRY["where"], (as_value(trace, mask, dtypes.bool_), v, x), {}))
@@ -238,6 +258,7 @@ def masked_fill(input: Tensor, mask: Tensor, value: Any) -> Tensor:
 
 def masked_fill_(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     """`masked_fill` in place."""
+    _check_mask("masked_fill_", mask)
     trace = STATE.trace
     v = value if not isinstance(value, Tensor) or value.dim() == 0 else value.reshape(())
     old = x._value()

@@ -111,6 +111,8 @@ def _two(name: str, names: tuple[str, str], args: tuple[Any, ...], named: dict[s
 
 def _scales(dtype: Any, beta: Any, alpha: Any) -> tuple[Any, Any]:
     """The scales as numbers of the operands' type: integers are scaled by integers, as in PyTorch."""
+    if not (isinstance(beta, (int, float)) and isinstance(alpha, (int, float))):
+        raise DTypeError(f"beta and alpha must be numbers, got {beta!r:.40} and {alpha!r:.40}")
     return (beta, alpha) if dtype.kind == "f" else (int(beta), int(alpha))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import index as int_of
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from ...ir.errors import DTypeError, IndexOutOfRange, OpError
 from ...ir.op import REGISTRY
 from ...ir.types import broadcast_shapes, normalize_axis
 from ...runtime.buffers import copy_of
+from ..library import ArgumentError
 from ..operands import as_value, result_type, tensor_operand
 from ..recording import STATE
 from ..strides import regrouped
@@ -26,7 +28,10 @@ def _dims(args: tuple[Any, ...], named: Any = None) -> tuple[int, ...]:
         args = (named,)
     if len(args) == 1 and isinstance(args[0], (tuple, list)):
         args = tuple(args[0])
-    return tuple(int(a) for a in args)
+    try:
+        return tuple([a if a.__class__ is int else int_of(a) for a in args])
+    except TypeError:
+        raise DTypeError(f"expected integers, got {args!r:.80}") from None
 
 
 def resolve_shape(t: Tensor, shape: tuple[int, ...], what: str) -> tuple[int, ...]:
@@ -176,6 +181,8 @@ def expand(input: Tensor, *sizes: Any, size: Any = None, implicit: bool = False)
     if extra < 0:
         raise OpError(f"expand(): {list(size)} has fewer dimensions than {input._value().type}")
     full = tuple(shape[i - extra] if n == -1 and i >= extra else n for i, n in enumerate(size))
+    if min(full, default=0) < 0:
+        raise OpError(f"expand(): {list(size)}: -1 keeps a size of {input._value().type}; it has none there")
     return make_view(input, REGISTRY["expand"], {"shape": full})
 
 
@@ -226,7 +233,7 @@ def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
         raise DTypeError(f"cat(): expected a sequence of tensors, got one of type {tensors._value().type}")
     tensors = list(tensors)
     if not tensors:
-        raise OpError("cat(): expected a non-empty sequence of tensors")
+        raise ArgumentError("cat(): expected a non-empty sequence of tensors")
     for x in tensors:
         tensor_operand(x, "cat(): every element")
     trace = STATE.trace
@@ -242,7 +249,9 @@ def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
 
 def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """Tensors of one shape joined along a new dimension."""
-    tensors = list(tensors)
+    if isinstance(tensors, Tensor):
+        raise DTypeError(f"stack(): expected a sequence of tensors, got one of type {tensors._value().type}")
+    tensors = [tensor_operand(x, "stack(): every element") for x in tensors]
     if not tensors:
         raise OpError("stack(): expected a non-empty sequence of tensors")
     trace = STATE.trace

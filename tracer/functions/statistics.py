@@ -95,6 +95,7 @@ def nan_to_num(
 ) -> Tensor:
     """`input` with numbers for NaN (0) and the infinities (the largest finite numbers)."""
     trace = start("nan_to_num", input)
+    nan, posinf, neginf = (None if v is None else float(v) for v in (nan, posinf, neginf))
     attrs = {"nan": 0.0 if nan is None else nan, "posinf": posinf, "neginf": neginf}
     return Tensor(trace.emit(REGISTRY["nan_to_num"], (input._value(),), attrs))
 

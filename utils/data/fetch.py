@@ -63,7 +63,7 @@ class DataTrace(LazyTrace):
         """Called where nothing is pending."""
         if self.grown > self.MOST:
             self.grown = 0
-            self.root = TrieNode()
+            self.root = TrieNode(None)
             self._reset()
 
 

@@ -1,0 +1,544 @@
+"""One kernel of the loop IR as a `__global__` function. Used by emit.
+
+How loops are placed:
+- the outermost nest of `block` loops is the grid, its innermost loop blockIdx.x (a CPU schedule's `parallel`
+  loop is a grid of one-thread blocks); a kernel without one is a single block;
+- inside it, nests of `thread` loops are the block, their innermost loop threadIdx.x; the largest nest gives
+  the block's shape, a smaller one is guarded. What stands outside of them is done by every thread, but for
+  stores to shared and global memory, which the first thread does;
+- buffers in `shared` are one per block, all others one per thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+
+from ...ir.dtypes import int64
+from ...ir.expr import Const, Expr, Load, Local, Prim, Var, terms, walk
+from ...ir.loops import (
+    Alloc,
+    Barrier,
+    Buffer,
+    For,
+    If,
+    Kernel,
+    Let,
+    Stmt,
+    Store,
+    While,
+    expressions,
+    statements,
+)
+from .emit_expr import ExprWriter, Text, UnitState, fits, flat_index
+from .emit_names import EmitError, Names
+
+_AXES = ("x", "y", "z")
+_MAX_THREADS = 1024
+_MAX_SHARED = 48 << 10
+_MAX_GRID = 65535
+_MAX_PARAMETER_BYTES = 32_764
+
+
+@dataclass
+class Emitted:
+    """A kernel as text, and how to launch it.
+
+    Attributes:
+        name: of the function.
+        grid, block: extents of x, y and z.
+        parameters: buffers and loop variables, in the order of the arguments.
+        written: of each parameter, whether the kernel stores to it.
+        text: the definition.
+        shared_bytes: shared memory of one block.
+    """
+
+    name: str
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    parameters: list[Buffer | Var]
+    written: list[bool]
+    text: str
+    shared_bytes: int
+
+
+def nest(s: Stmt, kinds: tuple[str, ...]) -> tuple[list[For], list[Stmt]]:
+    """The perfect nest of loops of these kinds that begins here, and what is inside."""
+    loops: list[For] = []
+    body: list[Stmt] = [s]
+    while len(body) == 1 and isinstance(body[0], For) and body[0].kind in kinds:
+        loops.append(body[0])
+        body = body[0].body
+    return loops, body
+
+
+def thread_nests(body: list[Stmt]) -> Iterator[list[For]]:
+    """The nests of thread loops in a block's body."""
+    for s in body:
+        if isinstance(s, For) and s.kind == "thread":
+            yield nest(s, ("thread",))[0]
+        elif isinstance(s, (For, If, While)):
+            yield from thread_nests(s.body)
+
+
+def trips(loop: For) -> int:
+    """How many turns a loop takes."""
+    return -(-loop.extent // loop.step)
+
+
+class KernelWriter(ExprWriter):
+    """Writes the statements of one kernel."""
+
+    def __init__(self, unit: UnitState, names: Names, kernel: Kernel, name: str) -> None:
+        super().__init__(unit, names)
+        self.kernel = kernel
+        self.name = name
+        self.inside = False  # a thread loop
+        self.dims: list[int] = []
+        self.used: set[Expr] = set()
+        self.loaded: set[Buffer] = set()
+        self.stored: set[Buffer] = set()
+        self.own: set[Buffer] = set()
+        self.shared_bytes = 0
+        self.scopes: list[set[str]] = []
+        self._survey()
+
+    def _survey(self) -> None:
+        """What is used, and how local buffers are indexed."""
+        bound: set[Var] = set()
+        flat: set[Buffer] = set()
+        free: dict[Buffer | Var, None] = {}
+        inner: set[Var] = set()
+        seen: set[Expr] = set()
+        listed = list(statements(self.kernel.body))
+        dead: set[Stmt] = set()
+        for s in reversed(listed):  # names are used after they are made
+            if isinstance(s, Let) and s.local not in self.used:
+                dead.add(s)
+                continue
+            for root in expressions(s):
+                if root not in self.used:
+                    self.used.update(walk(root))
+        for s in listed:
+            if s in dead:
+                continue
+            if isinstance(s, For):
+                bound.add(s.var)
+                self.steps[s.var] = s.step
+            elif isinstance(s, Alloc):
+                self.own.add(s.buffer)
+            elif isinstance(s, Store):
+                self.stored.add(s.buffer)
+                free.setdefault(s.buffer)
+                if len(s.index) != len(s.buffer.shape):
+                    flat.add(s.buffer)
+            for root in expressions(s):
+                for e in walk(root):
+                    if e in seen:
+                        continue
+                    seen.add(e)
+                    if isinstance(e, Load):
+                        self.loaded.add(e.buffer)
+                        free.setdefault(e.buffer)
+                        if len(e.index) != len(e.buffer.shape):
+                            flat.add(e.buffer)
+                    elif isinstance(e, Var):
+                        free.setdefault(e)
+                    elif hasattr(e, "var"):
+                        inner.add(e.var)  # type: ignore[attr-defined]
+        self.flat = flat
+        self.plain = {b for b in self.own if b.size == 1 and b.space != "shared"}
+        self.free: list[Buffer | Var] = [
+            x
+            for x in free
+            if (isinstance(x, Var) and x not in bound and x not in inner)
+            or (isinstance(x, Buffer) and x not in self.own and x.space != "const")
+        ]
+
+    # --- the function ---------------------------------------------------------------------------------------
+
+    def write(self) -> Emitted:
+        """The whole kernel."""
+        body = self.kernel.body
+        blocks: list[For] = []
+        if len(body) == 1 and isinstance(body[0], For):
+            if body[0].kind == "parallel":
+                blocks, body = [body[0]], body[0].body
+            else:
+                blocks, body = nest(body[0], ("block",))
+        if any(isinstance(s, For) and s.kind == "block" for s in statements(body)):
+            raise EmitError(f"kernel {self.name}: a block loop is not part of the outermost nest")
+        nests = list(thread_nests(body))
+        best = max(nests, key=lambda n: (prod(map(trips, n)), len(n)), default=[])
+        self.dims = [trips(f) for f in reversed(best)] or [1]
+        self.threads = prod(self.dims)
+        if self.threads > _MAX_THREADS or len(self.dims) > 3:
+            raise EmitError(f"kernel {self.name}: {self.dims} threads in {len(self.dims)} dimensions")
+        parameters = self._parameters()
+        grid = self._grid(blocks)
+        self.block_body(body)
+        if self.shared_bytes > _MAX_SHARED:
+            raise EmitError(f"kernel {self.name} takes {self.shared_bytes} bytes of shared memory")
+        bounds = f"__launch_bounds__({self.threads}) "
+        head = f'extern "C" __global__ void {bounds}{self.name}('
+        text = wrapped(head, parameters, ") {", len('extern "C" __global__ void '))
+        shape = (*self.dims, 1, 1)
+        written = [isinstance(x, Buffer) and x in self.stored for x in self.free]
+        return Emitted(
+            self.name, grid, (shape[0], shape[1], shape[2]), self.free, written,
+            "\n".join([text, *self.lines, "}"]), self.shared_bytes,
+        )  # fmt: skip
+
+    def _parameters(self) -> list[str]:
+        out = []
+        for x in self.free:
+            if isinstance(x, Var):
+                out.append(f"const {'int' if fits((0, x.extent)) else 'long long'} {self.names.get(x)}")
+                continue
+            if x.space in ("shared", "local", "register"):
+                raise EmitError(f"kernel {self.name}: {x!r} is not allocated")
+            const = "" if x in self.stored else "const "
+            out.append(f"{const}{self.unit.c_type(x.dtype)}* __restrict__ {self.names.get(x)}")
+        if 8 * len(out) > _MAX_PARAMETER_BYTES:
+            raise EmitError(f"kernel {self.name} takes {len(out)} buffers: more than a launch can pass")
+        return out
+
+    def _grid(self, blocks: list[For]) -> tuple[int, int, int]:
+        """Binds the block loops' variables."""
+        counts = [trips(f) for f in reversed(blocks)]
+        if len(counts) > 3 or any(n > _MAX_GRID for n in counts[1:]):
+            rest = "blockIdx.x"
+            for at, f in enumerate(reversed(blocks)):
+                last = at == len(blocks) - 1
+                here = rest if last else f"{rest} % {counts[at]}u"
+                self._bind(f, f"({here})" if not last and f.step != 1 else here)
+                rest = f"{rest} / {counts[at]}u"
+            return prod(counts), 1, 1
+        for axis, f in reversed(list(zip(_AXES, reversed(blocks)))):
+            self._bind(f, f"blockIdx.{axis}")
+        sizes = [*counts, 1, 1, 1]
+        return sizes[0], sizes[1], sizes[2]
+
+    def _bind(self, f: For, source: str) -> None:
+        if f.var not in self.used:
+            return
+        kind = "int" if fits((0, f.extent)) else "long long"
+        name = self.names.define(f.var, f.var.name)
+        times = f" * {f.step}" if f.step != 1 else ""
+        self.lines.append(f"{self.pad}const {kind} {name} = {source}{times};")
+
+    # --- statements of a block ------------------------------------------------------------------------------
+
+    def block_body(self, body: list[Stmt]) -> None:
+        """Statements in order."""
+        for s in body:
+            if isinstance(s, For) and s.kind == "thread" and not self.inside:
+                self.thread_nest(s)
+            elif isinstance(s, For):
+                self.loop(s)
+            elif isinstance(s, Alloc):
+                self.alloc(s.buffer)
+            elif isinstance(s, Let):
+                self.let(s)
+            elif isinstance(s, Store):
+                self.store(s)
+            elif isinstance(s, If):
+                self.prepare([s.cond])
+                self.open(f"if ({self.value(s.cond).text})")
+                self.block_body(s.body)
+                self.close()
+            elif isinstance(s, While):
+                self.repeat_while(s)
+            elif isinstance(s, Barrier):
+                if self.inside:
+                    raise EmitError(f"kernel {self.name}: a barrier inside a thread loop")
+                if self.threads > 1:
+                    self.line("__syncthreads();")
+            else:
+                raise EmitError(f"kernel {self.name}: unknown statement {type(s).__name__}")
+
+    def line(self, text: str) -> None:
+        self.lines.append(self.pad + text)
+
+    def open(self, head: str) -> None:
+        self.line(f"{head} {{" if head else "{")
+        self.pad += "  "
+        self.scopes.append(set(self.names.taken))
+
+    def close(self) -> None:
+        self.pad = self.pad[:-2]
+        self.line("}")
+        self.names.taken = self.scopes.pop()
+
+    def thread_nest(self, s: For) -> None:
+        """A nest of thread loops: its variables are the thread's place."""
+        loops, body = nest(s, ("thread",))
+        counts = [trips(f) for f in reversed(loops)]
+        guards: list[str] = []
+        self.open("")
+        if counts == self.dims:
+            sources = [f"threadIdx.{axis}" for axis in _AXES[: len(counts)]]
+        else:  # a smaller nest, over the threads in their order
+            number = _linear(self.dims)
+            if prod(counts) != self.threads:
+                guards.append(f"{number} < {prod(counts)}")
+            sources, rest = [], number if " " not in number else f"({number})"
+            for at, n in enumerate(counts):
+                sources.append(rest if at == len(counts) - 1 else f"{rest} % {n}")
+                rest = f"{rest} / {n}"
+        if guards:
+            self.open(f"if ({' && '.join(guards)})")
+        for f, source in reversed(list(zip(reversed(loops), sources))):
+            self._bind(f, f"({source})" if f.step != 1 and " " in source else source)
+        self.inside = True
+        self.block_body(body)
+        self.inside = False
+        if guards:
+            self.close()
+        self.close()
+
+    def loop(self, s: For) -> None:
+        """A loop that runs in the thread."""
+        if s.kind in ("block", "thread"):
+            raise EmitError(f"kernel {self.name}: {s.kind} loop over {s.var.name} inside a thread loop")
+        if s.extent < 1:
+            return
+        if s.kind == "vector" and s.extent > 1 and self._vector(s):
+            return
+        outside = set(self.names.taken)
+        name = self.names.define(s.var, s.var.name)
+        if s.kind in ("unroll", "vector") and trips(s) > 1:
+            self.lines.append("#pragma unroll")
+        kind = "int" if fits((0, s.extent + s.step)) else "long long"
+        step = f"++{name}" if s.step == 1 else f"{name} += {s.step}"
+        self.open(f"for ({kind} {name} = 0; {name} < {s.extent}; {step})")
+        self.block_body(s.body)
+        self.close()
+        self.names.taken = outside
+
+    def alloc(self, b: Buffer) -> None:
+        if b not in self.loaded and b not in self.stored:
+            return
+        if b.space == "shared" and self.inside:
+            raise EmitError(f"kernel {self.name}: shared buffer {b.name} inside a thread loop")
+        name = self.names.define(b, b.name)
+        c = self.unit.c_type(b.dtype)
+        if b.space == "shared":
+            self.shared_bytes += b.nbytes
+        if b in self.plain:
+            self.line(f"{c} {name};")
+            return
+        sizes = f"[{b.size}]" if b in self.flat or not b.shape else "".join(f"[{n}]" for n in b.shape)
+        aligned = "__align__(16) " if b.space != "register" and b.nbytes % 16 == 0 else ""
+        self.line(f"{'__shared__ ' if b.space == 'shared' else ''}{aligned}{c} {name}{sizes};")
+
+    def let(self, s: Let) -> None:
+        if s.local not in self.used:
+            return
+        self.prepare([s.value])
+        v = self.value(s.value)
+        wide = s.local.dtype is int64 and v.wide
+        c = self.unit.c_type(s.local.dtype) if s.local.dtype is not int64 or wide else "int"
+        name = self.names.define(s.local, s.local.name)
+        self.line(f"const {c} {name} = {v.text};")
+        self.locals_[s.local] = Text(name, bounds=v.bounds, wide=wide)
+
+    def store(self, s: Store, target: str | None = None) -> None:
+        """`target`: written instead of the buffer's element."""
+        index = () if target else self._store_index(s)
+        values = [s.value] if s.mask is None else [s.value, s.mask]
+        self.prepare(values, index)
+        summed = s.buffer.space == "register"
+        value = (self.accumulated(s.value) if summed else self.value(s.value)).text
+        place = target or (self.reference(s.buffer, s.index) if s.buffer in self.own else self._place(s, index))
+        guards = []
+        if not self.inside and self.threads > 1 and s.buffer.space not in ("local", "register"):
+            guards.append(f"{_linear(self.dims)} == 0")
+        if s.mask is not None:
+            mask = self.value(s.mask)
+            guards.append(mask.text if not guards else mask.at(7))
+        text = f"{place} = {value};"
+        if not guards:
+            self.line(text)
+        elif len(text) + len(guards[-1]) < 90:
+            self.line(f"if ({' && '.join(guards)}) {text}")
+        else:
+            self.open(f"if ({' && '.join(guards)})")
+            self.line(text)
+            self.close()
+
+    def _store_index(self, s: Store) -> tuple[Expr, ...]:
+        return s.index if s.buffer in self.own else (flat_index(s.buffer, s.index),)
+
+    def _place(self, s: Store, index: tuple[Expr, ...]) -> str:
+        return f"{self.names.get(s.buffer)}[{self.value(index[0]).text}]"
+
+    def repeat_while(self, s: While) -> None:
+        before = len(self.lines)
+        self.pad += "  "
+        self.prepare([s.cond])
+        cond = self.value(s.cond)
+        self.pad = self.pad[:-2]
+        made = self.lines[before:]
+        del self.lines[before:]
+        if made:
+            self.open("while (true)")
+            self.lines += made
+            self.line(f"if (!{cond.at(11)}) break;")
+        else:
+            self.open(f"while ({cond.text})")
+        self.block_body(s.body)
+        self.close()
+
+    # --- vectors --------------------------------------------------------------------------------------------
+
+    def _vector(self, s: For) -> bool:
+        """A vector loop whose accesses to neighbouring elements are each one wide load or store. False if
+        there are none: then it is an ordinary loop."""
+        if not self.inside and self.threads > 1:
+            return False
+        loads, stores = self._wide_accesses(s)
+        if not loads and not stores:
+            return False
+        n = s.extent
+        self.unit.need("Pack")
+        for load, base in loads.items():
+            self.prepare([] if load.mask is None else [load.mask], [base])
+            kind = f"Pack<{self.unit.c_type(load.dtype)}, {n}>"
+            name = self.names.fresh(f"{load.buffer.name}_v")
+            source = f"pack_at<{n}>({self._address(load.buffer, base)})"
+            if load.mask is None:
+                self.line(f"const {kind} {name} = {source};")
+            else:
+                self.line(f"{kind} {name} = {{}};")
+                self.line(f"if ({self.value(load.mask).text}) {name} = {source};")
+            self.packs[load] = Text(name)
+        results: list[tuple[Store, Expr, str]] = []
+        for store, base in stores.items():
+            name = self.names.fresh(f"{store.buffer.name}_v")
+            self.line(f"Pack<{self.unit.c_type(store.buffer.dtype)}, {n}> {name};")
+            results.append((store, base, name))
+        var = self.names.define(s.var, s.var.name)
+        for load in loads:
+            lane = Text(f"{self.packs[load].text}.lane[{var}]")
+            zero = isinstance(load.other, Const) and load.other.value == 0
+            if load.mask is not None and load.other is not None and not zero:
+                self.prepare([load.mask, load.other])
+                mask, other = self.value(load.mask), self.value(load.other)
+                lane = Text(f"{mask.at(7)} ? {lane.text} : {other.at(2)}", 1)
+            self.packs[load] = lane
+        self.lines.append("#pragma unroll")
+        self.open(f"for (int {var} = 0; {var} < {n}; ++{var})")
+        held = {store: name for store, _, name in results}
+        for x in s.body:
+            if isinstance(x, Store) and x in held:
+                self.store(Store(x.buffer, (), x.value), f"{held[x]}.lane[{var}]")
+            else:
+                self.block_body([x])
+        self.close()
+        for store, base, name in results:
+            self.prepare([] if store.mask is None else [store.mask], [base])
+            text = f"pack_at<{n}>({self._address(store.buffer, base)}) = {name};"
+            self.line(text if store.mask is None else f"if ({self.value(store.mask).text}) {text}")
+        for load in loads:
+            del self.packs[load]
+        return True
+
+    def _address(self, b: Buffer, base: Expr) -> str:
+        name = self.names.get(b)
+        at = self.value(base)
+        if b in self.own:
+            name = f"&{name}[0]" + "[0]" * (len(b.shape) - 1 if b not in self.flat else 0)
+        return name if at.text == "0" else f"{name} + {at.at(9)}"
+
+    def _wide_accesses(self, s: For) -> tuple[dict[Load, Expr], dict[Store, Expr]]:
+        """The loads and stores of a vector loop's own statements that are one aligned run of elements, with
+        their first index. Loads move before the loop and stores behind it, so nothing between may touch
+        what they touch."""
+        loads: dict[Load, Expr] = {}
+        stores: dict[Store, Expr] = {}
+        own = {x.local for x in s.body if isinstance(x, Let)}
+        written: set[Buffer] = set()
+        deep = [x for x in s.body if isinstance(x, For)]
+        inner = {b.buffer for f in deep for b in statements(f.body) if isinstance(b, Store)}
+        count: dict[Buffer, int] = {}
+        for x in s.body:
+            if isinstance(x, Store):
+                count[x.buffer] = count.get(x.buffer, 0) + 1
+        for at, x in enumerate(s.body):
+            for root in expressions(x):
+                for e in walk(root):
+                    if isinstance(e, Load) and e not in loads and e.buffer not in written | inner:
+                        base = self._wide(s, e.buffer, e.index, e.mask, own)
+                        if base is not None and not _mentions(e.other, s.var, own):
+                            loads[e] = base
+            if isinstance(x, Store):
+                later = [e for y in s.body[at + 1 :] for r in expressions(y) for e in walk(r)]
+                read = any(isinstance(e, Load) and e.buffer is x.buffer for e in later)
+                base = self._wide(s, x.buffer, x.index, x.mask, own)
+                if base is not None and not read and not deep and count[x.buffer] == 1:
+                    stores[x] = base
+                written.add(x.buffer)
+        return loads, stores
+
+    def _wide(
+        self, s: For, b: Buffer, index: tuple[Expr, ...], mask: Expr | None, own: set[Local]
+    ) -> Expr | None:
+        """The index of the first lane, if all lanes are an aligned run of at most 16 bytes."""
+        n = s.extent
+        if n & (n - 1) or n * b.dtype.itemsize > 16 or _mentions(mask, s.var, own):
+            return None
+        if b.space in ("register", "const", "local") or (b.space == "shared" and b.nbytes % 16):
+            return None
+        items, const = terms(flat_index(b, index))
+        rest: list[tuple[Expr, int]] = []
+        for atom, k in items:
+            if atom is s.var:
+                if k != 1:
+                    return None
+                continue
+            if _mentions(atom, s.var, own) or any(isinstance(x, Load) for x in walk(atom)):
+                return None
+            step = self.steps.get(atom, 1) if isinstance(atom, Var) else _multiple(atom)
+            if k * step % n:
+                return None
+            rest.append((atom, k))
+        if len(rest) == len(items) or const % n:
+            return None
+        out: Expr = Const(const)
+        for atom, k in rest:
+            out = atom * k + out
+        return out
+
+
+def _multiple(e: Expr) -> int:
+    """A number that divides every value of an index atom, as far as one sees."""
+    return int(e.args[1].value) if isinstance(e, Prim) and e.name == "mul" and isinstance(e.args[1], Const) else 1
+
+
+def _mentions(e: Expr | None, var: Var, own: set[Local]) -> bool:
+    return e is not None and any(x is var or x in own for x in walk(e))
+
+
+def _linear(dims: list[int]) -> str:
+    """The number of a thread in its block."""
+    text = "threadIdx.x"
+    if len(dims) > 1:
+        text = f"threadIdx.y * {dims[0]} + {text}"
+    if len(dims) > 2:
+        text = f"threadIdx.z * {dims[0] * dims[1]} + {text}"
+    return text
+
+
+def wrapped(head: str, parts: list[str], tail: str, indent: int) -> str:
+    """A list in parentheses on lines of at most 100 columns."""
+    lines, line = [], head
+    for i, part in enumerate(parts):
+        piece = part + (", " if i < len(parts) - 1 else "")
+        if len(line) + len(piece) > 100 and line.strip():
+            lines.append(line.rstrip())
+            line = " " * min(indent, 8)
+        line += piece
+    lines.append(line + tail)
+    return "\n".join(lines)

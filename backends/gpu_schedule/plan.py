@@ -1,0 +1,85 @@
+"""The planner for GPUs: the CPU's, but for contractions, of which every result may have an epilogue and no
+operand is packed. Used by gpu_schedule/__init__.py."""
+
+from __future__ import annotations
+
+from ...ir.expr import Const, Expr, Var
+from ...ir.graph import Graph, Node, Value
+from ..machine import GpuModel, MachineModel
+from ..schedule.contract import ContractGroup, Dim, affine_source
+from ..schedule.control import Frame
+from ..schedule.indexing import ZERO, ravel, unravel
+from ..schedule.plan import Planner
+
+
+class GpuContractGroup(ContractGroup):
+    """A contraction and its epilogue; `rows` and `cols` are flat, whatever their strides, and neighbouring
+    columns are neighbours in the result if any are."""
+
+    def arrange(
+        self,
+        spec_a: str,
+        spec_b: str,
+        out: str,
+        sizes: dict[str, int],
+        strides: dict[str, tuple[int, int, int]],
+    ) -> None:
+        """Groups letters into dimensions."""
+
+        def dims(letters: list[str]) -> list[Dim]:
+            runs: list[Dim] = []
+            for c in letters:
+                a, b, cs = strides[c]
+                n = sizes[c]
+                if n == 1 and len(letters) > 1:
+                    continue
+                if runs:
+                    last = runs[-1]
+                    if (last.a, last.b, last.c) == (a * n, b * n, cs * n):
+                        runs[-1] = Dim(last.letters + c, last.size * n, ZERO, a, b, cs)
+                        continue
+                runs.append(Dim(c, n, ZERO, a, b, cs))
+            for d in runs:
+                d.var = Var(d.letters[0], d.size) if d.size != 1 else ZERO
+            return runs
+
+        one = [Dim("", 1, ZERO, 0, 0, 0)]
+        self.batch = dims([c for c in out if c in spec_a and c in spec_b])
+        self.rows = dims([c for c in out if c not in spec_b]) or one
+        self.cols = dims([c for c in out if c not in spec_a]) or one
+        inner = [c for c in spec_a if c not in out]
+        self.inner = dims(sorted(inner, key=lambda c: -abs(strides[c][0]))) or one
+        if self.rows[-1].c == 1 and self.cols[-1].c != 1:
+            self.rows, self.cols = self.cols, self.rows
+            for d in {id(d): d for d in (*self.batch, *self.rows, *self.cols, *self.inner)}.values():
+                d.a, d.b = d.b, d.a
+            self.offsets.reverse()
+            self.buffers.reverse()
+        self.sizes = sizes
+        letters: dict[str, Expr] = {}
+        for d in (*self.batch, *self.rows, *self.cols):
+            letters.update(zip(d.letters, unravel(d.var, tuple(sizes[c] for c in d.letters))))
+        self.index = tuple(letters.get(c, Const(0)) for c in out)
+        self.flat = ravel(self.index, self.result.type.shape)
+        self.by_shape[self.result.type.shape] = self.index
+
+    @property
+    def scattered(self) -> bool:
+        return False
+
+
+class GpuPlanner(Planner):
+    """As `Planner`, for a GPU."""
+
+    contract_group = GpuContractGroup
+
+    def __init__(self, graph: Graph, gpu: GpuModel, frame: Frame | None = None) -> None:
+        self.gpu = gpu
+        super().__init__(graph, MachineModel(l2_bytes=gpu.l2_bytes), frame)
+
+    def inner(self, graph: Graph, frame: Frame) -> Planner:
+        return GpuPlanner(graph, self.gpu, frame)
+
+    def contract_sources(self, node: Node) -> tuple[tuple[Value, tuple[int, ...]], ...]:
+        """Windows are met where they are: tiles of them are copied to shared memory anyway."""
+        return tuple(affine_source(o, self.home) for o in node.operands)

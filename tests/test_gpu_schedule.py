@@ -1,0 +1,273 @@
+"""Graphs to GPU kernels: what the loop interpreter makes of them is what the graph interpreter says, for every
+op, for random graphs, for training steps and for control flow. It runs all threads of a kernel and fails on
+races, so a missing barrier shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import test_control_native as native
+from control_tools import draw as control_draw
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from schedule_graphs import arrays_for, build, f32, mlp_adam, mlp_sgd, rosenbrock
+from test_schedule import SPECS, assert_close, draw_arrays, graphs, hazards, rows, sample_graph
+from tracegrad.backends.gpu_schedule import schedule_gpu
+from tracegrad.backends.machine import AVX512, SM_75, GpuModel
+from tracegrad.backends.schedule import plan as planning
+from tracegrad.backends.schedule import schedule
+from tracegrad.ir.dtypes import float32
+from tracegrad.ir.errors import VerifyError
+from tracegrad.ir.graph import Graph
+from tracegrad.ir.interpreter import evaluate
+from tracegrad.ir.loop_interpreter import run_program
+from tracegrad.ir.loop_text import parse_program, print_program
+from tracegrad.ir.loop_verifier import verify_program
+from tracegrad.ir.loops import LoopProgram
+from tracegrad.ir.op import REGISTRY
+from tracegrad.ir.passes import optimize
+
+#: so small that small arrays fill it: vectors, split sums and tiles are used at once
+SMALL = GpuModel((7, 5), 1, shared_bytes=4 << 10)
+#: so large that rows are cut up early
+LARGE = GpuModel((9, 0), 512)
+MACHINES = [SM_75, SMALL, LARGE]
+
+
+def check(graph: Graph, arrays: list[np.ndarray], machine: GpuModel = SM_75) -> LoopProgram:
+    """Schedules, verifies, prints and parses, runs, and compares outputs and updated inputs."""
+    outputs, updates = evaluate(graph, arrays)
+    program = schedule_gpu(graph, machine)
+    verify_program(program)
+    text = print_program(program)
+    assert print_program(parse_program(text)) == text
+    mine = [np.array(a, order="C") for a in arrays]
+    got = run_program(program, mine)
+    for g, w in zip(got, outputs, strict=True):
+        assert_close(g, np.asarray(w), text)
+    changed = list(graph.updates)
+    for v, a, old in zip(graph.inputs, mine, arrays):
+        want = updates[changed.index(v)] if v in changed else old
+        assert_close(a, np.asarray(want), f"{v.name} of\n{text}")
+    return program
+
+
+@pytest.fixture
+def only_loops(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Small values get kernels of their own, so that the samples test those."""
+    monkeypatch.setattr(planning, "TINY", 0)
+    monkeypatch.setattr(planning, "TINY_REDUCE", 0)
+    yield
+
+
+# --- every op -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(REGISTRY))
+def test_op(name: str, only_loops: None) -> None:
+    rng = np.random.default_rng(0)
+    op = REGISTRY[name]
+    for k, sample in enumerate(op.samples()):
+        graph = optimize(sample_graph(op, sample))
+        check(graph, draw_arrays(sample, rng), MACHINES[k % len(MACHINES)])
+
+
+# --- random graphs ------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(graphs(), st.sampled_from(MACHINES), st.booleans())
+def test_random_graph(graph: Graph, machine: GpuModel, tiny: bool) -> None:
+    rng = np.random.default_rng(0)
+    arrays = [
+        rng.uniform(-1, 1, v.type.shape).astype(np.float32) if v.type.dtype is float32
+        else rng.integers(0, 1, v.type.shape) for v in graph.inputs
+    ]  # fmt: skip
+    old = planning.TINY, planning.TINY_REDUCE
+    try:
+        if not tiny:
+            planning.TINY = planning.TINY_REDUCE = 0
+        check(optimize(graph), arrays, machine)
+    finally:
+        planning.TINY, planning.TINY_REDUCE = old
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.sampled_from(SPECS),
+    st.data(),
+    st.sampled_from(MACHINES),
+    st.sampled_from(["plain", "relu", "several"]),
+)
+def test_contraction(spec: str, data: st.DataObject, machine: GpuModel, epilogue: str) -> None:
+    operands, out = spec.split("->")
+    x, y = operands.split(",")
+    sizes = {
+        c: data.draw(st.sampled_from([1, 2, 3, 5, 8, 14, 16, 17, 33, 70]), label=c) for c in sorted(set(x + y))
+    }
+    while np.prod(list(sizes.values())) > 60000:
+        sizes[max(sizes, key=lambda c: sizes[c])] = 3
+
+    def body(b: Any, p: Any, q: Any, bias: Any) -> Any:
+        c = b.contract(p, q, spec=spec)
+        e = b.relu(b.add(c, bias))
+        return {"plain": [c], "relu": [e], "several": [b.mul(e, c), b.sum(e, axes=(0,)), c]}[epilogue]
+
+    types = {"x": f32(*[sizes[c] for c in x]), "y": f32(*[sizes[c] for c in y]), "bias": f32(sizes[out[-1]])}
+    graph = build("c", types, body)
+    check(graph, arrays_for(graph), machine)
+
+
+# --- training steps and rows --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("machine", MACHINES, ids=["sm_75", "small", "large"])
+def test_training_steps(machine: GpuModel) -> None:
+    for graph in (mlp_adam(20, 3, 18), mlp_adam(), mlp_sgd(9, 20, 11, 5), rosenbrock()):
+        check(graph, arrays_for(graph), machine)
+
+
+@pytest.mark.parametrize("name", ["softmax", "columns", "log_softmax", "norm"])
+@pytest.mark.parametrize("shape", [(6, 21), (3, 1500), (300, 3), (70, 40)], ids=str)
+def test_rows_are_one_kernel_without_temporaries(name: str, shape: tuple[int, int]) -> None:
+    graph = rows(*shape)[name]
+    program = check(graph, arrays_for(graph))
+    assert len(program.kernels) == 1 and program.arena_bytes == 0
+
+
+@pytest.mark.parametrize("name", list(hazards()))
+@pytest.mark.parametrize("machine", MACHINES, ids=["sm_75", "small", "large"])
+def test_updates_in_place(name: str, machine: GpuModel) -> None:
+    graph = hazards()[name]
+    check(graph, arrays_for(graph), machine)
+
+
+LONG = {
+    "sum": lambda b, x: [b.sum(x, axes=(0, 1))],
+    "rows": lambda b, x: [b.softmax(x, dim=1), b.sum(x, axes=(1,))],
+    "columns": lambda b, x: [b.sum(b.relu(x), axes=(0,)), b.relu(x)],
+    "var": lambda b, x: [b.var(x, axes=(0, 1))],
+    "norm": lambda b, x: [b.softmax(x, dim=0), b.argmax(x, dim=0), b.amax(x, axes=(0, 1))],
+}
+
+
+@pytest.mark.parametrize("name", list(LONG))
+@pytest.mark.parametrize("shape", [(5, 9001), (9001, 5), (2500, 33)], ids=str)
+def test_few_long_rows_are_cut_in_chunks(name: str, shape: tuple[int, int]) -> None:
+    graph = build(name, {"x": f32(*shape)}, LONG[name])
+    check(graph, arrays_for(graph), LARGE)
+
+
+# --- control flow -------------------------------------------------------------------------------------------
+
+CONTROL = [
+    (native.test_an_lstm_has_two_kernels_a_step_and_packs_its_weights_before, (7, 5, 17)),
+    (native.test_a_carry_is_updated_in_place_where_only_its_own_place_is_read, ()),
+    (native.test_a_carry_that_other_places_are_read_of_changes_places_with_its_successor, (7, True)),
+    (native.test_values_passed_from_name_to_name_are_not_copied, (3,)),
+    (native.test_one_value_for_two_carries_and_a_row, ()),
+    (native.test_carries_that_become_inputs, ()),
+    (native.test_a_parameter_trained_by_a_scan_is_written_back, ()),
+    (native.test_a_result_scattered_into_a_carry_stays_where_it_is, ()),
+    (native.test_while_stops_by_its_test_or_at_most, (100,)),
+    (native.test_while_with_values_that_change_places_gives_them_wherever_they_are, (3,)),
+    (native.test_cond_runs_one_branch, ()),
+    (native.test_scan_in_scan_reads_slices_of_slices, ()),
+    (native.test_cond_and_while_in_scan, ()),
+    (native.test_a_slice_may_be_a_condition, ()),
+    (native.test_graph_text_with_regions_runs_natively, ()),
+]
+
+
+@pytest.mark.parametrize(("graphs_of", "args"), CONTROL, ids=[f.__name__[5:30] for f, _ in CONTROL])
+def test_control_flow(graphs_of: Any, args: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graphs that the CPU's tests of control flow check."""
+    seen: list[str] = []
+
+    def instead(graph: Graph, arrays: list[np.ndarray] | None = None, **_: Any) -> LoopProgram:
+        arrays = control_draw(graph) if arrays is None else arrays
+        for machine in MACHINES:
+            check(graph, [np.asarray(a) for a in arrays], machine)
+        seen.append(graph.name)
+        return schedule(graph, AVX512)  # what those tests then look at
+
+    monkeypatch.setattr(native, "check", instead)
+    graphs_of(*args)
+    assert seen
+
+
+# --- the checks ---------------------------------------------------------------------------------------------
+
+RACE = """
+program "race" {{
+  input x: f32[64]
+  output y: f32[64]
+  returns y
+  kernel "k" "" flops=0 bytes=0 {{
+    for b in 2 block {{
+      alloc shared s: f32[32]
+      for t in 32 thread {{
+        s[t] = x[32*b + t]
+        {0}
+        y[32*b + t] = s[{1}]
+      }}
+    }}
+  }}
+}}
+"""
+
+
+def test_the_interpreter_finds_a_missing_barrier() -> None:
+    x = np.arange(64, dtype=np.float32)
+    program = parse_program(RACE.format("barrier", "31 - t"))
+    verify_program(program)
+    (y,) = run_program(program, [x])
+    np.testing.assert_array_equal(y, x.reshape(2, 32)[:, ::-1].reshape(-1))
+    run_program(parse_program(RACE.format("", "t")), [x])  # its own element: no race
+    with pytest.raises(VerifyError, match="thread 31 of block 0 touched with no barrier"):
+        run_program(parse_program(RACE.format("", "31 - t")), [x])
+
+
+@pytest.mark.parametrize("line", ["y[b] = x[32*b + t]", "y[0] = x[t] if t == 0", "y[(32*b + t) % 33] = x[t]"])
+def test_the_interpreter_finds_two_writers(line: str) -> None:
+    text = RACE.format("barrier", "t").replace("y[32*b + t] = s[t]", line)
+    with pytest.raises(VerifyError, match="writes element"):
+        run_program(parse_program(text), [np.zeros(64, np.float32)])
+
+
+def test_the_interpreter_finds_a_read_of_what_another_block_writes() -> None:
+    text = RACE.format("barrier", "t").replace("s[t] = x[32*b + t]", "s[t] = y[63 - 32*b - t]")
+    with pytest.raises(VerifyError, match="block"):
+        run_program(parse_program(text), [np.zeros(64, np.float32)])
+
+
+@pytest.mark.parametrize(
+    "old,new,message",
+    [
+        ("barrier", "if t < 5 { barrier }", "not all threads"),
+        ("for b in 2 block {", "for b in 2 serial {", "outermost"),
+        ("for t in 32 thread {", "for t in 2048 thread {", "1 to 1024"),
+        ("s[t] = x[32*b + t]", "alloc shared r: f32[4]\ns[t] = x[32*b + t]", "directly in the block"),
+        ("for t in 32 thread {", "for t in 32 thread { }\nfor t in 16 thread {", "does not fit"),
+    ],
+)
+def test_the_form_of_kernels_is_verified(old: str, new: str, message: str) -> None:
+    text = RACE.format("barrier", "t").replace(old, new, 1)
+    with pytest.raises(VerifyError, match=message):
+        verify_program(parse_program(text))
+
+
+def test_warp_reduce() -> None:
+    text = RACE.format("barrier", "t").replace("s[t]\n", "warp.maximum(s[t])\n")
+    program = parse_program(text)
+    verify_program(program)
+    assert print_program(parse_program(print_program(program))) == print_program(program)
+    (y,) = run_program(program, [np.arange(64, dtype=np.float32)])
+    np.testing.assert_array_equal(y, np.repeat([31, 63], 32).astype(np.float32))
+    apart = text.replace("y[32*b", "if t > 3 { y[32*b").replace("s[t])\n", "s[t]) }\n")
+    with pytest.raises(VerifyError, match="some threads of a warp"):
+        run_program(parse_program(apart), [np.zeros(64, np.float32)])
+
