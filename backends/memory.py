@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..ir.expr import Const, Load, Local, Var
+from ..ir.expr import Const, Load, Local, Prim, Var
 from ..ir.loops import (
     Branch,
     Buffer,
@@ -131,7 +131,7 @@ class _Lifetimes:
                 seen.add(id(e))
                 if kind is Load:
                     self.touch(e.buffer, True)  # type: ignore[attr-defined]
-                stack.extend(e.args)
+                stack += e._args if kind is Prim else e.args  # type: ignore[attr-defined]
             if isinstance(s, Store):
                 self.touch(s.buffer, False)
 

@@ -6,8 +6,7 @@ rule does not know which of them it works for.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from .dtypes import DType, float32
@@ -86,12 +85,25 @@ class Builder:
         """`cast`, or `x` itself where it has the dtype already."""
         return x if x.type.dtype is dtype else self.cast(x, dtype=dtype)
 
-    @contextmanager
-    def at(self, loc: Location | None, phase: str) -> Iterator[None]:
+    def at(self, loc: Location | None, phase: str) -> _Place:
         """Nodes emitted inside carry this location and phase."""
-        old = self.loc, self.phase
-        self.loc, self.phase = loc, phase
-        try:
-            yield
-        finally:
-            self.loc, self.phase = old
+        return _Place(self, loc, phase)
+
+
+class _Place:
+    """What `Builder.at` gives."""
+
+    __slots__ = ("_builder", "_new", "_old")
+
+    def __init__(self, builder: Builder, loc: Location | None, phase: str) -> None:
+        self._builder = builder
+        self._new = loc, phase
+        self._old = self._new
+
+    def __enter__(self) -> None:
+        b = self._builder
+        self._old = b.loc, b.phase
+        b.loc, b.phase = self._new
+
+    def __exit__(self, *exc: object) -> None:
+        self._builder.loc, self._builder.phase = self._old

@@ -342,8 +342,11 @@ def index_add(a: Expr, b: Expr) -> Expr:
     x, c = terms(a)
     y, d = terms(b)
     items = _merge(x + y) if x and y else x or y
-    if len(items) > 1 and any(isinstance(t, Prim) and t.name == "mod" for t, _ in items):
-        items = _recombine(items)
+    if len(items) > 1:
+        for t, _ in items:
+            if type(t) is Prim and t.name == "mod":
+                items = _recombine(items)
+                break
     return from_terms(items, c + d)
 
 
@@ -446,10 +449,15 @@ def walk(e: Expr) -> Iterator[Expr]:
     stack = [e]
     while stack:
         x = stack.pop()
-        if id(x) not in seen:
-            seen.add(id(x))
+        key = id(x)
+        if key not in seen:
+            seen.add(key)
             yield x
-            stack.extend(x.args)
+            kind = type(x)
+            if kind is Prim:
+                stack += x._args  # type: ignore[attr-defined]
+            elif kind is not Const and kind is not Var and kind is not Local:
+                stack += x.args
 
 
 _INDEX_OPS = ("add", "mul", "floordiv", "mod")

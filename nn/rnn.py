@@ -10,7 +10,7 @@ from typing import Any
 
 from ..tracer.control import scan
 from ..tracer.creation import empty, zeros
-from ..tracer.library import ArgumentError, ArgumentTypeError
+from ..tracer.library import ArgumentError, ArgumentTypeError, recorded_once
 from ..tracer.methods import FUNCTIONS
 from ..tracer.recording import warn
 from .functional_norm import linear
@@ -213,6 +213,14 @@ class RNNBase(Module):
         self, x: Any, state: tuple[Any, ...], weights: list[Any], mask: Any, reverse: bool
     ) -> tuple[Any, tuple[Any, ...]]:
         """One layer in one direction: `[T, N, H]` and the state at the end."""
+        given = [x, *state, *weights, *(() if mask is None else (mask,))]
+        key = ("rnn", self.mode, len(state), len(weights), self.bias, bool(self.proj_size), reverse)
+        out, *end = recorded_once(key, given, lambda: self._scanned(x, state, weights, mask, reverse))
+        return out, tuple(end)
+
+    def _scanned(
+        self, x: Any, state: tuple[Any, ...], weights: list[Any], mask: Any, reverse: bool
+    ) -> tuple[Any, ...]:
         w_ih, w_hh, *more = weights
         b_ih, b_hh = more[:2] if self.bias else (None, None)
         project = more[-1] if self.proj_size else None
@@ -230,7 +238,7 @@ class RNNBase(Module):
 
         gates = linear(x, w_ih, b_ih)
         end, out = scan(step, state, (gates,) if mask is None else (gates, mask), reverse=reverse)
-        return out, end
+        return out, *end
 
 
 class RNN(RNNBase):

@@ -45,12 +45,15 @@ class ParamGroup(dict):
 
     lifted: set[str]
 
+    _formula: Any = None
+
     def __new__(cls, *args: Any, **kwargs: Any) -> ParamGroup:
         made = super().__new__(cls)
         made.lifted = {"lr"}
         return made
 
     def __setitem__(self, key: str, value: Any) -> None:
+        self._formula = None
         old = self.get(key, _MISSING)
         super().__setitem__(key, value)
         numbers = _numeric(old) and _numeric(value)
@@ -64,12 +67,20 @@ class ParamGroup(dict):
         note_change()
 
     def __delitem__(self, key: str) -> None:
+        self._formula = None
         super().__delitem__(key)
         note_change()
 
     def update(self, *args: Any, **kwargs: Any) -> None:
         for key, value in dict(*args, **kwargs).items():
             self[key] = value
+
+    def pop(self, key: str, *default: Any) -> Any:
+        found = self.get(key, _MISSING)
+        if found is not _MISSING:
+            del self[key]
+            return found
+        return super().pop(key, *default)
 
     def setdefault(self, key: str, default: Any = None) -> Any:
         if key not in self:
@@ -95,6 +106,8 @@ class ParamGroup(dict):
     def formula(self) -> tuple[tuple[Any, ...], dict[Any, float]] | None:
         """What the update's formula depends on, and the numbers it reads as scalars of the program, by name
         and index. None where a hyper-parameter is a tensor."""
+        if self._formula is not None:
+            return self._formula
         fixed: list[Any] = []
         read: dict[Any, float] = {}
         for key, value in self.items():
@@ -106,7 +119,8 @@ class ParamGroup(dict):
                 read.update(((key, i), v) for i, v in entries)
             elif key not in ("params", "param_names"):
                 fixed.append((key, value))
-        return tuple(fixed), read
+        self._formula = tuple(fixed), read
+        return self._formula
 
     def trace_state(self, keys: Any) -> tuple[Any, ...]:
         """What a trace of an update relies on."""

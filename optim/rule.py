@@ -158,7 +158,8 @@ class Rule(Optimizer):
         trace = STATE.trace
         enabled, trace.grad_enabled = trace.grad_enabled, False
         try:
-            with trace.at(trace.loc or user_location(), "update"):
+            lazy = trace is STATE.lazy  # which looks for the user's line only where an op is new
+            with trace.at(trace.loc if lazy else trace.loc or user_location(), "update"):
                 for group in self.param_groups:
                     self._step_group(trace, group)
             if trace is not STATE.lazy:
@@ -171,13 +172,17 @@ class Rule(Optimizer):
     # --- one group ------------------------------------------------------------------------------------------
 
     def _step_group(self, trace: Any, group: ParamGroup) -> None:
-        found = [(p, g) for p in group["params"] if (g := p.grad) is not None]
+        # (Of ordinary code, reading `.grad` has no effect.)
+        seen = trace is not STATE.lazy
+        found = [(p, g) for p in group["params"] if (seen or p._grad is not None) and (g := p.grad) is not None]
         if not found:
             return
         slots = self.slots(group)
         stateful = bool(slots or self.clocks)
+        states = [self.state[p] for p, _ in found] if stateful else []
         if stateful:
-            fresh = [p for p, _ in found if not slots.keys() <= self.state[p].keys() or not self.state[p]]
+            wanted = slots.keys()
+            fresh = [p for (p, _), state in zip(found, states) if not state or not wanted <= state.keys()]
             if fresh:
                 self._make_state(group, fresh, slots)
             if self.clocks and (len(found) != len(group["params"]) or 0 < len(fresh) < len(found)):
@@ -187,10 +192,9 @@ class Rule(Optimizer):
             self._update(trace, group, found, Hypers(trace, group), stateful)
             return
         fixed, read = formula
-        with trace.at(trace.loc, "update"):
-            given = {k: Num(trace.literal(float(v), float64)) for k, v in read.items()}
-        tensors = [t for p, _ in found for t in (p, *(self.state[p].values() if stateful else ()))]
-        tensors = [*{id(t): t for t in tensors if isinstance(t, Tensor)}.values()]
+        given = {k: Num(trace.literal(float(v), float64)) for k, v in read.items()}
+        held = [*(p for p, _ in found), *(t for state in states for t in state.values())]
+        tensors = [*{id(t): t for t in held if isinstance(t, Tensor)}.values()]
         before = [t._value() for t in tensors]
         operands = [*before, *(g._value() for _, g in found), *(n.value for n in given.values())]
         replayed = True
@@ -205,7 +209,13 @@ class Rule(Optimizer):
         made, _ = trace.segment((self._formula, fixed, len(found)), operands, update)
         if replayed:
             for t, value in zip(tensors, made):
-                if value is not None:
+                if value is None:
+                    continue
+                storage = t._storage
+                plain = t._view is None and storage.shared is None
+                if plain and (storage.leaf is not None or not storage.value.requires_grad):
+                    storage.put(value)
+                else:
                     write(t, value)
 
     def _update(

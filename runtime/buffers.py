@@ -5,6 +5,7 @@ A `Buffer` is one tensor's contents. Executables pass `ptr` to native code; noth
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,10 @@ from ..ir import dtypes
 from ..ir.types import Type
 
 ALIGN = 64
+#: How the numbers that are read most often lie in memory.
+_CELLS: dict[dtypes.DType, Any] = {
+    dtypes.float32: ctypes.c_float, dtypes.float64: ctypes.c_double, dtypes.int64: ctypes.c_int64,
+}  # fmt: skip
 #: How much idle memory one block size may hold on to, and how many blocks of it at most.
 _IDLE_BYTES, _IDLE_BLOCKS = 64 << 20, 64
 
@@ -92,6 +97,11 @@ class Buffer:
             a = block.raw[start : start + t.nbytes].view(t.dtype.numpy).reshape(t.shape)
             self._array = a
         return a
+
+    def number(self) -> Any:
+        """The Python number in a buffer of one element."""
+        cell = _CELLS.get(self.type.dtype)
+        return self.array.reshape(()).item() if cell is None else cell.from_address(self.ptr).value
 
     def shared_outside(self) -> bool:
         """Whether memory that is not ours is still held by its owner (who may change it behind our back)."""

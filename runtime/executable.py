@@ -20,6 +20,7 @@ from ..ir.interpreter import evaluate
 from ..ir.loops import For, statements
 from ..ir.types import Type
 from .buffers import Buffer, allocator, empty
+from .collector import collector_paused
 from .report import Cost, Memory, cost_of, memory_of
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ class Lowered:
     def native(self) -> NativeProgram:
         from ..backends.llvm.compile import compile_program
 
-        return compile_program(self.loops)
+        with collector_paused():
+            return compile_program(self.loops)
 
     def as_text(self, stage: str = "graph") -> str:
         """The program at `graph`, `optimized`, `loops`, `llvm` or `asm`."""

@@ -269,7 +269,9 @@ def test_reflected_operators() -> None:
     y ^= 1
     assert y.tolist() == [0, 5, 8]
     assert [int(v) for v in reversed(tg.tensor([1, 2]))] == [2, 1]
-    assert x.__add__("text") is NotImplemented
+    assert x.__add__(object()) is NotImplemented
+    with pytest.raises(TypeError, match="expected a tensor or a number, got str"):
+        x + "text"
     with pytest.raises(DTypeError, match="two numbers"):
         tg.remainder(1, 2)
 

@@ -1,5 +1,5 @@
-"""Graphs to GPU kernels: what the loop interpreter makes of them is what the graph interpreter says, for every
-op, for random graphs, for training steps and for control flow. It runs all threads of a kernel and fails on
+"""Graphs to GPU kernels: what the loop interpreter makes of them is what the graph interpreter says, for
+every op, for random graphs, for training steps and for control flow. It runs all threads of a kernel and fails on
 races, so a missing barrier shows."""
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schedule_graphs import arrays_for, build, f32, mlp_adam, mlp_sgd, rosenbrock
 from test_schedule import SPECS, assert_close, draw_arrays, graphs, hazards, rows, sample_graph
-from tracegrad.backends.gpu_schedule import schedule_gpu
+from tracegrad.backends.gpu_schedule import contract_tiles, scatter, schedule_gpu
 from tracegrad.backends.machine import AVX512, SM_75, GpuModel
 from tracegrad.backends.schedule import plan as planning
 from tracegrad.backends.schedule import schedule
@@ -67,10 +67,12 @@ def only_loops(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", sorted(REGISTRY))
-def test_op(name: str, only_loops: None) -> None:
+def test_op(name: str, only_loops: None, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     op = REGISTRY[name]
     for k, sample in enumerate(op.samples()):
+        monkeypatch.setattr(contract_tiles, "SMALL", 0 if k % 2 else 1 << 17)
+        monkeypatch.setattr(scatter, "RUN_THROUGH", 0 if k % 2 else 32)
         graph = optimize(sample_graph(op, sample))
         check(graph, draw_arrays(sample, rng), MACHINES[k % len(MACHINES)])
 
@@ -101,12 +103,13 @@ def test_random_graph(graph: Graph, machine: GpuModel, tiny: bool) -> None:
     st.data(),
     st.sampled_from(MACHINES),
     st.sampled_from(["plain", "relu", "several"]),
+    st.sampled_from([0, 0, 1 << 17]),
 )
-def test_contraction(spec: str, data: st.DataObject, machine: GpuModel, epilogue: str) -> None:
+def test_contraction(spec: str, data: st.DataObject, machine: GpuModel, epilogue: str, small: int) -> None:
     operands, out = spec.split("->")
     x, y = operands.split(",")
     sizes = {
-        c: data.draw(st.sampled_from([1, 2, 3, 5, 8, 14, 16, 17, 33, 70]), label=c) for c in sorted(set(x + y))
+        c: data.draw(st.sampled_from([1, 2, 3, 5, 8, 16, 17, 33, 70]), label=c) for c in sorted(set(x + y))
     }
     while np.prod(list(sizes.values())) > 60000:
         sizes[max(sizes, key=lambda c: sizes[c])] = 3
@@ -118,6 +121,21 @@ def test_contraction(spec: str, data: st.DataObject, machine: GpuModel, epilogue
 
     types = {"x": f32(*[sizes[c] for c in x]), "y": f32(*[sizes[c] for c in y]), "bias": f32(sizes[out[-1]])}
     graph = build("c", types, body)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(contract_tiles, "SMALL", small)
+        check(graph, arrays_for(graph), machine)
+
+
+@pytest.mark.parametrize("spec", ["mk,kn->mn", "mk,nk->nm", "km,kn->mn", "bmk,bnk->bmn"])
+@pytest.mark.parametrize("size", [(130, 70, 65), (64, 128, 64), (36, 44, 1200)], ids=str)
+@pytest.mark.parametrize("machine", MACHINES, ids=["sm_75", "small", "large"])
+def test_tiles(spec: str, size: tuple[int, int, int], machine: GpuModel) -> None:
+    """Tiles of several shapes, cut off at edges, with wide accesses and without, and sums in parts."""
+    sizes = {**dict(zip("mnk", size)), "b": 2}
+    operands, out = spec.split("->")
+    x, y = operands.split(",")
+    types = {"x": f32(*[sizes[c] for c in x]), "y": f32(*[sizes[c] for c in y]), "w": f32(sizes[out[-1]])}
+    graph = build("c", types, lambda b, x, y, w: b.relu(b.add(b.contract(x, y, spec=spec), w)))
     check(graph, arrays_for(graph), machine)
 
 

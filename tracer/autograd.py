@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ..ir.errors import GradError
@@ -221,16 +220,23 @@ def _results(nodes: Sequence[Any]) -> tuple[list[Any], list[Any]]:
     return saved, free
 
 
-@contextmanager
-def _walking(trace: Trace, create_graph: bool) -> Any:
-    old, trace.grad_enabled = trace.grad_enabled, create_graph
-    back, trace.walked_back = trace.walked_back, False
-    try:
-        with trace.at(trace.loc, "backward"):
-            yield
-    finally:
-        trace.grad_enabled = old
-        trace.walked_back = back
+class _walking:
+    """Inside, the ops of a walk back are recorded."""
+
+    __slots__ = ("_new", "_old", "_trace")
+
+    def __init__(self, trace: Trace, create_graph: bool) -> None:
+        self._trace = trace
+        self._new = create_graph
+        self._old = (trace.grad_enabled, trace.walked_back, trace.phase)
+
+    def __enter__(self) -> None:
+        trace = self._trace
+        trace.grad_enabled, trace.walked_back, trace.phase = self._new, False, "backward"
+
+    def __exit__(self, *exc: Any) -> None:
+        trace = self._trace
+        trace.grad_enabled, trace.walked_back, trace.phase = self._old
 
 
 def _runs_python(trace: LazyTrace) -> bool:
@@ -345,27 +351,48 @@ def backward(
         wrt = inputs
     leaves, found = _run(tensors, list(grad_tensors), keep, create_graph, wrt)
     trace = STATE.trace
-    owners = wrt if wrt is not None else (t for t in (v.leaf() for v in leaves if v.leaf) if t is not None)
     enabled, trace.grad_enabled = trace.grad_enabled, create_graph
     loc = trace.loc
     try:
         with trace.at(loc, "backward"):
-            for t in {id(t): t for t in owners}.values():
-                g = _gradient(trace, t, leaves, found)
-                if g is not None:
-                    _accumulate(trace, t, g, create_graph)
-                    for hook in list(t.__dict__.get("_post_accumulate_grad_hooks", {}).values()):
-                        hook(t)
+            for t, g in _totals(trace, wrt, leaves, found):
+                _accumulate(trace, t, g, create_graph)
+                for hook in list(t.__dict__.get("_post_accumulate_grad_hooks", {}).values()):
+                    hook(t)
     finally:
         trace.grad_enabled = enabled
     if not create_graph:
         trace.walked_back = True
 
 
+def _totals(
+    trace: Any, wrt: Sequence[Tensor] | None, leaves: Sequence[TracedValue], found: dict[Any, Any]
+) -> Iterator[tuple[Tensor, Any]]:
+    """The tensors that get gradients, each with the sum of those of its values."""
+    if wrt is not None:
+        for t in {id(t): t for t in wrt}.values():
+            g = _gradient(trace, t, leaves, found)
+            if g is not None:
+                yield t, g
+        return
+    values: dict[int, list[TracedValue]] = {}
+    for v in leaves:
+        if v in found:
+            values.setdefault(id(v.leaf), []).append(v)
+    for first, *more in values.values():
+        t = first.leaf() if first.leaf is not None else None
+        if t is not None:
+            g = found[first]
+            for v in more:
+                g = trace.add(g, found[v])
+            yield t, g
+
+
 def _accumulate(trace: Trace, t: Tensor, g: Any, create_graph: bool) -> None:
     old = t.grad
     if old is None:
-        t.grad = Tensor(_owned(trace, g))
+        trace.write_grad(t)
+        t._grad = Tensor(_owned(trace, g))
     elif create_graph:
         t.grad = Tensor(trace.add(old._value(), g))
     else:

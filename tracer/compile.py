@@ -17,6 +17,7 @@ from ..ir.errors import TraceError
 from ..ir.graph import Graph, Node, Value
 from ..ir.op import REGISTRY, Op
 from ..runtime.buffers import Buffer, copy_of, empty
+from ..runtime.collector import collector_paused
 from ..runtime.executable import Context, Executable, Lowered
 from .compile_trace import Consumed, Output, Place, Traced, trace_function
 from .functions.shaping import cat
@@ -348,7 +349,8 @@ class CompiledFunction:
                 f"reads from Python keeps changing (train/eval flags, requires_grad, gradients set to None)"
             )
         epoch = EPOCH[0]
-        traced = trace_function(self.fn, args, kwargs, self.name, self.keep_grads, lazy.grad_enabled)
+        with collector_paused():
+            traced = trace_function(self.fn, args, kwargs, self.name, self.keep_grads, lazy.grad_enabled)
         spec = Specialization(traced, epoch, lazy.grad_enabled)
         found.append(spec)
         return spec, tensors

@@ -102,7 +102,9 @@ def scalar_buffer(value: Any, dtype: DType) -> Buffer:
     return b
 
 
-def _saved_for_backward(live: list[TracedValue], trace: LazyTrace) -> tuple[dict[TracedValue, None], set[Any]]:
+def _saved_for_backward(
+    live: list[TracedValue], trace: LazyTrace
+) -> tuple[dict[TracedValue, None], set[Any]]:
     """Pending values that gradient rules of nodes behind `live` will read, and what else those nodes hold."""
     keep: dict[TracedValue, None] = {}
     held: set[Any] = set()
@@ -127,40 +129,36 @@ def _saved_for_backward(live: list[TracedValue], trace: LazyTrace) -> tuple[dict
     return keep, held
 
 
-class _References:
-    """Counts references. What an interpreter counts for its own sake differs, so that it is measured: this many
-    has an overwritten value (and its memory) that nobody but the trace holds."""
-
-    def __init__(self) -> None:
-        value = TracedValue(Type(float32, ()), buffer=empty(Type(float32, ())))
-        undo = [(None, value)]
-        inputs = [(0, value, value.buffer)]
-        slots, values = {value: 0}, [value]
-        del value
-        for _, old in undo:
-            self.value, self.buffer = self.count(old)
-        del undo, inputs, slots, values
-
-    def count(self, value: Any) -> tuple[int, int]:
-        return getrefcount(value), getrefcount(value.buffer)
+def _references() -> tuple[int, int]:
+    """How many references an overwritten value, and its memory, have that nobody but the trace holds. What an
+    interpreter counts for its own sake differs, so that it is measured."""
+    value = TracedValue(Type(float32, ()), buffer=empty(Type(float32, ())))
+    undo = [(None, value)]
+    held = [(0, value, value.buffer), {value: 0}, [value]]
+    del value
+    for _, old in undo:
+        alone = getrefcount(old)
+        memory = old.buffer
+        return alone, getrefcount(memory)
+    return len(held), 0
 
 
-_ALONE = _References()
+_ALONE = _references()
 
 
 def _overwritten(trace: LazyTrace) -> dict[int, TracedValue]:
     """Slots of inputs whose contents nobody can see any more, and the values that took their place: these can
     be written into the same memory."""
     slots, out = trace.slots, {}
-    reading: Counter[Any] = Counter(v for node in trace.made for v in node.operands) if trace.made else Counter()
-    alone = _ALONE
+    reading = Counter(id(v) for node in trace.made for v in node.operands) if trace.made else None
+    alone, shared = _ALONE
     for storage, old in trace.undo:
         slot, new = slots.get(old), storage.value
         if slot is None or old.buffer is None or new.buffer is not None or new.trace is not trace:
             continue
-        held, memory = alone.count(old)
-        if held - reading[old] == alone.value and memory == alone.buffer and old.type == new.type:
-            if not old.buffer.seen_outside():
+        if getrefcount(old) - (reading[id(old)] if reading else 0) == alone and old.type == new.type:
+            memory = old.buffer
+            if getrefcount(memory) == shared and (memory._array is None or not memory.seen_outside()):
                 out[slot] = new
     return out
 
@@ -200,7 +198,10 @@ def run_pending(trace: LazyTrace, at: TrieNode) -> None:
 
 
 def _program(
-    trace: LazyTrace, live: dict[int, TracedValue], lifted: tuple[int, ...], overwritten: dict[int, TracedValue]
+    trace: LazyTrace,
+    live: dict[int, TracedValue],
+    lifted: tuple[int, ...],
+    overwritten: dict[int, TracedValue],
 ) -> LazyProgram:
     """The program that computes what is `live`; what is `overwritten` and not read by a later backward is
     updated in place."""

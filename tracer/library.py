@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,8 @@ from ..ir.dtypes import DType
 from ..ir.errors import TracegradError
 from ..ir.types import Type
 from ..runtime.buffers import copy_of, empty
-from .recording import STATE, outside_traces
-from .tensor import Tensor, concrete, note_change
+from .recording import STATE, LazyTrace, outside_traces
+from .tensor import Tensor, concrete, note_change, ready
 from .values import TracedValue
 
 
@@ -38,7 +38,7 @@ class MissingKey(TracegradError, KeyError):
 
 
 class MissingForward(TracegradError, NotImplementedError):
-    """A module that is called and has no `forward`."""
+    """A method that a subclass must define and does not: a module's `forward`, a dataset's `__getitem__`."""
 
 
 class RemovableHandle:
@@ -82,6 +82,28 @@ def filled_state(shape: tuple[int, ...], value: float, dtype: DType) -> Tensor:
     buffer.array.fill(value)
     with outside_traces():
         return concrete(buffer)
+
+
+def recorded_once(key: Any, tensors: Sequence[Any], procedure: Callable[[], Sequence[Tensor]]) -> list[Tensor]:
+    """The tensors that `procedure` gives. In ordinary code its ops are recorded the first time and then known.
+
+    Args:
+        key: with the values of `tensors`, all that the procedure depends on; hashable.
+        tensors: every tensor that it reads.
+        procedure: only computes: it writes nothing in place, draws no random numbers and runs none of the user's
+            functions.
+    """
+    trace = STATE.trace
+    if not isinstance(trace, LazyTrace):
+        return list(procedure())
+    if trace.walked_back:
+        ready(trace, *tensors)
+
+    def record() -> tuple[list[Any], None]:
+        return [t._value() for t in procedure()], None
+
+    made: Any = trace.segment(key, [t._value() for t in tensors], record)[0]
+    return [Tensor(v) for v in made]
 
 
 def overwrite(t: Tensor, array: np.ndarray) -> Tensor:

@@ -20,11 +20,11 @@ class Size(tuple):
 
     __slots__ = ()
 
-    def __new__(cls, sizes: Any = ()) -> Size:
+    def __new__(cls, iterable: Any = ()) -> Size:
         try:
-            return tuple.__new__(cls, [n if n.__class__ is int else index(n) for n in sizes])
+            return tuple.__new__(cls, [n if n.__class__ is int else index(n) for n in iterable])
         except TypeError:
-            raise DTypeError(f"Size() takes a sequence of integers, got {sizes!r:.60}") from None
+            raise DTypeError(f"Size() takes a sequence of integers, got {iterable!r:.60}") from None
 
     def numel(self) -> int:
         n = 1

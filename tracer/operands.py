@@ -18,6 +18,7 @@ from .values import TracedValue
 
 _DEFAULT: list[DType] = [dtypes.float32]
 _CATEGORY = {"b": 0, "u": 1, "i": 1, "f": 2}
+_NUMBERS = frozenset((float, int, bool))
 CAST = REGISTRY["cast"]
 
 
@@ -86,11 +87,25 @@ def values(*operands: Any, floating: bool = False) -> tuple[Trace, list[TracedVa
     if trace.walked_back:
         ready(trace, *operands)
     a = operands[0]
-    b = operands[-1]
-    if isinstance(a, Tensor) and isinstance(b, Tensor) and len(operands) == 2:
-        x, y = a._value(), b._value()
-        if x.type.dtype is y.type.dtype and (not floating or x.type.dtype.kind == "f"):
-            return trace, [x, y]
+    if len(operands) == 2:  # (what follows is for most calls; the rules are below)
+        b = operands[1]
+        if isinstance(a, Tensor):
+            x = a._value()
+            dtype = x.type.dtype
+            if isinstance(b, Tensor):
+                y = b._value()
+                if y.type.dtype is dtype and (not floating or dtype.kind == "f"):
+                    return trace, [x, y]
+            elif dtype.kind == "f" and b.__class__ in _NUMBERS:
+                return trace, [x, trace.literal(b, dtype)]
+        elif isinstance(b, Tensor) and a.__class__ in _NUMBERS:
+            y = b._value()
+            if y.type.dtype.kind == "f":
+                return trace, [trace.literal(a, y.type.dtype), y]
+    elif isinstance(a, Tensor) and len(operands) == 1:
+        x = a._value()
+        if not floating or x.type.dtype.kind == "f":
+            return trace, [x]
     dtype = result_type(*operands)
     if floating and dtype.kind != "f":
         dtype = _DEFAULT[0]

@@ -416,7 +416,12 @@ class LazyTrace(Trace):
         if known is not None:
             return known.replay(self), known.note
         record, start = self.record, len(self.record)
-        first, literals, inputs, own = len(self.values), len(self.literals), len(self.inputs), len(self.own_attrs)
+        first, literals, inputs, own = (
+            len(self.values),
+            len(self.literals),
+            len(self.inputs),
+            len(self.own_attrs),
+        )
         outputs, note = procedure()
         whole = self.record is record and len(self.inputs) == inputs and len(self.own_attrs) == own
         whole = whole and all(v is None or v in self.slots for v in outputs)

@@ -161,7 +161,7 @@ class Tensor(Description):
             raise TraceError(
                 f"item(): a tensor of type {value.type} has {value.type.numel} elements, not one"
             )
-        return self._buffer().array.reshape(()).item()
+        return self._buffer().number()
 
     def tolist(self) -> Any:
         """Nested lists of Python numbers."""

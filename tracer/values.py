@@ -85,7 +85,12 @@ class Pending(TracedValue):
 
 def history(value: TracedValue) -> TracedValue:
     """The value whose gradient is `value`'s: itself, or what it was before writes autograd did not see."""
-    while value.leaf is None and value.node is not None and value.node.op.name == "rebind" and value.node.operands:
+    while (
+        value.leaf is None
+        and value.node is not None
+        and value.node.op.name == "rebind"
+        and value.node.operands
+    ):
         value = value.node.operands[0]  # type: ignore[assignment]
     return value
 
@@ -175,7 +180,8 @@ class Storage:
             value.requires_grad = True
             value.leaf = self.leaf
         old = self.value
-        self.hold(value)
+        self.value = value
+        REPLACED[0] += 1
         self.version += 1
         value.storage = self.ref
         trace = value.trace

@@ -18,8 +18,8 @@ import numpy as np
 
 from ...ir.expr import Load, Var, walk
 from ...ir.graph import Location
-from ...ir.loop_text import print_kernel, used_buffers
-from ...ir.loops import Buffer, Kernel, LoopProgram, Store, expressions, statements
+from ...ir.loop_text import used_buffers
+from ...ir.loops import Buffer, Kernel, LoopProgram, expressions, statements
 from .emit_expr import UnitState
 from .emit_host import HostWriter
 from .emit_kernel import Emitted, KernelWriter
@@ -75,10 +75,10 @@ class _Unit:
         self.title = title
         self.state = UnitState()
         self.names = Names()
-        self.entries = [self.names.fresh(p.name) for p in programs]
+        self.entries = [self.names.fresh(f"run_{p.name}") for p in programs]
         self.launches: dict[Kernel, Launch] = {}
         self.functions: list[Emitted] = []
-        self.made: dict[object, tuple[Emitted, list[Buffer | Var]]] = {}
+        self.made: dict[object, tuple[Emitted, list[Buffer | Var]]] = {}  # by neutral text and grid
         self.constants: list[str] = []
 
     def write(self) -> CudaUnit:
@@ -121,15 +121,15 @@ class _Unit:
 
     def _kernel(self, k: Kernel, names: Names, p: LoopProgram) -> list[str]:
         """The definition, unless an equal kernel is there already: then that is launched again."""
-        text, buffers, variables = print_kernel(k)
-        stored = {id(s.buffer) for s in statements(k.body) if isinstance(s, Store)}
-        key = (
-            text,
-            tuple((b.type, b.space == "const" and b.data, id(b) in stored) for b in buffers),
-            tuple(v.extent for v in variables),
-        )
+        neutral = _Numbers()
+        neutral.of.update((b, names.get(b)) for b in _const_buffers([k]))
+        writer = KernelWriter(self.state, neutral, k, "k")
+        own = writer.free
+        for x in own:
+            neutral.get(x)
+        sketch = writer.write()
+        key = sketch.text, sketch.grid, tuple(x.nbytes if isinstance(x, Buffer) else x.extent for x in own)
         known = self.made.get(key)
-        own: list[Buffer | Var] = [*buffers, *variables]
         if known is not None:
             function, theirs = known
             mine = dict(zip(theirs, own))
@@ -154,7 +154,7 @@ class _Unit:
 
     def _constants(self, p: LoopProgram, names: Names) -> None:
         """Arrays of baked data. What has no literal (halves, infinities) is written as bits."""
-        for b in _const_buffers(p):
+        for b in _const_buffers(p.kernels):
             self.names.taken.add(names.define(b, b.name))
             c = self.state.c_type(b.dtype)
             data = np.frombuffer(b.data, b.dtype.numpy)
@@ -183,9 +183,18 @@ def _array(c: str, name: str, values: list[str]) -> str:
     return f"__device__ const {c} {name}[{max(len(values), 1)}] = {{\n" + "\n".join(lines) + "\n};\n"
 
 
-def _const_buffers(p: LoopProgram) -> list[Buffer]:
+class _Numbers(Names):
+    """Numbers for names: kernels that differ in names alone have one text."""
+
+    def fresh(self, wish: str) -> str:
+        name = f"n{len(self.taken)}"
+        self.taken.add(name)
+        return name
+
+
+def _const_buffers(kernels: Sequence[Kernel]) -> list[Buffer]:
     found: dict[Buffer, None] = {}
-    for k in p.kernels:
+    for k in kernels:
         for s in statements(k.body):
             for root in expressions(s):
                 for e in walk(root):

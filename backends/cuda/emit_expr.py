@@ -367,6 +367,8 @@ class ExprWriter:
         given = kinds[-1]
         if name == "select":
             c, a, b = args
+            if c.text in ("true", "false"):
+                return a if c.text == "true" else b
             wide = dtype is int64 and (a.wide or b.wide)
             bounds = (min(a.bounds[0], b.bounds[0]), max(a.bounds[1], b.bounds[1])) if a.bounds and b.bounds else None
             return Text(
@@ -378,7 +380,8 @@ class ExprWriter:
             return out if name in _COMPARE else self.convert(out, float32, dtype)
         if name in _COMPARE:
             a, b = args
-            return Text(f"{a.at(ADD)} {_COMPARE[name]} {b.at(ADD)}", COMPARE)
+            known = _against_zero(name, a, b) if given.kind == "u" else ""
+            return Text(known) if known else Text(f"{a.at(ADD)} {_COMPARE[name]} {b.at(ADD)}", COMPARE)
         if given is bool_:
             return self._bool(name, args)
         if given.kind == "f":
@@ -555,6 +558,15 @@ def flat_index(b: Buffer, index: Sequence[Expr]) -> Expr:
     for n, i in zip(b.shape, index):
         out = index_add(index_mul(out, n), i)
     return out
+
+
+def _against_zero(name: str, a: Text, b: Text) -> str:
+    """What is known of the comparison of unsigned numbers with 0."""
+    if b.text.rstrip("ul") == "0":
+        return {"lt": "false", "ge": "true"}.get(name, "")
+    if a.text.rstrip("ul") == "0":
+        return {"gt": "false", "le": "true"}.get(name, "")
+    return ""
 
 
 def _operand(text: str) -> str:

@@ -11,6 +11,7 @@ How loops are placed:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -95,6 +96,8 @@ class KernelWriter(ExprWriter):
         self.kernel = kernel
         self.name = name
         self.inside = False  # a thread loop
+        self.guarded = False  # one that some threads skip
+        self.alone = False  # the kernel has one nest of thread loops, and nothing after it
         self.dims: list[int] = []
         self.used: set[Expr] = set()
         self.loaded: set[Buffer] = set()
@@ -175,9 +178,11 @@ class KernelWriter(ExprWriter):
         self.threads = prod(self.dims)
         if self.threads > _MAX_THREADS or len(self.dims) > 3:
             raise EmitError(f"kernel {self.name}: {self.dims} threads in {len(self.dims)} dimensions")
+        self.alone = len(nests) == 1 and bool(body) and isinstance(body[-1], For) and body[-1].kind == "thread"
         parameters = self._parameters()
         grid = self._grid(blocks)
         self.block_body(body)
+        self.lines = without_unused(self.lines)
         if self.shared_bytes > _MAX_SHARED:
             raise EmitError(f"kernel {self.name} takes {self.shared_bytes} bytes of shared memory")
         bounds = f"__launch_bounds__({self.threads}) "
@@ -251,8 +256,8 @@ class KernelWriter(ExprWriter):
             elif isinstance(s, While):
                 self.repeat_while(s)
             elif isinstance(s, Barrier):
-                if self.inside:
-                    raise EmitError(f"kernel {self.name}: a barrier inside a thread loop")
+                if self.guarded:
+                    raise EmitError(f"kernel {self.name}: a barrier that some threads don't reach")
                 if self.threads > 1:
                     self.line("__syncthreads();")
             else:
@@ -276,7 +281,9 @@ class KernelWriter(ExprWriter):
         loops, body = nest(s, ("thread",))
         counts = [trips(f) for f in reversed(loops)]
         guards: list[str] = []
-        self.open("")
+        braces = not self.alone
+        if braces:
+            self.open("")
         if counts == self.dims:
             sources = [f"threadIdx.{axis}" for axis in _AXES[: len(counts)]]
         else:  # a smaller nest, over the threads in their order
@@ -291,12 +298,13 @@ class KernelWriter(ExprWriter):
             self.open(f"if ({' && '.join(guards)})")
         for f, source in reversed(list(zip(reversed(loops), sources))):
             self._bind(f, f"({source})" if f.step != 1 and " " in source else source)
-        self.inside = True
+        self.inside, self.guarded = True, bool(guards)
         self.block_body(body)
-        self.inside = False
+        self.inside = self.guarded = False
         if guards:
             self.close()
-        self.close()
+        if braces:
+            self.close()
 
     def loop(self, s: For) -> None:
         """A loop that runs in the thread."""
@@ -529,6 +537,34 @@ def _linear(dims: list[int]) -> str:
     if len(dims) > 2:
         text = f"threadIdx.z * {dims[0] * dims[1]} + {text}"
     return text
+
+
+_DEFINITION = re.compile(r"^( *)const [\w ]+ (\w+) = ")
+
+
+def without_unused(lines: list[str]) -> list[str]:
+    """The lines without definitions of names that nothing uses: conditions that folded, sums that an fma took
+    in."""
+    out: list[str] = []  # backwards
+    for line in reversed(lines):
+        m = _DEFINITION.match(line)
+        if m and not _used_later(out, len(m.group(1)), m.group(2)):
+            continue
+        out.append(line)
+    return out[::-1]
+
+
+def _used_later(later: list[str], pad: int, name: str) -> bool:
+    """Whether a name occurs before its block ends. `later` is backwards."""
+    word = re.compile(rf"\b{name}\b")
+    for line in reversed(later):
+        if line.startswith("#"):
+            continue
+        if len(line) - len(line.lstrip(" ")) < pad:
+            return False
+        if word.search(line):
+            return True
+    return False
 
 
 def wrapped(head: str, parts: list[str], tail: str, indent: int) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 
 from ...ir import dtypes
 from ...ir.expr import Const, Expr, Local, Prim, Var, WarpReduce
@@ -18,6 +19,8 @@ from ..schedule.scopes import Lowering, Scope
 
 #: threads of a block where nothing asks for more or fewer
 THREADS = 256
+#: of all block loops but the innermost
+MOST_BLOCKS = 65535
 
 
 @dataclass
@@ -45,7 +48,9 @@ class Launch:
         self.top = scope = Scope(low)
         self.blocks: list[Expr] = []
         self.threads: list[Expr] = []
-        for name, n in blocks:
+        sizes = [n for _, n in blocks]
+        apart = any(n > MOST_BLOCKS for n in sizes[:-1])
+        for name, n in [("bx", prod(sizes))] if apart else blocks:
             v = Var(name, n)
             scope = scope.loop(v, n, "block")
             self.blocks.append(v if n > 1 else ZERO)
@@ -56,6 +61,9 @@ class Launch:
             self.threads.append(v if n > 1 else ZERO)
         self.scope = scope
         low.floor = scope.depth
+        if apart:
+            parts = unravel(self.blocks[0], tuple(sizes))
+            self.blocks = [index_let(scope, name, p, n) for (name, n), p in zip(blocks, parts)]
 
     def shared(self, name: str, dtype: dtypes.DType, size: int) -> Buffer:
         """A buffer of the block."""

@@ -13,25 +13,38 @@ writes partial results, and one that combines them, in a fixed order. Used by gp
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ...ir import dtypes
-from ...ir.expr import Const, Expr, Load, Local, Prim, Var, index_add
+from ...ir.expr import Const, Expr, Load, Local, Prim, Var, index_add, index_mod
 from ...ir.loops import Barrier, Buffer, Stmt, Store
 from ..schedule.elements import S
 from ..schedule.indexing import ZERO
 from ..schedule.nests import StoreSpec, less, strides
+from ..schedule.pointwise import work
 from ..schedule.row_group import Reduction, RowGroup, identity
-from ..schedule.row_passes import RowPasses
+from ..schedule.row_passes import HEAVY, Pass, RowPasses
 from ..schedule.scopes import Scope
-from .launch import Launch, Target, both, close, define_parts, flat_launch, index_let, power_below, serial_nest
-from .launch import warp_reduce
+from .launch import (
+    Launch,
+    Target,
+    both,
+    close,
+    define_parts,
+    flat_launch,
+    index_let,
+    power_below,
+    serial_nest,
+    warp_reduce,
+)
 from .pointwise import SCALAR
 
 #: rows up to this long are one thread's; up to this long, one warp's
-THREAD_ROW, WARP_ROW = 4, 1024
+THREAD_ROW, WARP_ROW = 4, 512
 #: elements that a thread should have at least before rows are cut in more chunks
 SHARE = 8
+#: registers of a thread for what later passes use again
+HELD = 32
 
 
 @dataclass(frozen=True)
@@ -42,12 +55,14 @@ class Shape:
         rows, share: A and B.
         column: neighbouring threads are neighbouring rows.
         chunks: pieces that rows are cut into.
+        lanes: neighbouring elements of a row that a thread takes at once.
     """
 
     rows: int
     share: int
     column: bool
     chunks: int = 1
+    lanes: int = 1
 
 
 class GpuRows(RowPasses):
@@ -56,7 +71,9 @@ class GpuRows(RowPasses):
     def __init__(self, group: RowGroup, specs: list[StoreSpec], target: Target) -> None:
         self.target = target
         super().__init__(group, specs, SCALAR, target.place, target.number)
-        self.shape = self.choose()
+        self.shape = self.widened(self.choose())
+        self.held = self.choose_held()
+        self.rooms: dict[Expr, Buffer] = {}
 
     # --- layout
 
@@ -83,10 +100,10 @@ class GpuRows(RowPasses):
         O, R, sms = self.O, self.R, self.target.gpu.sms
         inside = self.overwrites([s for p in self.passes for s in p.stores])
         if self.columns:
-            if O >= sms * 512 or R < 8:
+            if sms * 512 <= O or R < 8:
                 return Shape(min(256, -(-O // 32) * 32), 1, True)
             rows = 32 if O >= 32 or R < 256 else power_below(O)
-            share = min(8 if O >= sms * 64 else 32, power_below(R // 2), 1024 // rows)
+            share = min(8 if sms * 64 <= O else 32, power_below(R // 2), 1024 // rows)
             if inside and O % rows:
                 return Shape(128, 1, True)
             blocks = -(-O // rows)
@@ -94,10 +111,10 @@ class GpuRows(RowPasses):
         if R <= THREAD_ROW:
             return Shape(min(256, -(-O // 32) * 32), 1, False)
         hazard = self.overwrites(self.row_stores)
-        if (R <= 128 or (R <= WARP_ROW and O >= 4 * sms)) and not hazard:
-            rows = 8 if O >= 16 * sms else (4 if O >= 4 * sms else 1)
+        if (R <= 128 or (R <= WARP_ROW and 4 * sms <= O)) and not hazard:
+            rows = 8 if 16 * sms <= O else (4 if 4 * sms <= O else 1)
             return Shape(min(rows, O), 32, False)
-        share = max(32, min(256 if R <= 8192 or O >= 8 * sms else 1024, power_below(R // 4)))
+        share = max(32, min(256 if R <= 8192 or 8 * sms <= O else 1024, power_below(R // 4)))
         return Shape(1, share, False, self.cut(O, share))
 
     def cut(self, blocks: int, share: int) -> int:
@@ -105,6 +122,62 @@ class GpuRows(RowPasses):
         wanted = 2 * self.target.gpu.sms // blocks
         chunks = min(wanted, self.R // (share * SHARE))
         return chunks if chunks >= 4 and blocks < self.target.gpu.sms else 1
+
+    def widened(self, shape: Shape) -> Shape:
+        """With vectors, where they make wide accesses."""
+        last, n = self.r.vars[-1], self.r.sizes[-1]
+        if shape.column or shape.share == 1 or not isinstance(last, Var):
+            return shape
+        found = strides(self.loads, last)
+        buffers = [x.buffer for x, s in zip(self.loads, found) if s] + [b for p in self.passes for b, _, _ in p.stores]
+        size = max([b.dtype.itemsize for b in buffers], default=16)
+        if any(s not in (0, 1) for s in found) or not any(found):
+            return shape
+        for lanes in (4, 2):
+            if n % lanes == 0 and lanes * size <= 16 and lanes * shape.share * 2 <= self.R:
+                return replace(shape, lanes=lanes)
+        return shape
+
+    def choose_held(self) -> list[tuple[Expr, int]]:
+        """What threads keep in registers for later passes, with the pass that makes it: elements that take
+        work, and loads."""
+        shape = self.shape
+        room = HELD // (-(-self.R // (shape.share * shape.lanes)) * shape.lanes)
+        if shape.chunks > 1 or shape.share == 1 or not room or len(self.passes) < 2:
+            return []
+        held: list[tuple[Expr, int]] = []
+        for kind in (Local, Load):
+            found: dict[int, list[int]] = {}  # the passes that need an expression
+            exprs: dict[int, Expr] = {}
+            for n, p in enumerate(self.passes):
+                for e in self.met(p, {self.number(x) for x, made in held if made < n}):
+                    if isinstance(e, kind) and (kind is Load or work([self.bindings[e]]) >= HEAVY):  # type: ignore[index]
+                        exprs[self.number(e)] = e
+                        found.setdefault(self.number(e), []).append(n)
+            for n, passes in found.items():
+                if len(passes) > 1 and len(held) < room and self.stage(exprs[n]) <= passes[0]:
+                    held.append((exprs[n], passes[0]))
+        return held
+
+    def met(self, p: Pass, known: set[int]) -> list[Expr]:
+        """The elements' loads and locals that a pass computes, if it has what is `known`."""
+        stack = [r.element for r in p.reductions] + [v for _, _, v in p.stores]
+        seen: set[int] = set()
+        out: list[Expr] = []
+        while stack:
+            e = stack.pop()
+            n = self.number(e)
+            if n in seen or n in known:
+                continue
+            seen.add(n)
+            if isinstance(e, (Load, Local)) and self.low.free(e) & self.r_vars and e.dtype.kind == "f":
+                out.append(e)
+            if isinstance(e, Local):
+                if e in self.bindings:
+                    stack.append(self.bindings[e])
+            elif not isinstance(e, Load):
+                stack.extend(e.args)
+        return out
 
     # --- kernels
 
@@ -115,6 +188,10 @@ class GpuRows(RowPasses):
             return self.emit_chunks()
         k = Launch(self.low, [("rows", -(-self.O // self.shape.rows))], self.thread_loops())
         scope, _ = self.row_of(k, k.blocks[0])
+        turns = -(-self.R // (self.shape.share * self.shape.lanes))
+        for e, _ in self.held:
+            name = e.buffer.name if isinstance(e, Load) else e.name  # type: ignore[attr-defined]
+            self.rooms[e] = scope.alloc(f"{name}_kept", e.dtype, turns * self.shape.lanes, "register")
         for n, p in enumerate(self.passes):
             accs = self.sweep(scope, n, ZERO, self.R)
             for r, acc in zip(p.reductions, accs):
@@ -165,16 +242,31 @@ class GpuRows(RowPasses):
 
     def sweep(self, scope: Scope, n: int, start: Expr, length: int) -> list[Buffer]:
         """Pass n over positions [start, start + length) of the row: the accumulators of a thread."""
-        p = self.passes[n]
-        accs = [scope.alloc(r.local.name, r.local.dtype, 1, "register") for r in p.reductions]
+        p, lanes = self.passes[n], self.shape.lanes
+        accs = [scope.alloc(r.local.name, r.local.dtype, lanes, "register") for r in p.reductions]
         for acc, r in zip(accs, p.reductions):
-            scope.stmts.append(Store(acc, (ZERO,), Const(identity(r.combine, acc.dtype), acc.dtype)))
+            neutral = Const(identity(r.combine, acc.dtype), acc.dtype)
+            scope.stmts += [Store(acc, (Const(k),), neutral) for k in range(lanes)]
         if not p.reductions and not p.stores:
             return accs
-        inner = self.share_of(scope, start, length)
-        elements = inner.roots([r.element for r in p.reductions])
+        inner, at = self.share_of(scope, start, length)
+        lane: Expr = ZERO
+        if lanes > 1:
+            lane = Var("v", lanes)
+            inner = inner.loop(lane, lanes, "vector")
+            last = self.r.vars[-1]
+            inner.define(last, index_add(self.wide * lanes, lane))
+        slot = (index_add(at * lanes, lane),)
+        for e, made in self.held:
+            if made < n:
+                inner.memo[self.number(e)] = Load(self.rooms[e], slot)
+        kept = [e for e, made in self.held if made == n]
+        self.low.uses.update((self.number(e), 2) for e in kept)  # worth a name
+        elements = inner.roots([*(r.element for r in p.reductions), *kept])
+        for e, value in zip(kept, elements[len(p.reductions) :]):
+            inner.stmts.append(Store(self.rooms[e], slot, value))
         for acc, r, e in zip(accs, p.reductions, elements):
-            inner.stmts.append(Store(acc, (ZERO,), S.prim(r.combine, Load(acc, (ZERO,)), e)))
+            inner.stmts.append(Store(acc, (lane,), S.prim(r.combine, Load(acc, (lane,)), e)))
         if p.stores:
             if self.inside is not None:
                 inner = inner.branch(self.inside)
@@ -182,29 +274,44 @@ class GpuRows(RowPasses):
         close(inner, scope)
         return accs
 
-    def share_of(self, scope: Scope, start: Expr, length: int) -> Scope:
-        """The scope of one element of a thread's share of the row."""
-        share = self.shape.share
+    def share_of(self, scope: Scope, start: Expr, length: int) -> tuple[Scope, Expr]:
+        """The scope of one element (or vector) of a thread's share of the row, and its number."""
+        share, lanes = self.shape.share, self.shape.lanes
         whole = length == self.R
         if share == 1 and whole:
-            return serial_nest(scope, self.r.vars, self.r.sizes)
-        v = Var("i", -(-length // share))
-        inner = scope.loop(v, v.extent, "serial") if v.extent > 1 else scope.inline()
-        at = index_add(v * share if v.extent > 1 else ZERO, self.lane)
-        cond = less(at, length) if length % share else None
-        at = index_add(at, start)
-        if not whole and self.R % length:
-            cond = both(cond, less(at, self.R))
+            return serial_nest(scope, self.r.vars, self.r.sizes), ZERO
+        count, total = length // lanes, self.R // lanes
+        v = Var("i", -(-count // share))
+        kind = "unroll" if self.held else "serial"
+        inner = scope.loop(v, v.extent, kind) if v.extent > 1 else scope.inline()
+        turn: Expr = v if v.extent > 1 else ZERO
+        at = index_add(turn * share, self.lane)
+        cond = less(at, count) if count % share else None
+        at = index_add(at, start // lanes)
+        if not whole and total % count:
+            cond = both(cond, less(at, total))
         if cond is not None:
             inner = inner.branch(cond)
-        at = index_let(inner, "r", at, self.R)
-        define_parts(inner, self.r.vars, self.r.sizes, at)
-        return inner
+        at = index_let(inner, "r", at, total)
+        if lanes == 1:
+            define_parts(inner, self.r.vars, self.r.sizes, at)
+        else:
+            sizes = [*self.r.sizes[:-1], self.r.sizes[-1] // lanes]
+            define_parts(inner, self.r.vars[:-1], sizes[:-1], at // sizes[-1])
+            self.wide = index_let(inner, "q", index_mod(at, sizes[-1]) if len(sizes) > 1 else at, sizes[-1])
+        return inner, turn
+
+    def folded(self, r: Reduction, acc: Buffer) -> Expr:
+        """A thread's value from its lanes."""
+        items: list[Expr] = [Load(acc, (Const(k),)) for k in range(acc.size)]
+        while len(items) > 1:
+            items = [S.prim(r.combine, a, b) for a, b in zip(items[::2], items[1::2])]
+        return items[0]
 
     def combined(self, k: Launch, scope: Scope, r: Reduction, acc: Buffer) -> Expr:
         """The row's value from those of its threads; all of them get it."""
         rows, share = self.shape.rows, self.shape.share
-        name, mine = r.local.name, Load(acc, (ZERO,))
+        name, mine = r.local.name, self.folded(r, acc)
         if share == 1:
             return scope.let(mine, name)
         if self.shape.column:
@@ -239,7 +346,8 @@ class GpuRows(RowPasses):
     def emit_chunks(self) -> list[list[Stmt]]:
         """Every pass a kernel over chunks of rows, followed by one that combines their results."""
         shape = self.shape
-        length = -(-self.R // (shape.chunks * shape.share)) * shape.share
+        unit = shape.share * shape.lanes
+        length = -(-self.R // (shape.chunks * unit)) * unit
         chunks = -(-self.R // length)
         values: dict[Local, Buffer] = {}
         bodies: list[list[Stmt]] = []

@@ -186,6 +186,7 @@ class KernelWriter(ExprWriter):
         head = region.block
         self.depth[name] = len(self.regions) - 1
         self.ranges[name] = span
+        self.multiples[name] = s.step
         self.env[s.var] = name
         self.block(s.body)
         carried = self.end_body()
@@ -397,6 +398,8 @@ class KernelWriter(ExprWriter):
                 header.append(f"{ty} {attributes}{parameter}")
                 if ref in self.ranges:
                     inner.ranges[parameter] = self.ranges[ref]
+                if ref in self.multiples:
+                    inner.multiples[parameter] = self.multiples[ref]
         return captured, header
 
     def _task(

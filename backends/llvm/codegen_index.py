@@ -41,6 +41,8 @@ class IndexWriter(Writer):
         lanes: vector length of the open vector loop, 0 outside of one.
         ranges: inclusive bounds of SSA names and of index-valued locals.
         memo: values of expressions of the current statement.
+        patterns: lanes of vectors that are known here, by their text.
+        multiples: numbers that divide SSA names.
     """
 
     def __init__(self, module: Module) -> None:
@@ -49,6 +51,8 @@ class IndexWriter(Writer):
         self.lanes = 0
         self.ranges: dict[Any, Range] = {}
         self.memo: dict[Expr, Val] = {}
+        self.patterns: dict[str, tuple[int, ...]] = {}
+        self.multiples: dict[str, int] = {}
         self._linear: dict[Expr, Linear] = {}
 
     def value(self, e: Expr) -> Val:
@@ -133,7 +137,7 @@ class IndexWriter(Writer):
                 return Split(s.const // k if quotient else s.const % k, [], 0, [])
             # A multiple of g plus r + lane * stride in [0, g): that part neither changes the quotient nor
             # wraps.
-            g = gcd(k, *[n for _, n in s.terms])
+            g = gcd(k, *self._steps(s))
             r = s.const % g
             last = r + s.stride * max(self.lanes - 1, 0)
             if g > 1 and 0 <= last < g:
@@ -142,7 +146,47 @@ class IndexWriter(Writer):
                 return Split(low.const + high.const, high.terms, low.stride, [])
             if not s.stride:
                 return self._divide_scalar(s, k, quotient)
+        lanes = self.pattern_of(s)
+        if lanes is not None and all(n % k == 0 for n in self._steps(s)):
+            return self._divide_known(s, lanes, k, quotient)
         return Split(0, [], 0, [(self._divide_vector(s, k, quotient), 1)])
+
+    def _divide_known(self, s: Split, lanes: tuple[int, ...], k: int, quotient: bool) -> Split:
+        """Of multiples of k plus numbers that are known lane by lane."""
+        found = [s.const + x for x in lanes]
+        pattern = self.known([x // k if quotient else x % k for x in found])
+        terms: list[tuple[str, int]] = []
+        for ref, n in s.terms if quotient else ():
+            if n % k:
+                whole = self.pure(f"sdiv exact i64 {self.scale(ref, n)}, {k}", self.scale(ref, n))
+                low, high = self.ranges.get(ref, (0, -1))
+                if low <= high:
+                    self.ranges[whole] = (min(low * n, high * n) // k, max(low * n, high * n) // k)
+                terms.append((whole, 1))
+            else:
+                terms.append((ref, n // k))
+        return Split(0, terms, 0, [(pattern, 1)])
+
+    def _steps(self, s: Split) -> list[int]:
+        """What divides each scalar term."""
+        return [n * self.multiples.get(ref, 1) for ref, n in s.terms]
+
+    def known(self, numbers: list[int]) -> Val:
+        """A vector of these numbers, 32 bits each."""
+        text = f"<{', '.join([f'i32 {x}' for x in numbers])}>"
+        self.patterns[text] = tuple(numbers)
+        self.ranges[text] = (min(numbers), max(numbers))
+        return Val(text, int32, len(numbers))
+
+    def pattern_of(self, s: Split) -> tuple[int, ...] | None:
+        """What the lanes of a split add to its scalar part, where that is known."""
+        out = [lane * s.stride for lane in range(self.lanes)]
+        for v, k in s.vectors:
+            lanes = self.patterns.get(v.ref)
+            if lanes is None or len(lanes) != self.lanes:
+                return None
+            out = [x + k * y for x, y in zip(out, lanes)]
+        return tuple(out)
 
     def _divide_scalar(self, s: Split, k: int, quotient: bool) -> Split:
         if not s.terms:

@@ -7,6 +7,7 @@ shuffles; anything else is a gather or scatter. Used by codegen_expr (loads) and
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import gcd
 from typing import Any, NamedTuple
 
@@ -40,12 +41,14 @@ class Address(NamedTuple):
         align: its known alignment in bytes.
         stride: elements from lane to lane.
         offsets: elements added per lane, or None.
+        pattern: their numbers, where known.
     """
 
     ref: str
     align: int
     stride: int
     offsets: Val | None
+    pattern: tuple[int, ...] | None = None
 
 
 class Flat(NamedTuple):
@@ -124,6 +127,9 @@ class MemoryWriter(IndexWriter):
         stride, vectors, const = s.stride, s.vectors, s.const
         if place.private is not None:
             stride += 1
+        pattern = self.pattern_of(s) if vectors and place.private is None else None
+        if pattern is not None and len({b - a for a, b in pairwise(pattern)}) == 1:
+            vectors, stride, const = [], pattern[1] - pattern[0], const + pattern[0]
         element = memory_type(place.dtype)
         size = place.dtype.itemsize
         ref, align = place.ref, place.align
@@ -138,7 +144,7 @@ class MemoryWriter(IndexWriter):
                 place.slots[ref, vector_text(element, self.lanes if stride else 0)] = None
             return Address(ref, align, stride, None)
         lanes = Split(0, [], stride, vectors)
-        return Address(ref, size, 0, self.vector_of(lanes, self.range_of(lanes)))
+        return Address(ref, size, 0, self.vector_of(lanes, self.range_of(lanes)), pattern)
 
     def _advance(self, ref: str, element: str, terms: list[tuple[str, int]]) -> str:
         """A pointer plus scaled terms, one step per region, outermost first: inner loops only add what they
@@ -183,6 +189,8 @@ class MemoryWriter(IndexWriter):
         at = self.address(buffer, index)
         hint = hint_of(buffer.name)
         lanes = self.lanes
+        if at.pattern is not None and max(at.pattern) - min(at.pattern) < lanes:
+            return self._spread(place, at, condition, fallback, hint)
         if at.offsets is not None:
             return self._gather(place, at.ref, self._pointers(place, at), condition, fallback, hint)
         if not lanes or at.stride == 0:
@@ -198,8 +206,9 @@ class MemoryWriter(IndexWriter):
         if abs(at.stride) == 1:
             return self._contiguous(place, at, condition, fallback, hint)
         size = place.dtype.itemsize
-        if condition is None and abs(at.stride) <= _MAX_STRIDE and size >= 4 and lanes >= 4:
-            return self._strided(place, at, hint)
+        short = (1 if condition is not None else -_MAX_STRIDE) <= at.stride <= _MAX_STRIDE
+        if short and (condition is None or condition.lanes) and size >= 4 and lanes >= 4:
+            return self._strided(place, at, condition, fallback, hint)
         return self._gather(place, at.ref, self._pointers(place, at), condition, fallback, hint)
 
     def _plain(
@@ -259,10 +268,12 @@ class MemoryWriter(IndexWriter):
         )
         return self._from_memory(x, place, lanes)
 
-    def _strided(self, place: Place, at: Address, hint: str) -> Val:
+    def _strided(
+        self, place: Place, at: Address, condition: Val | None, other: Val | None, hint: str
+    ) -> Val:
         """Lanes 2 to 4 elements apart: whole vectors over the span, none reaching past it, merged by
         shuffles."""
-        lanes, size = self.lanes, place.dtype.itemsize
+        lanes = self.lanes
         element = memory_type(place.dtype)
         ty = vector_text(element, lanes)
         step = abs(at.stride)
@@ -272,15 +283,15 @@ class MemoryWriter(IndexWriter):
         starts = [min(i * lanes, span - lanes) for i in range(step)]
         got = ""
         for i, start in enumerate(starts):
-            part = self._shifted(place, at, start)
-            x = self.load(
-                f"load {ty}, ptr {part.ref}, align {gcd(part.align, size)}", place.group, part.ref, hint=hint
-            )
-            picks = []
+            picks, asked = [], [lanes] * lanes
             for lane in range(lanes):
                 offset = lane * step - start
                 mine = 0 <= offset < lanes and (i == 0 or lane * step >= starts[i - 1] + lanes)
                 picks.append(lanes + offset if mine else lane)
+                if mine:
+                    asked[offset] = lane
+            mask = None if condition is None else self._picked(condition, asked)
+            x = self._neighbours(place, self._shifted(place, at, start), mask, lanes, hint)
             if not got:
                 indices = ", ".join(f"i32 {p - lanes}" if p >= lanes else "i32 poison" for p in picks)
                 got = self.pure(f"shufflevector {ty} {x}, {ty} poison, <{lanes} x i32> <{indices}>", x)
@@ -289,7 +300,64 @@ class MemoryWriter(IndexWriter):
                 got = self.pure(f"shufflevector {ty} {got}, {ty} {x}, <{lanes} x i32> <{indices}>", got, x)
         if at.stride < 0:
             got = self._reverse(got, element)
-        return self._from_memory(got, place, lanes)
+        v = self._from_memory(got, place, lanes)
+        if condition is not None and other is not None and other.const != 0:
+            return self.select(condition, v, other)
+        return v
+
+    def _neighbours(self, place: Place, at: Address, mask: str | None, lanes: int, hint: str) -> str:
+        """`lanes` neighbours; zero where there is a mask that is not set."""
+        element = memory_type(place.dtype)
+        ty = vector_text(element, lanes)
+        align = gcd(at.align, place.dtype.itemsize)
+        if mask is None:
+            return self.load(f"load {ty}, ptr {at.ref}, align {align}", place.group, at.ref, hint=hint)
+        name = f"@llvm.masked.load.{suffix(element, lanes)}.p0"
+        self.module.declares[f"declare {ty} {name}(ptr, <{lanes} x i1>, {ty})"] = None
+        return self.load(
+            f"call {ty} {name}(ptr align {align} {at.ref}, <{lanes} x i1> {mask}, {ty} zeroinitializer)",
+            place.group,
+            at.ref,
+            mask,
+            hint=hint,
+        )
+
+    def _picked(self, condition: Val, lanes: list[int]) -> str:
+        """The named lanes of a condition; false for the number past the last."""
+        n = self.lanes
+        indices = ", ".join([f"i32 {k}" for k in lanes])
+        return self.pure(
+            f"shufflevector <{n} x i1> {condition.ref}, <{n} x i1> zeroinitializer, "
+            f"<{len(lanes)} x i32> <{indices}>",
+            condition.ref,
+        )
+
+    def _spread(
+        self, place: Place, at: Address, condition: Val | None, other: Val | None, hint: str
+    ) -> Val:
+        """Lanes that repeat or permute a few neighbours, in a known way: those in one load, and a shuffle."""
+        assert at.pattern is not None
+        low, lanes = min(at.pattern), self.lanes
+        places = [p - low for p in at.pattern]
+        span = max(places) + 1
+        wide = power_of_two(span)
+        at = self._shifted(place, at, low)
+        mask = None
+        if condition is not None:
+            # A neighbour is read if any lane that wants it may read.
+            condition = Val(self.use(condition, lanes), bool_, lanes)
+            wanted = [[lane for lane, q in enumerate(places) if q == p] for p in range(wide)]
+            for turn in range(max(map(len, wanted))):
+                some = self._picked(condition, [w[turn] if turn < len(w) else lanes for w in wanted])
+                mask = self.pure(f"or <{wide} x i1> {mask}, {some}", mask, some) if mask else some
+        elif wide > span:
+            mask = f"<{', '.join([f'i1 {str(p < span).lower()}' for p in range(wide)])}>"
+        x = self._neighbours(place, at, mask, wide, hint)
+        ty = vector_text(memory_type(place.dtype), wide)
+        indices = ", ".join([f"i32 {p}" for p in places])
+        got = self.pure(f"shufflevector {ty} {x}, {ty} poison, <{lanes} x i32> <{indices}>", x)
+        v = self._from_memory(got, place, lanes)
+        return v if condition is None else self.select(condition, v, other or constant(0, place.dtype))
 
     def _gather(
         self, place: Place, base: str, pointers: str, condition: Val | None, other: Val | None, hint: str
@@ -437,6 +505,11 @@ class MemoryWriter(IndexWriter):
             f"call void {name}({ty} {x}, <{lanes} x ptr> align {place.dtype.itemsize} {pointers}, "
             f"<{lanes} x i1> {mask})"
         )
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two >= n."""
+    return 1 << max(n - 1, 0).bit_length()
 
 
 def zeros_global() -> str:

@@ -66,13 +66,15 @@ def _scale(cx: MathContext, p: Real, t: Real) -> Real:
 def exp_sum(cx: MathContext, x: Real, low: Real | None = None, nonpositive: bool = False) -> Real:
     """e**(x + low) with |low| far below |x|; without the upper clamp when x <= 0 is known."""
     floor, ceiling = _EXP_LIMITS[cx.width]
+    gone = x < floor
     x = x.at_least(floor)
     if not nonpositive:
         x = x.at_most(ceiling)
     t, _, r = _reduce(cx, x)
     if low is not None:
         r = r + low
-    return _scale(cx, cx.poly(r, (1.0, 1.0, *_EXP[cx.width])), t)
+    # A zero scaled is exact; scaling down to nothing would trap into microcode on x86 (masked scores are -inf).
+    return _scale(cx, gone.pick(0.0, cx.poly(r, (1.0, 1.0, *_EXP[cx.width]))), t)
 
 
 def exp(cx: MathContext, x: Real) -> Real:
@@ -81,10 +83,11 @@ def exp(cx: MathContext, x: Real) -> Real:
 
 def exp2(cx: MathContext, x: Real) -> Real:
     floor, ceiling = _EXP2_LIMITS[cx.width]
+    gone = x < floor
     x = x.at_least(floor).at_most(ceiling)
     t = x + cx.magic
     r = (x - (t - cx.magic)) * LN2
-    return _scale(cx, cx.poly(r, (1.0, 1.0, *_EXP[cx.width])), t)
+    return _scale(cx, gone.pick(0.0, cx.poly(r, (1.0, 1.0, *_EXP[cx.width]))), t)
 
 
 def expm1(cx: MathContext, x: Real) -> Real:

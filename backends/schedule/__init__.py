@@ -121,7 +121,7 @@ def describe(group: Group, body: list[Stmt], placement: Placement) -> Kernel:
             locs.append(node.loc)
         flops += _flops(node.results[0], plan)
     written = [placement.place(b) for b, _ in placement.targets[group.id]]
-    read: list[Buffer] = [placement.place(b) for b, readers in plan.readers.items() if group in readers]
+    read = [placement.place(b) for b in plan.reads.get(group, ())]
     moved = sum(b.nbytes for b in dict.fromkeys(written)) + sum(b.nbytes for b in dict.fromkeys(read))
     comment = "+".join(names[:8]) + ("+..." if len(names) > 8 else "")
     return Kernel(names[0] if names else group.kind, body, comment, tuple(locs), flops, moved)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -232,7 +233,7 @@ def _flattened(dims: list[Dim], which: str) -> tuple[Flat, Dim] | None:
     size = prod(d.size for d in dims)
     last = dims[-1]
     strides = [d.a if which == "a" else d.b for d in dims]
-    together = all(d.c == e.c * e.size for d, e in zip(dims, dims[1:]))
+    together = all(d.c == e.c * e.size for d, e in pairwise(dims))
     letters = "".join(d.letters for d in dims)
     parts = tuple((d.size, s) for d, s in zip(dims, strides))
     whole = Dim(letters, size, Var(letters[0], size), 0, 0, last.c if together else 0, parts)

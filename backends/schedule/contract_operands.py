@@ -227,7 +227,7 @@ class ContractOperands:
             outer = outer.parent
 
     def turned(self, which: str) -> bool:
-        """Whether an operand's rows (columns) are contiguous along k: then squares are turned in registers."""
+        """Whether an operand's rows (columns) are contiguous along k: turned in squares then."""
         dim, k = (self.m, self.g.inner[-1]) if which == "a" else (self.n, self.g.inner[-1])
         across, along = (dim.a, k.a) if which == "a" else (dim.b, k.b)
         return across != 1 and along == 1 and 2 * k.size >= self.lanes > 1
@@ -276,7 +276,9 @@ class ContractOperands:
             row = index_mul(self.row_of(k, block), width)
             target = index_add(index_add(base, row), index_add(lane, start))
             kept = less(lane, rows) if rows < lanes and which == "a" else None
-            inner.stmts.append(Store(buffer, (target,), Load(tile, (index_add(index_mul(lane, lanes), j),)), kept))
+            inner.stmts.append(
+                Store(buffer, (target,), Load(tile, (index_add(index_mul(lane, lanes), j),)), kept)
+            )
             inner.close()
             each.close()
 

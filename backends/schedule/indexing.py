@@ -81,17 +81,24 @@ class Numbering:
         self.keep: list[Expr] = []
 
     def __call__(self, e: Expr) -> int:
-        got = self.by_id.get(id(e))
+        by_id = self.by_id
+        got = by_id.get(id(e))
         if got is not None:
             return got
-        if isinstance(e, Const):
-            key: tuple[Any, ...] = ("c", e.dtype.name, repr(e.value))
+        if isinstance(e, Prim):
+            args = e._args
+            if len(args) == 2:  # much the most
+                a, b = args
+                x, y = by_id.get(id(a)), by_id.get(id(b))
+                key: tuple[Any, ...] = (e.name, self(a) if x is None else x, self(b) if y is None else y)
+            else:
+                key = (e.name, *[self(a) for a in args])
+        elif isinstance(e, Const):
+            key = ("c", e.value if e.dtype is dtypes.int64 else repr(e.value), e.dtype.name)
         elif isinstance(e, (Var, Local)):
             key = ("v", id(e))
         elif isinstance(e, Load):
-            key = ("load", id(e.buffer), len(e.index), *(self(a) for a in e.args))
-        elif isinstance(e, Prim):
-            key = (e.name, *(self(a) for a in e.args))
+            key = ("load", id(e.buffer), len(e.index), *[self(a) for a in e.args])
         elif isinstance(e, Cast):
             key = ("bits" if e.bits else "cast", e.dtype.name, self(e.x))
         elif isinstance(e, WarpReduce):

@@ -12,9 +12,11 @@ from ...ir import dtypes
 from ...ir.expr import Const, Expr, Load, Local, Prim, Var, index_add, stride_of, substitute, walk
 from ...ir.loops import Buffer
 from ..machine import MachineModel
-from .indexing import ZERO, chain, divisors, split_flat
+from .indexing import ZERO, chain, divisors, is_index, split_flat
 from .scopes import Lowering, Scope
 
+#: innermost loops of so few turns are none: lanes that know their quotients and remainders do better
+FOLDED, LANES = (2, 4), 16
 #: (buffer, flat index, value)
 StoreSpec = tuple[Buffer, Expr, Expr]
 
@@ -37,6 +39,9 @@ class Split:
         for e in exprs:
             divisors(e, flat, found)
         sizes = chain(found, extent)
+        if sizes[-1] in FOLDED:
+            while len(sizes) > 1 and power_of_two(sizes[-1]) == sizes[-1] < LANES:
+                sizes[-2:] = [sizes[-2] * sizes[-1]]
         if len(sizes) == 1:
             return cls(flat, [flat], sizes)
         names = [f"{flat.name}{k}" for k in range(len(sizes))]
@@ -175,10 +180,34 @@ def tail_block(
 
 
 def strides(loads: list[Load], var: Expr) -> list[int | None]:
-    """How far each load moves with `var`."""
+    """How far each load moves with `var`; 1 too where it moves by known quotients and remainders of it."""
     if not isinstance(var, Var):
         return [0] * len(loads)
-    return [stride_of(x.index[0], var) for x in loads]
+    return [stride_of(x.index[0], var) if not _folded(x.index[0], var) else 1 for x in loads]
+
+
+def _folded(e: Expr, var: Var) -> bool:
+    """Whether index `e` moves within a vector's length, by quotients and remainders of the lane."""
+    if stride_of(e, var) is not None:
+        return False
+    try:
+        lanes = [_at(e, var, k) for k in range(LANES)]
+    except TypeError:
+        return False
+    return max(lanes) - min(lanes) < LANES
+
+
+def _at(e: Expr, var: Var, value: int) -> int:
+    """An index where `var` has the value and all other variables are 0; TypeError where it is data."""
+    if isinstance(e, Const):
+        return int(e.value)
+    if isinstance(e, Var):
+        return value if e is var else 0
+    if not is_index(e):
+        raise TypeError
+    assert isinstance(e, Prim)
+    a, b = (_at(x, var, value) for x in e.args)
+    return a + b if e.name == "add" else a * b if e.name == "mul" else a // b if e.name == "floordiv" else a % b
 
 
 def fixed(split: Split) -> int:

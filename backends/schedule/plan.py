@@ -13,6 +13,7 @@ Used by schedule/__init__.py.
 
 from __future__ import annotations
 
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -139,6 +140,15 @@ class Planner:
         readers = self.readers.setdefault(self.buffers[v], [])
         if group not in readers:
             readers.append(group)
+
+    @cached_property
+    def reads(self) -> dict[Group, list[Buffer]]:
+        """What each group reads; to be asked for when the groups are final."""
+        found: dict[Group, list[Buffer]] = {}
+        for b, readers in self.readers.items():
+            for g in readers:
+                found.setdefault(g, []).append(b)
+        return found
 
     # --- storage
 
@@ -429,9 +439,8 @@ class Planner:
                 return None
         row.stored = g.stored
         for readers in self.readers.values():
-            readers[:] = [row if r is g else r for r in readers]
-        for buffer, readers in self.readers.items():
-            self.readers[buffer] = list(dict.fromkeys(readers))
+            if g in readers:
+                readers[:] = dict.fromkeys([row if r is g else r for r in readers])
         return row
 
     def visit_contract(self, node: Node, v: Value) -> None:

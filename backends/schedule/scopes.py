@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 
 from ...ir import dtypes
 from ...ir.expr import Cast, Const, Expr, LaneReduce, Load, Local, Prim, Var, substitute
-from ...ir.loops import Alloc, Buffer, For, If, Let, Stmt, Store
+from ...ir.loops import Alloc, Buffer, For, If, Let, Stmt, Store, While
 from .indexing import Numbering, is_index
 
 
@@ -131,7 +131,7 @@ class Scope:
         self.parent = parent
         self.depth = 0 if parent is None else parent.depth + 1
         self.stmts: list[Stmt] = []
-        self.header: For | If | None = None
+        self.header: For | If | While | None = None
         self.env: dict[Expr, Expr] = {}
         self.memo: dict[int, Expr] = {}
         self.mask = mask

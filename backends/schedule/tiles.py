@@ -183,7 +183,7 @@ def _outer(
     registers = machine.vector_registers
     # Rows so far apart that they share one of 64 sets of the first cache, or two, or four...
     ways = (machine.l1_bytes // 4096 - 2) * (4096 // gcd(p.am * p.itemsize, 4096) if p.ak == 1 else p.M)
-    far = p.am == 1 and p.ak * p.itemsize >= 256 and p.K * 64 > machine.l1_bytes
+    far = p.am == 1 and p.ak * p.itemsize >= 256 and machine.l1_bytes < p.K * 64
     for nr in range(1, min(vectors, 6) + 1):
         most = max(1, (registers - 1 - nr) // nr)
         for mr in {*range(max(1, most - 8), min(most, p.M) + 1), min(p.M, most)}:

@@ -46,18 +46,14 @@ def _attention(
     if is_causal:
         ones = b.full(shape=scores.type.shape[-2:], value=True, dtype=_BOOL)
         mask = b.tril(ones)
-    if mask is not None and mask.type.dtype.kind == "b":
-        # A row with nothing to attend to gives zeros, as PyTorch's kernels do.
-        low = b.const(-math.inf, scores)
-        scores = b.where(mask, scores, low)
-        top = b.amax(scores, axes=(scores.type.rank - 1,), keepdim=True)
-        dead = b.eq(top, low)
-        p = b.softmax(b.where(dead, b.const(0, scores), scores), dim=-1)
-        p = b.where(b.logical_and(b.logical_not(dead), mask), p, b.const(0, p))
-        return b.matmul(p, v)
-    if mask is not None:
+    if mask is None:
+        return b.matmul(b.softmax(scores, dim=-1), v)
+    if mask.type.dtype.kind == "b":
+        scores = b.where(mask, scores, b.const(-math.inf, scores))
+    else:
         scores = b.add(scores, mask)
-    return b.matmul(b.softmax(scores, dim=-1), v)
+    # A row with nothing to attend to gives zeros, as PyTorch's kernels do.
+    return b.matmul(b.safe_softmax(scores, dim=-1), v)
 
 
 _BOOL = boolean().dtype

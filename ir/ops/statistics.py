@@ -312,6 +312,29 @@ composite(
 )
 
 
+def _safe_softmax(b: Any, x: Any, *, dim: int) -> Any:
+    axes = any_axis(dim, x.type.rank)
+    if x.type.numel == 0:
+        return x
+    wide = widen(b, x)
+    top = b.amax(wide, axes=axes, keepdim=True)
+    dead = b.eq(top, b.const(-math.inf, top))
+    e = b.exp(b.sub(wide, b.where(dead, b.const(0, top), top)))
+    total = b.sum(e, axes=axes, keepdim=True)
+    return b.cast_to(b.div(e, b.where(dead, b.const(1, total), total)), x.type.dtype)
+
+
+composite(
+    "safe_softmax",
+    _along,
+    _safe_softmax,
+    _softmax_grad,
+    batch=batch_rules.along("dim"),
+    samples=_along_samples,
+    doc="softmax, but 0 where every element along `dim` is -inf.",
+)
+
+
 def log_softmax_of(b: Any, x: Any, axes: Axes) -> Any:
     """log softmax in `x`'s own type."""
     if x.type.numel == 0:

@@ -131,6 +131,7 @@ def mul(input: Any, other: Any) -> Tensor:
 
 
 _MUL = REGISTRY["mul"]
+_POW = REGISTRY["pow_scalar"]
 
 
 def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
@@ -161,16 +162,16 @@ def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
 def pow(input: Any, exponent: Any) -> Tensor:
     """`input ** exponent`, elementwise."""
     if isinstance(input, Tensor) and not isinstance(exponent, Tensor):
+        trace, (x,) = values(input)
+        if x.type.dtype.kind == "f" and exponent.__class__ in (int, float):
+            return Tensor(trace.emit(_POW, (x,), {"exponent": exponent}))
         dtype = result_type(input, exponent)
-        trace = STATE.trace
-        if trace.walked_back:
-            values(input)
         if dtype.kind != "f" and exponent < 0:
             raise OpError(
                 "pow(): integers to negative integer powers are not allowed; convert the base to float"
             )
         x = as_value(trace, input, dtype)
-        return Tensor(trace.emit(REGISTRY["pow_scalar"], (x,), {"exponent": exponent}))
+        return Tensor(trace.emit(_POW, (x,), {"exponent": exponent}))
     if not isinstance(exponent, Tensor):
         raise DTypeError(f"pow(): expected a tensor, got two numbers: {input!r:.40} and {exponent!r:.40}")
     trace, (x, y) = values(input, exponent)

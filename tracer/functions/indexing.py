@@ -22,6 +22,7 @@ from ..values import TracedValue
 from .shaping import clone_of, select, slice_dims, squeeze, unsqueeze
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {}
+_SELECT = REGISTRY["select"]
 
 
 def _is_advanced(i: Any) -> bool:
@@ -147,10 +148,15 @@ def _normal(index: Any) -> tuple[Any, ...]:
 
 def getitem(x: Tensor, index: Any) -> Tensor:
     """`x[index]`: a view for ints, slices, None and `...`; a copy for masks and integer tensors."""
-    if STATE.trace.walked_back:
-        ready(STATE.trace, x)
-    if STATE.trace.loading and type(index) is int and (row := _row(x, index)) is not None:
-        return row
+    trace = STATE.trace
+    if trace.walked_back:
+        ready(trace, x)
+    if index.__class__ is int:
+        if trace.loading and (row := _row(x, index)) is not None:
+            return row
+        shape = x._value().type.shape
+        if shape and -shape[0] <= index < shape[0]:
+            return make_view(x, _SELECT, {"dim": 0, "index": index % shape[0]})
     view, advanced = _basic(x, _normal(index))
     if not any(a is not None for a in advanced):
         return make_view(x, REGISTRY["alias"], {}) if view is x else view

@@ -10,9 +10,10 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from ...ir.errors import IndexOutOfRange
 from ...runtime.buffers import copy_of
 from ...tracer import mt19937
-from ...tracer.library import ArgumentError, ArgumentTypeError
+from ...tracer.library import ArgumentError, ArgumentTypeError, MissingForward
 from ...tracer.random import Generator, default_generator, generator_of
 from ...tracer.recording import STATE, warn
 from ...tracer.tensor import Tensor, concrete
@@ -27,7 +28,7 @@ class Dataset(Generic[T_co]):
     """
 
     def __getitem__(self, index: Any) -> T_co:
-        raise NotImplementedError(f"{type(self).__name__} has no __getitem__(); define it in the class")
+        raise MissingForward(f"{type(self).__name__} has no __getitem__(); define it in the class")
 
     def __add__(self, other: Dataset[Any]) -> ConcatDataset:
         return ConcatDataset([self, other])
@@ -38,7 +39,7 @@ class IterableDataset(Dataset[T_co]):
     over a copy: `get_worker_info()` tells it which part to give."""
 
     def __iter__(self) -> Iterator[T_co]:
-        raise NotImplementedError(f"{type(self).__name__} has no __iter__(); define it in the class")
+        raise MissingForward(f"{type(self).__name__} has no __iter__(); define it in the class")
 
     def __add__(self, other: Dataset[Any]) -> Any:
         return ChainDataset([self, other])
@@ -175,7 +176,7 @@ class ConcatDataset(Dataset[Any]):
             index += n
         k = bisect.bisect_right(self.cumulative_sizes, index)
         if k == len(self.datasets):
-            raise IndexError(f"ConcatDataset: index {index} is out of range for {n} samples")
+            raise IndexOutOfRange(f"ConcatDataset: index {index} is out of range for {n} samples")
         return self.datasets[k][index - (self.cumulative_sizes[k - 1] if k else 0)]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from ...ir.dtypes import float64
 from ...tracer import mt19937
 from ...tracer.creation import as_tensor
-from ...tracer.library import ArgumentError, ArgumentTypeError
+from ...tracer.library import ArgumentError, ArgumentTypeError, MissingForward
 from ...tracer.random import Generator, generator_of
 from ...tracer.tensor import Tensor
 from .dataset import sized
@@ -26,7 +26,7 @@ class Sampler(Generic[T_co]):
     `__len__()`."""
 
     def __iter__(self) -> Iterator[T_co]:
-        raise NotImplementedError(f"{type(self).__name__} has no __iter__(); define it in the class")
+        raise MissingForward(f"{type(self).__name__} has no __iter__(); define it in the class")
 
 
 def _count(who: str, n: Any) -> int:
