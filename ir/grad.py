@@ -126,7 +126,8 @@ def _through_decomposition(b: Builder, n: GradNode, *grads: Value) -> tuple[Any,
     # Operands end the walk: one that was computed from another must not pass its gradient on to it here.
     ends = set(n.node.operands)
     found = backward(b, seeds, wanted, stop=ends.__contains__)
-    return tuple(found.get(v) if need else None for v, need in zip(n.node.operands, n.needs))
+    # An operand that occurs twice (`x @ x`) has one gradient, which is that of all its places.
+    return tuple(found.pop(v, None) if need else None for v, need in zip(n.node.operands, n.needs))
 
 
 def backward(

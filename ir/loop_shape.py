@@ -67,45 +67,58 @@ class Shape:
         """The number of an expression: equal expressions have equal ones. Not recursive: fused chains can be
         longer than Python's stack is deep."""
         numbers = self._numbers
+        nodes = self._nodes
         stack = [root]
         while stack:
             x = stack[-1]
             if id(x) in numbers:
                 stack.pop()
                 continue
-            if type(x) is Load:
-                args = x.index if x.mask is None else (*x.index, x.mask)
-                if x.other is not None:
-                    args = (*args, x.other)
-            else:
-                if type(x) is LaneReduce:
-                    self._define(x.var)
-                args = x.args
-            todo = [a for a in args if id(a) not in numbers]
-            if todo:
-                stack += reversed(todo)
-                continue
-            stack.pop()
-            self._keep.append(x)  # or another could get its id
-            key = self._node(x, [numbers[id(a)] for a in args])
-            numbers[id(x)] = self._nodes.setdefault(key, len(self._nodes))
+            key = self._head(x)
+            ready = True
+            for a in _operands(x):
+                n = numbers.get(id(a))
+                if n is not None:
+                    key.append(n)
+                elif type(a) in _LEAVES:
+                    self._keep.append(a)
+                    leaf = tuple(self._head(a))
+                    n = numbers[id(a)] = nodes.setdefault(leaf, len(nodes))
+                    key.append(n)
+                else:
+                    stack.append(a)
+                    ready = False
+            if ready:
+                stack.pop()
+                self._keep.append(x)  # or another could get its id
+                numbers[id(x)] = nodes.setdefault(tuple(key), len(nodes))
         return numbers[id(root)]
 
-    def _node(self, x: Expr, args: list[int]) -> tuple[Any, ...]:
+    def _head(self, x: Expr) -> list[Any]:
+        """What tells an expression from others with the same operands."""
         if isinstance(x, Prim):
-            return (x.name, *args)
-        if isinstance(x, Load):
-            extra = (x.mask is None, x.other is None, len(x.index))
-            return ("load", self._buffer(x.buffer), extra, *args)
+            return [x.name]
         if isinstance(x, Const):
-            return ("const", x.dtype.name, repr(x.value))
+            return ["const", x.dtype.name, repr(x.value)]
+        if isinstance(x, Load):
+            return ["load", self._buffer(x.buffer), x.mask is None, x.other is None, len(x.index)]
         if isinstance(x, Var):
             if x not in self._symbols:
                 self.variables.append(x)
-            return ("var", self._define(x))
+            return ["var", self._define(x)]
         if isinstance(x, Local):
-            return ("local", self._define(x))
+            return ["local", self._define(x)]
         if isinstance(x, Cast):
-            return ("bits" if x.bits else "cast", x.dtype.name, *args)
+            return ["bits" if x.bits else "cast", x.dtype.name]
         assert isinstance(x, LaneReduce), type(x)
-        return ("lanes", x.name, self._define(x.var), x.var.extent, *args)
+        return ["lanes", x.name, self._define(x.var), x.var.extent]
+
+
+_LEAVES = frozenset((Const, Var, Local))
+
+
+def _operands(x: Expr) -> tuple[Expr, ...]:
+    if type(x) is Load:  # its `args` make a new constant each time
+        masked = () if x.mask is None else (x.mask,)
+        return (*x.index, *masked, *(() if x.other is None else (x.other,)))
+    return x.args

@@ -310,7 +310,7 @@ def concat_concat(b: Rewriter, n: Node) -> Value | None:
     """concat(x, concat(y, z)) --> concat(x, y, z), along one dimension"""
     dim, operands = n.attrs["dim"], []
     for v in n.operands:
-        if op_of(v) == "concat" and attr_of(v, "dim") == dim and b.only_use(v):
+        if op_of(v) == "concat" and attr_of(v, "dim") == dim:
             assert v.node is not None
             operands += v.node.operands
         else:
@@ -425,17 +425,35 @@ def put_into_number(b: Rewriter, n: Node, C: Value, new: Value) -> Value | None:
 
 
 @rule("add(p := pad(x), q := pad(y))")
-def add_pads(b: Rewriter, p: Value, q: Value, x: Value, y: Value) -> Value | None:
+def add_pads(b: Rewriter, p: Value, q: Value) -> Value | None:
     """pad(x, 0) + pad(y, 0) --> pad(concat(x + 0, y + 0), 0), side by side: gradients of slices
 
     Adding +0 keeps what the sum makes of -0.
     """
+    return _side_by_side(b, p, q)
+
+
+@rule("add(s := add(r, p := pad(x)), q := pad(y))", "add(s := add(p := pad(x), r), q := pad(y))")
+def add_pads_later(b: Rewriter, s: Value, r: Value, p: Value, q: Value) -> Value | None:
+    """(r + pad(x, 0)) + pad(y, 0) --> r + pad(concat(x + 0, y + 0), 0), side by side
+
+    No element has more than one of x and y, so nothing is rounded in another order.
+    """
+    both = _side_by_side(b, p, q) if b.only_use(s) else None
+    return None if both is None else b.add(r, both)
+
+
+def _side_by_side(b: Rewriter, p: Value, q: Value) -> Value | None:
+    """The sum of two values padded with zeros, as one padded value, if they are neighbours."""
+    if p.type != q.type:
+        return None
+    if attr_of(p, "low") > attr_of(q, "low"):
+        p, q = q, p
     assert p.node is not None and q.node is not None
-    if p.type.shape != q.type.shape or any(not same_number(attr(m, "value"), 0.0) for m in (p.node, q.node)):
+    if any(not same_number(attr(m, "value"), 0.0) for m in (p.node, q.node)):
         return None
-    if not (b.only_use(p) and b.only_use(q)):
-        return None
-    low, low2, high2 = attr_of(p, "low"), attr_of(q, "low"), attr_of(q, "high")
+    x, y = source_of(p), source_of(q)
+    low, low2, high, high2 = attr_of(p, "low"), attr_of(q, "low"), attr_of(p, "high"), attr_of(q, "high")
     apart = [d for d in range(p.type.rank) if (low[d], x.type.shape[d]) != (low2[d], y.type.shape[d])]
     if len(apart) != 1:
         return None
@@ -444,6 +462,4 @@ def add_pads(b: Rewriter, p: Value, q: Value, x: Value, y: Value) -> Value | Non
         return None
     zero = b.const(0, x)
     both = b.concat(b.add(x, zero), b.add(y, zero), dim=d)
-    return b.pad(
-        both, low=low, high=(*attr_of(p, "high")[:d], high2[d], *attr_of(p, "high")[d + 1 :]), value=0.0
-    )
+    return b.pad(both, low=low, high=(*high[:d], high2[d], *high[d + 1 :]), value=0.0)

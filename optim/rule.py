@@ -174,7 +174,9 @@ class Rule(Optimizer):
     def _step_group(self, trace: Any, group: ParamGroup) -> None:
         # (Of ordinary code, reading `.grad` has no effect.)
         seen = trace is not STATE.lazy
-        found = [(p, g) for p in group["params"] if (seen or p._grad is not None) and (g := p.grad) is not None]
+        found = [
+            (p, g) for p in group["params"] if (seen or p._grad is not None) and (g := p.grad) is not None
+        ]
         if not found:
             return
         slots = self.slots(group)

@@ -19,7 +19,7 @@ from tracegrad.backends.gpu_schedule import contract_tiles, scatter, schedule_gp
 from tracegrad.backends.machine import AVX512, SM_75, GpuModel
 from tracegrad.backends.schedule import plan as planning
 from tracegrad.backends.schedule import schedule
-from tracegrad.ir.dtypes import float32
+from tracegrad.ir.dtypes import float32, int64
 from tracegrad.ir.errors import VerifyError
 from tracegrad.ir.graph import Graph
 from tracegrad.ir.interpreter import evaluate
@@ -29,6 +29,7 @@ from tracegrad.ir.loop_verifier import verify_program
 from tracegrad.ir.loops import LoopProgram
 from tracegrad.ir.op import REGISTRY
 from tracegrad.ir.passes import optimize
+from tracegrad.ir.types import Type
 
 #: so small that small arrays fill it: vectors, split sums and tiles are used at once
 SMALL = GpuModel((7, 5), 1, shared_bytes=4 << 10)
@@ -137,6 +138,64 @@ def test_tiles(spec: str, size: tuple[int, int, int], machine: GpuModel) -> None
     types = {"x": f32(*[sizes[c] for c in x]), "y": f32(*[sizes[c] for c in y]), "w": f32(sizes[out[-1]])}
     graph = build("c", types, lambda b, x, y, w: b.relu(b.add(b.contract(x, y, spec=spec), w)))
     check(graph, arrays_for(graph), machine)
+
+
+# --- elementwise, scatters -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(64, 32), (33, 70), (3, 40, 50), (2, 16, 37)], ids=str)
+def test_transposes_go_through_shared_memory(shape: tuple[int, ...]) -> None:
+    last = len(shape) - 1
+    dims = (*range(last - 1), last, last - 1)
+
+    def body(b: Any, x: Any, y: Any) -> Any:
+        t = b.permute(x, dims=dims)
+        return b.add(b.mul(b.tanh(t), t), y)
+
+    graph = build("t", {"x": f32(*shape), "y": f32(*[shape[d] for d in dims])}, body)
+    program = check(graph, arrays_for(graph))
+    assert "shared" in print_program(program)
+
+
+def test_vectors_where_memory_is_met_in_order() -> None:
+    """Wide accesses along the last dimension; a broadcast row, a scalar, and one at another place."""
+    for shape, wide in (((64, 36), 4), ((64, 38), 2), ((64, 37), 0)):
+        types = {"x": f32(*shape), "y": f32(shape[1]), "z": f32(), "w": f32(*shape)}
+        graph = build("v", types, lambda b, x, y, z, w: b.add(b.mul(b.add(x, y), z), b.flip(w, dims=(0,))))
+        text = print_program(check(graph, arrays_for(graph), SMALL))
+        assert ("vector" in text) == bool(wide) and (not wide or f"in {wide} vector" in text)
+
+
+@pytest.mark.parametrize("reduce", ["none", "add", "prod", "amax", "amin"])
+@pytest.mark.parametrize("dim", [0, 1])
+def test_scatter_of_many_updates(reduce: str, dim: int) -> None:
+    """Many updates of each place, in the CPU's order."""
+    rng = np.random.default_rng(1)
+    shape = (90, 7) if dim == 0 else (7, 90)
+    types = {"x": f32(12, 12), "i": Type(int64, shape), "s": f32(*shape)}
+    graph = build("s", types, lambda b, x, i, s: b.scatter(x, i, s, dim=dim, reduce=reduce))
+    arrays = [rng.normal(size=(12, 12)).astype(np.float32), rng.integers(0, 12, shape),
+              rng.uniform(0.5, 1.5, shape).astype(np.float32)]  # fmt: skip
+    program = check(graph, arrays, SMALL)
+    cpu = run_program(schedule(graph, AVX512), [np.array(a) for a in arrays])
+    np.testing.assert_array_equal(run_program(program, [np.array(a) for a in arrays])[0], cpu[0])
+
+
+@pytest.mark.parametrize("accumulate", [True, False])
+def test_gradient_of_an_embedding(accumulate: bool) -> None:
+    """Rows of a table, some met often, some never; an update of a table in place."""
+    rng = np.random.default_rng(2)
+    types = {"t": f32(20, 6), "i": Type(int64, (5, 23)), "g": f32(5, 23, 6)}
+
+    def body(b: Any, t: Any, i: Any, g: Any) -> Any:
+        new = b.index_put(t, b.tanh(g), i, dims=(0,), accumulate=accumulate)
+        return [b.sum(new, axes=(0, 1))], {t: new}
+
+    graph = build("e", types, body)
+    index = rng.integers(-20, 20, (5, 23)) // 3 * 3 % 20
+    index[0] = -1
+    arrays = [a.astype(np.float32) for a in (rng.normal(size=(20, 6)), rng.normal(size=(5, 23, 6)))]
+    check(graph, [arrays[0], index, arrays[1]])
 
 
 # --- training steps and rows --------------------------------------------------------------------------------

@@ -417,7 +417,7 @@ COMPOSITES: list[tuple[str, list[np.ndarray], dict[str, Any], Callable[..., Any]
     ("t", [X], {}, torch.t),
     ("unsqueeze", [X], {"dim": 1}, lambda x: x.unsqueeze(1)),
     ("squeeze", [normal(1, 3, 1)], {}, torch.squeeze),
-    ("squeeze", [normal(1, 3, 1)], {"dims": (0,)}, lambda x: x.squeeze(0)),
+    ("squeeze", [normal(1, 3, 1)], {"dims": 0}, lambda x: x.squeeze(0)),
     ("select", [X], {"dim": 1, "index": -1}, lambda x: x.select(1, -1)),
     ("narrow", [X], {"dim": 1, "start": 1, "length": 2}, lambda x: x.narrow(1, 1, 2)),
     ("slice", [X], {"start": (0, 1), "stop": (4, 5), "step": (1, 2)}, lambda x: x[:, 1::2]),

@@ -221,7 +221,7 @@ def full_like(
 
 def empty_like(input: Tensor, *, dtype: DType | None = None, requires_grad: bool = False, **_: Any) -> Tensor:
     """Undefined contents of `input`'s shape and dtype."""
-    return empty(*input.shape, dtype=dtype or input.dtype, requires_grad=requires_grad)
+    return empty(tuple(input.shape), dtype=dtype or input.dtype, requires_grad=requires_grad)
 
 
 def scalar_tensor(s: Any, *, dtype: DType | None = None, requires_grad: bool = False, **_: Any) -> Tensor:

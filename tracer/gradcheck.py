@@ -124,7 +124,7 @@ def gradgradcheck(
     given = _inputs(inputs)
     outputs = _outputs(func(*given))
     if grad_outputs is None:
-        weights = [randn(*o.shape, dtype=o.dtype, requires_grad=True) for o in outputs]
+        weights = [randn(tuple(o.shape), dtype=o.dtype, requires_grad=True) for o in outputs]
     else:
         weights = list(_inputs(grad_outputs))
     count = len(given)

@@ -34,7 +34,7 @@ class LazyProgram:
         input_positions: indices into the trace's inputs that the graph reads.
         literal_positions: indices into the trace's literals that are runtime scalars of the graph.
         output_slots: slots of the values that get new memory.
-        updates: indices into the trace's inputs whose memory is written, and slots of the values it then holds.
+        updates: indices into the trace's inputs whose memory is written, and slots of the values in it then.
         history: slots of values that outlive the program and whose gradients flow on into it.
         past: where the nodes behind them were recorded, once they are known.
     """

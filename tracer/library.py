@@ -84,14 +84,16 @@ def filled_state(shape: tuple[int, ...], value: float, dtype: DType) -> Tensor:
         return concrete(buffer)
 
 
-def recorded_once(key: Any, tensors: Sequence[Any], procedure: Callable[[], Sequence[Tensor]]) -> list[Tensor]:
-    """The tensors that `procedure` gives. In ordinary code its ops are recorded the first time and then known.
+def recorded_once(
+    key: Any, tensors: Sequence[Any], procedure: Callable[[], Sequence[Tensor]]
+) -> list[Tensor]:
+    """The tensors that `procedure` gives. In ordinary code its ops are recorded the first time only.
 
     Args:
         key: with the values of `tensors`, all that the procedure depends on; hashable.
         tensors: every tensor that it reads.
-        procedure: only computes: it writes nothing in place, draws no random numbers and runs none of the user's
-            functions.
+        procedure: only computes: it writes nothing in place, draws no random numbers and runs none of the
+            user's functions.
     """
     trace = STATE.trace
     if not isinstance(trace, LazyTrace):

@@ -1,10 +1,9 @@
 """Recording: how operations on tensors become graphs.
 
 `Trace` is a Builder whose nodes hold `TracedValue`s. `LazyTrace` (one per thread) is the pending program of
-ordinary
-code: it walks a trie of everything ever recorded, so an op seen before in the same place costs a dictionary
-    look-up, and finds its compiled program at the end of the walk. `compile` records with its own subclass
-    (tracer/compile.py).
+ordinary code: it walks a trie of everything ever recorded, so an op seen before in the same place costs a
+comparison and a value, and finds its compiled program at the end of the walk. Its nodes are made only where
+something looks at them (tracer/segments.py). `compile` records with its own subclass (tracer/compile.py).
 """
 
 from __future__ import annotations
@@ -27,8 +26,9 @@ from ..ir.op import REGISTRY, Op
 from ..ir.regions import structure
 from ..ir.types import Type
 from ..runtime.buffers import Buffer, copy_of
-from ..runtime.executable import interpret
+from .elsewhere import computed_alone
 from .segments import Segment, fill
+from .trie import LIFTED, TrieNode
 from .values import Pending, Storage, TracedValue
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -132,7 +132,7 @@ class Trace(Builder):
         """A step that is no op but changes what the program keeps (a freed graph)."""
 
     def particular(self, value: TracedValue, attrs: dict[str, Any]) -> None:
-        """Says that attributes of the op that made a value, though equal to others', are of this call alone."""
+        """Says that the attributes of the op that made a value, though equal to others', are its own."""
 
     def literal(self, value: Any, dtype: DType) -> TracedValue:
         """A Python number as a scalar value."""
@@ -183,54 +183,6 @@ class Trace(Builder):
         types = infer_or_explain(op, operands, attrs, loc, regions)
         grad = self.grad_enabled and op.differentiable and any(v.requires_grad for v in operands)
         return types, tuple(grad and t.dtype.kind == "f" for t in types), loc
-
-
-class TrieNode:
-    """A place in the trie of recorded programs: the op that leads here and what it made, and where one can go
-    from here. The same place numbers its values alike in every program.
-
-    Attributes:
-        key: what leads here from the place before.
-        next: where the last program went on; the first guess for this one.
-        operands, slot: numbers of the operands, and of the first result.
-        baked, lifted: of a Python number its first value, and whether it was seen to change.
-        numbers: how many numbers had been lifted when `lifts` was made: those of the program that ends here.
-    """
-
-    #: segments kept for one place; a loop whose procedures change each time shall not fill memory
-    SEGMENTS = 16
-
-    __slots__ = (
-        "attrs", "baked", "children", "grads", "key", "lifted", "lifts", "loc", "next", "numbers", "op", "operands",
-        "phase", "programs", "regions", "segments", "slot", "types",
-    )  # fmt: skip
-
-    op: Op
-
-    def __init__(self, key: Any) -> None:
-        self.key = key
-        self.next: TrieNode = _NOWHERE
-        self.children: dict[Any, TrieNode] = {}
-        self.types: tuple[Type, ...] = ()
-        self.grads: tuple[bool, ...] = ()
-        self.operands: tuple[int, ...] = ()
-        self.attrs: dict[str, Any] = {}
-        self.regions: tuple[Graph, ...] = ()
-        self.loc: Location | None = None
-        self.phase = "forward"
-        self.slot = -1
-        self.baked: Any = None
-        self.lifted = False
-        self.numbers = -1
-        self.lifts: tuple[int, ...] = ()
-        self.programs: dict[Any, Any] | None = None
-        self.segments: dict[Any, Segment] | None = None
-
-
-_NOWHERE: TrieNode = TrieNode.__new__(TrieNode)
-_NOWHERE.key = None
-#: Counts the numbers of all programs that were seen to change.
-_LIFTED = [0]
 
 
 class LazyTrace(Trace):
@@ -331,7 +283,7 @@ class LazyTrace(Trace):
                     place.lifted = value == value or old == old  # NaN stays NaN
                 elif not value and str(value) != str(old):  # 0.0 became -0.0
                     place.lifted = True
-                _LIFTED[0] += place.lifted
+                LIFTED[0] += place.lifted
         made = Pending(place.types[0], self, False)
         self.slots[made] = place.slot
         self.values.append(made)
@@ -342,9 +294,9 @@ class LazyTrace(Trace):
     def lifted(self) -> tuple[int, ...]:
         """Positions of the numbers that are runtime scalars."""
         at = self.at_node
-        if at.numbers != _LIFTED[0]:
+        if at.numbers != LIFTED[0]:
             at.lifts = tuple([i for i, (_, _, place) in enumerate(self.literals) if place.lifted])
-            at.numbers = _LIFTED[0]
+            at.numbers = LIFTED[0]
         return at.lifts
 
     def emit(
@@ -498,48 +450,6 @@ def outside_traces() -> Any:
     state made at the first step)."""
     with recording_into(STATE.lazy):
         yield
-
-
-def computed_alone(value: TracedValue) -> Buffer | None:
-    """The contents of a value that is pending in another thread's trace, computed from the recorded nodes
-    that lead to it without touching that trace; None if the trace ended meanwhile."""
-    trace = value.trace
-    if isinstance(trace, LazyTrace):
-        trace.fill()
-    operands: dict[Node, tuple[Any, ...]] = {}
-    inputs: dict[Any, Buffer] = {}
-    order: list[Node] = []
-    stack: list[tuple[Any, bool]] = [(value, False)]
-    while stack:
-        v, visited = stack.pop()
-        if visited:
-            order.append(v.node)
-        elif v not in inputs and v.node not in operands:
-            buffer, node = getattr(v, "buffer", None), v.node  # a plain Value once it was let go
-            if buffer is not None:
-                inputs[v] = buffer
-            elif node is None:
-                return None
-            else:
-                operands[node] = node.operands
-                stack.append((v, True))
-                stack.extend((o, False) for o in node.operands)
-    # Nodes are taken apart after their results left the trace: if all are still in it, all were whole.
-    if any(not n.results or any(r.trace is not trace for r in n.results) for n in order):  # type: ignore[attr-defined]
-        return None
-    graph = Graph("elsewhere")
-    env: dict[Any, Value] = {v: graph.add_input(v.type) for v in inputs}
-    for node in order:
-        copy = Node(
-            node.op, tuple(env[o] for o in operands[node]), node.attrs, node.loc, node.phase, node.regions
-        )
-        copy.results = tuple(Value(r.type, copy, i) for i, r in enumerate(node.results))
-        for r, c in zip(node.results, copy.results):
-            env.setdefault(r, c)
-        graph.nodes.append(copy)
-    graph.outputs = [env[value]]
-    (out,), _ = interpret(graph, [b.array for b in inputs.values()])
-    return copy_of(out, value.type.dtype)
 
 
 class ThreadState(threading.local):

@@ -5,9 +5,9 @@ A program's record lists places of the trie, which know the op that leads to the
 something looks at them: a program met for the first time, a walk back that is not known, a graph that
 outlives its program.
 
-A walk back through a graph and an optimiser's step record the same ops whenever they start at the same place of
-the trie with the same operands. The first time the procedure runs and what it records is noted; from then on
-its results appear without it.
+A walk back through a graph and an optimiser's step record the same ops whenever they start at the same place
+of the trie with the same operands. The first time the procedure runs and what it records is noted; from then
+on its results appear without it.
 
 Used by recording.py, which owns the trie, by lazy.py, and by the callers of `LazyTrace.segment`.
 """
@@ -136,7 +136,8 @@ def _stand_in(trace: Any, slot: int) -> Pending:
     """Makes the value of a slot that a replay left out."""
     place, flags = _place(trace.record, slot)
     i = slot - place.slot
-    value = trace.values[slot] = Pending(place.types[i], trace, flags.get(slot, place.grads[i]))
+    flag: Any = flags.get(slot, place.grads[i])
+    value = trace.values[slot] = Pending(place.types[i], trace, flag)
     value.index = i
     trace.slots[value] = slot
     return value
@@ -144,20 +145,15 @@ def _stand_in(trace: Any, slot: int) -> Pending:
 
 def _node(trace: Any, place: Any, numbers: dict[int, Any], flags: dict[int, bool]) -> Node:
     """The node of a recorded op."""
-    values, slots, first = trace.values, trace.slots, place.slot
+    values, first = trace.values, place.slot
     attrs = trace.own_attrs.get(first, place.attrs)
     if first in numbers:
         attrs = {**attrs, "value": numbers[first]}
     operands = tuple([values[s] or _stand_in(trace, s) for s in place.operands])
     node = Node(place.op, operands, attrs, place.loc, place.phase, place.regions)
     results = []
-    for i, type in enumerate(place.types):
-        slot = first + i
-        value = values[slot]
-        if value is None:
-            value = values[slot] = Pending(type, trace, flags.get(slot, place.grads[i]))
-            value.index = i
-            slots[value] = slot
+    for i in range(len(place.types)):
+        value: Any = values[first + i] or _stand_in(trace, first + i)
         value.node = node
         results.append(value)
     node.results = tuple(results)

@@ -49,6 +49,7 @@ class CudaUnit:
         programs: what it was made from; `entries` are the names of their host functions.
         launches: how each kernel of theirs is launched.
         functions: the `__global__` functions, in order.
+        slots: of each program, the names of its inputs, then outputs.
         device_text: the part that NVRTC compiles.
     """
 
@@ -58,6 +59,7 @@ class CudaUnit:
     entries: list[str]
     launches: dict[Kernel, Launch] = field(default_factory=dict)
     functions: list[Emitted] = field(default_factory=list)
+    slots: list[list[str]] = field(default_factory=list)
 
 
 def emit(program: LoopProgram | Sequence[LoopProgram], title: str = "") -> CudaUnit:
@@ -84,6 +86,7 @@ class _Unit:
     def write(self) -> CudaUnit:
         bodies: list[str] = []
         hosts: list[str] = []
+        slots: list[list[str]] = []
         for p, entry in zip(self.programs, self.entries):
             inner = Names(self.names)
             self._constants(p, inner)
@@ -92,6 +95,7 @@ class _Unit:
                     inner.get(b)
             for k in p.kernels:
                 bodies += self._kernel(k, inner, p)
+            slots.append([inner.get(b) for b in (*p.inputs, *p.outputs)])
             hosts.append(HostWriter(p, entry, inner, self.state, self.launches).write())
         helpers = [
             text.lstrip("\n") + ("" if text.startswith("#") else "\n")
@@ -109,7 +113,7 @@ class _Unit:
         host = "\n".join(["#ifndef __CUDACC_RTC__  // the host part", _LAUNCH.lstrip("\n"), "", *hosts, "#endif"])
         return CudaUnit(
             f"{head}\n{device}\n{host}\n", device + "\n", self.programs, self.entries, self.launches,
-            self.functions,
+            self.functions, slots,
         )  # fmt: skip
 
     def _head(self) -> str:

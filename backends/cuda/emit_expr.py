@@ -124,9 +124,11 @@ class ExprWriter:
 
     # --- statements' expressions ----------------------------------------------------------------------------
 
-    def prepare(self, values: Iterable[Expr], indices: Iterable[Expr] = ()) -> None:
+    def prepare(self, values: Iterable[Expr], indices: Iterable[Expr] = (), own_line: bool = False) -> None:
         """Starts a statement: texts of all nodes of its expressions, innermost first, with names for those
-        used twice. `indices` are used as indices only, whose arithmetic never overflows."""
+        used twice. `indices` are used as indices only, whose arithmetic never overflows. With `own_line`, the
+        first value gets a name by the statement itself."""
+        values = list(values)
         self.memo = {}
         self.values = set()
         count: dict[Expr, int] = {}
@@ -158,7 +160,9 @@ class ExprWriter:
                 stack.extend((a, inner, False) for a in e.args)
         for e in order:
             made = self._compute(e)
-            if self._wants_name(e, made, count[e]):
+            if values and e is values[0] and count[e] == 1 and (own_line or not isinstance(e, WarpReduce)):
+                pass
+            elif self._wants_name(e, made, count[e]):
                 made = self._named(e, made)
             self.memo[e] = made
 

@@ -344,7 +344,7 @@ class KernelWriter(ExprWriter):
     def let(self, s: Let) -> None:
         if s.local not in self.used:
             return
-        self.prepare([s.value])
+        self.prepare([s.value], own_line=True)
         v = self.value(s.value)
         wide = s.local.dtype is int64 and v.wide
         c = self.unit.c_type(s.local.dtype) if s.local.dtype is not int64 or wide else "int"
@@ -366,7 +366,9 @@ class KernelWriter(ExprWriter):
         if s.mask is not None:
             mask = self.value(s.mask)
             guards.append(mask.text if not guards else mask.at(7))
-        text = f"{place} = {value};"
+        added = value.removeprefix(f"{place} + ")
+        plain = added != value and not any(x in added for x in (" + ", " - ", " ? "))
+        text = f"{place} += {added};" if plain else f"{place} = {value};"
         if not guards:
             self.line(text)
         elif len(text) + len(guards[-1]) < 90:
@@ -539,17 +541,21 @@ def _linear(dims: list[int]) -> str:
     return text
 
 
+_DECLARATION = re.compile(r"^( *)(\w[\w ]*) (\w+);$")
 _DEFINITION = re.compile(r"^( *)const [\w ]+ (\w+) = ")
 
 
 def without_unused(lines: list[str]) -> list[str]:
-    """The lines without definitions of names that nothing uses: conditions that folded, sums that an fma took
-    in."""
+    """The lines without definitions of names that nothing uses (conditions that folded, sums that an fma took
+    in), and with variables initialised where they are declared."""
     out: list[str] = []  # backwards
     for line in reversed(lines):
         m = _DEFINITION.match(line)
         if m and not _used_later(out, len(m.group(1)), m.group(2)):
             continue
+        d = _DECLARATION.match(line)
+        if d and out and out[-1].startswith(f"{d.group(1)}{d.group(3)} = "):
+            line = f"{d.group(1)}{d.group(2)} {out.pop().lstrip()}"
         out.append(line)
     return out[::-1]
 

@@ -100,7 +100,7 @@ def _emit(group: Group, placement: Placement, target: Target) -> list[list[Stmt]
         return cumulative_kernels(group, buffers, target)
     if isinstance(group, SortGroup):
         return sort_kernels(group, buffers, target)
-    specs: list[StoreSpec] = [(b, *group.store_spec(v)) for b, v in targets]
+    specs: list[StoreSpec] = [(b, *spec) for b, v in targets for spec in group.store_specs(v)]
     if isinstance(group, GpuContractGroup):
         return contract_kernels(group, specs, target)
     if isinstance(group, RowGroup):

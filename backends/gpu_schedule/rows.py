@@ -41,8 +41,8 @@ from .pointwise import SCALAR
 
 #: rows up to this long are one thread's; up to this long, one warp's
 THREAD_ROW, WARP_ROW = 4, 512
-#: elements that a thread should have at least before rows are cut in more chunks
-SHARE = 8
+#: rows are cut in chunks where threads would have so many elements; chunks leave them so many at least
+LONG, SHARE = 96, 8
 #: registers of a thread for what later passes use again
 HELD = 32
 
@@ -119,9 +119,9 @@ class GpuRows(RowPasses):
 
     def cut(self, blocks: int, share: int) -> int:
         """In how many chunks to cut rows that keep just so many blocks busy."""
-        wanted = 2 * self.target.gpu.sms // blocks
-        chunks = min(wanted, self.R // (share * SHARE))
-        return chunks if chunks >= 4 and blocks < self.target.gpu.sms else 1
+        if self.R < LONG * share or blocks >= self.target.gpu.sms:
+            return 1
+        return max(1, min(2 * self.target.gpu.sms // blocks, self.R // (share * SHARE)))
 
     def widened(self, shape: Shape) -> Shape:
         """With vectors, where they make wide accesses."""
@@ -352,7 +352,8 @@ class GpuRows(RowPasses):
         values: dict[Local, Buffer] = {}
         bodies: list[list[Stmt]] = []
         last = max(n for n, p in enumerate(self.passes) if p.reductions)
-        early = not self.overwrites(self.row_stores)
+        # Passes still to come may read what is written over.
+        early = last == len(self.passes) - 1 or not self.overwrites(self.row_stores)
         for n, p in enumerate(self.passes):
             blocks = [("chunk", chunks), ("rows", -(-self.O // shape.rows))]
             k = Launch(self.low, blocks, self.thread_loops())
@@ -418,6 +419,7 @@ class GpuRows(RowPasses):
             loop.close()
             scope.anchor(r.local, scope.let(warp_reduce(r.combine, Load(acc, (ZERO,))), r.local.name))
         inner = scope.branch(Prim("eq", (lane, ZERO), dtypes.bool_))
+        self.low.floor = inner.depth
         for r in reductions:
             inner.stmts.append(Store(values[r.local], (row,), inner.lower(r.local)))
         if stores:

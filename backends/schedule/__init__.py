@@ -100,7 +100,7 @@ def _emit(group: Group, placement: Placement, machine: MachineModel, packed: lis
         return emit_cumulative(group, [b for b, _ in targets], machine, placement.place, number)
     if isinstance(group, SortGroup):
         return emit_sort(group, [b for b, _ in targets], machine, placement.place, number)
-    specs: list[StoreSpec] = [(b, *group.store_spec(v)) for b, v in targets]
+    specs: list[StoreSpec] = [(b, *spec) for b, v in targets for spec in group.store_specs(v)]
     if isinstance(group, ContractGroup):
         return emit_contract(group, specs, machine, placement.place, number, packed)
     if isinstance(group, RowGroup):

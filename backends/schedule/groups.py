@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...ir import dtypes
 from ...ir.dtypes import DType
-from ...ir.expr import Cast, Const, Expr, Load, Var
+from ...ir.expr import Cast, Const, Expr, Load, Var, index_add
 from ...ir.graph import Node, Value
 from ...ir.loops import Buffer
 from .elements import Elements, NotFusable, S
@@ -163,6 +163,10 @@ class Group:
         assert index is not None
         return ravel(index, v.type.shape), self.elements.at(v, index)
 
+    def store_specs(self, v: Value) -> list[tuple[Expr, Expr]]:
+        """All that one iteration writes of a stored member; nothing where stores are not made this way."""
+        return [] if self.canonical(v) is None else [self.store_spec(v)]
+
 
 class PointwiseGroup(Group):
     """Elementwise over `n` elements; the domain is one flat variable, split up only when loops are made."""
@@ -175,14 +179,51 @@ class PointwiseGroup(Group):
         self.n = n
         self.f = domain_var("i", n)
         self.by_shape: dict[tuple[int, ...], tuple[Expr, ...]] = {}
+        self.joined: dict[Value, Node] = {}
 
     def canonical(self, v: Value) -> tuple[Expr, ...] | None:
-        if v.type.numel != self.n:
+        if v.type.numel != self.n or v in self.joined:
             return None
         got = self.by_shape.get(v.type.shape)
         if got is None:
             got = self.by_shape[v.type.shape] = unravel(self.f, v.type.shape)
         return got
+
+    def try_concat(self, node: Node) -> bool:
+        """Computes a concatenation of values of the domain's size here: each iteration writes an element of
+        every part."""
+        v = node.results[0]
+        indices = [self.canonical(o) for o in node.operands]
+        mark = self.begin()
+        try:
+            for o, index in zip(node.operands, indices):
+                if index is None:
+                    raise NotFusable("part of another size")
+                self.elements.at(o, index)
+        except NotFusable:
+            self.elements.rollback(mark)  # type: ignore[arg-type]
+            return False
+        self.joined[v] = node
+        self.accept(v)
+        for o in node.operands:
+            if o.node is not None and o not in self.plan.home:
+                self.try_join(o)
+        return True
+
+    def store_specs(self, v: Value) -> list[tuple[Expr, Expr]]:
+        node = self.joined.get(v)
+        if node is None:
+            return super().store_specs(v)
+        out: list[tuple[Expr, Expr]] = []
+        dim = node.attrs["dim"]
+        start = 0
+        for o in node.operands:
+            index = self.canonical(o)
+            assert index is not None
+            place = (*index[:dim], index_add(index[dim], Const(start)), *index[dim + 1 :])
+            out.append((ravel(place, v.type.shape), self.elements.at(o, index)))
+            start += o.type.shape[dim]
+        return out
 
 
 @dataclass

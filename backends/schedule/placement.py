@@ -103,8 +103,8 @@ class Placement:
         if got is None:
             roots: list[Expr] = list(g.roots())
             for v in g.stored:
-                if g.canonical(v) is not None:
-                    roots += g.store_spec(v)
+                for spec in g.store_specs(v):
+                    roots += spec
             got = self.exprs_memo[g.id] = needed_exprs(g.elements.bindings, roots)
         return got
 
@@ -136,6 +136,8 @@ class Placement:
         if isinstance(g, ContractGroup) and any(self.place(x) is b for x in g.buffers):
             return False  # tiles still to come read it
         if not isinstance(g, (PointwiseGroup, RowGroup, ContractGroup)):
+            return False
+        if len(g.store_specs(v)) != 1:
             return False
         number = self.plan.number
         at = number(g.store_spec(v)[0])

@@ -42,6 +42,10 @@ TINY_REDUCE = 32
 CHEAP = 4.0
 #: cycles to write out an element of windows and to read it again
 COLUMN = 1.5
+#: values that one elementwise group stores
+MOST_STORED = 16
+#: a concatenation of up to so many parts, each in runs of at least so many elements, is written part by part
+MOST_PARTS, RUN = 8, 16
 #: longest chain of floating values
 MAX_DEPTH = 24
 
@@ -326,6 +330,8 @@ class Planner:
             return
         must = must or shared
         homes = self.reach[v]
+        if (must or shared) and self.home_concat(node, v):
+            return
         if not homes and not must and not (v.type.numel <= TINY and cost > CHEAP):
             return
         for g in self.of_mask(homes):
@@ -365,20 +371,45 @@ class Planner:
             return False
         return True
 
+    def home_concat(self, node: Node, v: Value) -> bool:
+        """A concatenation of equal parts is written part by part, by a group of the parts' size."""
+        parts = node.operands
+        shape = parts[0].type.shape if parts else ()
+        if node.op.name != "concat" or any(o.type.shape != shape for o in parts):
+            return False
+        # Runs of less than a vector are better gathered than written in pieces.
+        if not 2 <= len(parts) <= MOST_PARTS or prod(shape[node.attrs["dim"] :]) < RUN:
+            return False
+        want = self.closure(self.reach[v])
+        for g in reversed(self.groups):
+            if self.may_join(g, prod(shape), want) and isinstance(g, PointwiseGroup) and g.try_concat(node):
+                return True
+        group = self.new_group(PointwiseGroup, prod(shape))
+        if not group.try_concat(node):
+            self.groups.pop()
+            self.anc.pop()
+            return False
+        return True
+
+    def may_join(self, g: Group, n: int, want: int, copy: bool = False) -> bool:
+        """Whether an elementwise group of n elements may take what depends on `want` (on any, for a copy)."""
+        return (
+            isinstance(g, PointwiseGroup)
+            and g.n == n
+            and (copy or self.anc[g.id] & ~want == 0)
+            and not self.depends_any(want, g)
+            and len(g.stored) < MOST_STORED
+        )
+
     def home_pointwise(self, v: Value) -> None:
         """In a group of the same size that depends on just the same (any, for a copy that nothing waits for),
         or a new one."""
+        if v.node is not None and self.home_concat(v.node, v):
+            return
         want = self.closure(self.reach[v])
         copy = v.node is not None and v.node.op.name == "reshape" and v in self.live and self.uses[v] <= 1
         for g in reversed(self.groups):
-            if (
-                isinstance(g, PointwiseGroup)
-                and g.n == v.type.numel
-                and (copy or self.anc[g.id] & ~want == 0)
-                and not self.depends_any(want, g)
-                and len(g.stored) < 8
-                and g.try_join(v)
-            ):
+            if self.may_join(g, v.type.numel, want, copy) and g.try_join(v):
                 return
         group = self.new_group(PointwiseGroup, v.type.numel)
         joined = group.try_join(v)

@@ -17,13 +17,15 @@ from ..machine import MachineModel
 #: element by element
 COPY, TURN, GATHER = 0.3, 0.6, 1.4
 #: cycles per load of a tile's step, hidden or not
-PER_LOAD = 0.1
+PER_LOAD = 0.35
 #: cycles more per vector of B that comes from the second cache, as all do where a panel exceeds the first
 FROM_L2 = 0.15
 #: and where panels exceed the second
 FROM_L3 = 2.0
+#: and where B is read in place, has rows apart from each other, and more of them than the first cache holds
+APART = 1.0
 #: cycles more per element of A where a tile's rows fall into too few sets of the first cache to stay there
-COLLIDE = 2.0
+COLLIDE = 0.6
 #: and where every step of k needs another line of A, and these are more than the first cache holds
 FAR = 4.0
 #: cycles of a vector store to scattered places, per lane; of storing a square that is turned first, per row
@@ -192,11 +194,13 @@ def _outer(
             cycles = 0.0
             row_tiles, column_tiles = -(-p.M // mr), -(-vectors // nr)
             pack_a, cost_a = _pack_a(p, column_tiles)
-            pack_b, cost_b = (False, 0.0) if spread else _pack_b(p, row_tiles, nr * lanes, machine, run)
+            pack_b, cost_b, extra = False, 0.0, 0.0
+            if not spread:
+                pack_b, cost_b, extra = _pack_b(p, row_tiles, nr * lanes, machine, run)
             kc = _k_block(p, row_tiles, nr * lanes, machine)
             for count_m, m in splits(p.M, mr):
                 for count_n, n in splits(vectors, nr):
-                    step = max(m * n / per_cycle, (m + n) / 2, 4.0) + PER_LOAD * (m + n)
+                    step = max(m * n / per_cycle, (m + n) / 2, 4.0) + PER_LOAD * (m + n) + extra * n
                     if p.K * n * lanes * p.itemsize > machine.l1_bytes:
                         step += FROM_L2 * n
                     if pack_b and kc * n * lanes * p.itemsize > machine.l2_bytes // 2:
@@ -238,20 +242,28 @@ def packing(bk: int, run: int, k_last: int, lanes: int) -> float:
     return GATHER
 
 
-def _pack_b(p: Problem, row_tiles: int, width: int, machine: MachineModel, run: int) -> tuple[bool, float]:
-    """Whether rows of B are copied into panels, and what B costs beyond the loads the tile needs anyway."""
+def _pack_b(
+    p: Problem, row_tiles: int, width: int, machine: MachineModel, run: int
+) -> tuple[bool, float, float]:
+    """Whether rows of B are copied into panels, what that costs, and what every vector of B costs beyond a
+    load from the second cache."""
     size = p.K * p.N
     if p.bn != 1:
         per = packing(p.bk, run, p.k_last, machine.lanes(p.itemsize))
-        return True, (per * size + 20) / p.reuse_b
+        return True, (per * size + 20) / p.reuse_b, 0.0
+    line = machine.vector_bytes
+    crossing = p.bk * p.itemsize % line != 0  # vectors that begin anywhere are in two lines each
     if p.windows_b:  # a panel would be many times as large as what it is packed from
-        return False, 0.0
+        return False, 0.0, PER_LOAD * crossing
     # Rows a page apart fall into few cache sets and cost a TLB entry each.
-    big = p.K * width * p.itemsize > machine.l1_bytes * 2 // 3
+    big = p.K * (width * p.itemsize + line * crossing) > machine.l1_bytes * 2 // 3
     collide = p.bk * p.itemsize % 1024 == 0 and p.K >= 64
-    if (big or collide) and row_tiles * (p.batch // p.each_b) * p.reuse_b >= 4:
-        return True, COPY * size / p.reuse_b
-    return False, 0.0
+    extra = PER_LOAD * crossing + APART * ((big and p.bk > width) * (1 + crossing) + collide)
+    copy = COPY * size / p.reuse_b
+    used = row_tiles * (p.batch // p.each_b)
+    if extra * size / machine.lanes(p.itemsize) * used > copy:
+        return True, copy, 0.0
+    return False, 0.0, extra
 
 
 def _pack_a(p: Problem, column_tiles: int) -> tuple[bool, float]:

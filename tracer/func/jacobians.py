@@ -86,10 +86,10 @@ def jacrev(
         blocks = []
         for t, basis in zip(outputs, _bases(outputs)):
             if t.numel() == 0:
-                rows = [zeros(*t.shape, *p.shape, dtype=p.dtype) for p in leaves]
+                rows = [zeros((*t.shape, *p.shape), dtype=p.dtype) for p in leaves]
             else:
                 made = vmap(lambda *c: back(refilled(output, c)), chunk_size=chunk_size)(*basis)
-                rows = [r.reshape(*t.shape, *p.shape) for r, p in zip(tensors_of(made), leaves)]
+                rows = [r.reshape((*t.shape, *p.shape)) for r, p in zip(tensors_of(made), leaves)]
             blocks.append(_of_argnums(argnums, refilled(primals, rows)))
         result = refilled(output, blocks)
         return (result, got[2]) if has_aux else result
@@ -118,11 +118,11 @@ def jacfwd(
         for p, basis in zip(leaves, _bases(leaves)):
             if p.numel() == 0:
                 for column, t in zip(columns, outputs):
-                    column.append(zeros(*t.shape, *p.shape, dtype=t.dtype))
+                    column.append(zeros((*t.shape, *p.shape), dtype=t.dtype))
                 continue
             push = vmap(lambda *d: forward(*refilled(primals, d)), out_dims=-1, randomness=randomness)
             for column, t, made in zip(columns, outputs, tensors_of(push(*basis))):
-                column.append(made.reshape(*t.shape, *p.shape))
+                column.append(made.reshape((*t.shape, *p.shape)))
         blocks = [_of_argnums(argnums, refilled(primals, column)) for column in columns]
         result = refilled(output, blocks)
         return (result, got[2]) if has_aux else result

@@ -10,7 +10,7 @@ import numpy as np
 
 from ...ir import dtypes
 from ...ir.errors import DTypeError, IndexKindError, IndexOutOfRange, OpError
-from ...ir.op import REGISTRY
+from ...ir.op import REGISTRY, Op
 from ...ir.types import broadcast_shapes, normalize_axis
 from ...runtime.buffers import copy_of
 from ..creation import as_tensor, tensor
@@ -120,6 +120,7 @@ def _basic(x: Tensor, index: tuple[Any, ...]) -> tuple[Tensor, list[Tensor | Non
     return out, advanced
 
 
+_PLACES = (int, slice, tuple)
 _WRAPS = ("", "take", "put", "index_fill")
 
 
@@ -163,20 +164,57 @@ def getitem(x: Tensor, index: Any) -> Tensor:
     return Tensor(_gather_op(view, advanced))
 
 
-def _row(x: Tensor, index: int) -> Tensor | None:
-    """`x[index]`, a view with known contents; None where they are not known, or gradients flow."""
+#: bytes of a part of a known tensor that are copied when it is indexed
+_COPIED = 1 << 26
+
+
+def _part(x: Tensor, index: Any) -> Tensor | None:
+    """`x[index]`, a view with known contents, for ints and slices; None where contents are not known, where
+    gradients flow, or where the ordinary way has the message.
+
+    Its contents are copied at once instead of recorded: in `for i in range(n): step(x[i:i + 32])` the places
+    are never the same again, and each would be a program of its own.
+    """
     value = x._value()
-    if value.buffer is None or value.requires_grad or not value.type.rank:
+    if value.buffer is None or value.requires_grad or x._storage.native:
         return None
-    n = value.type.shape[0]
-    if not -n <= index < n:
-        return None  # the ordinary way has the message
-    contents = copy_of(value.buffer.array[index], value.type.dtype)
-    row = Tensor(TracedValue(contents.type, None, 0, None, contents))
-    row._cached, row._storage, row._version_seen = row._storage.value, x._storage, x._storage.version
-    attrs = {"dim": 0, "index": index % n}
-    row._view = (*(x._view or ()), (REGISTRY["select"], attrs))
-    return row
+    shape = value.type.shape
+    places: tuple[Any, ...] = index if index.__class__ is tuple else (index,)
+    if len(places) > len(shape):
+        return None
+    ranges = [(0, n, 1) for n in shape]
+    selects: list[tuple[Op, dict[str, Any]]] = []
+    for d, i in enumerate(places):
+        n = shape[d]
+        if i.__class__ is int:
+            if not -n <= i < n:
+                return None
+            selects.append((_SELECT, {"dim": d - len(selects), "index": i % n}))
+        elif i.__class__ is slice:
+            if any(k is not None and k.__class__ is not int for k in (i.start, i.stop, i.step)):
+                return None
+            start, stop, step = i.indices(n) if i.step is None or i.step > 0 else (0, 0, 0)
+            if not step:
+                return None
+            ranges[d] = (start, max(start, stop), step)
+        else:
+            return None
+    view: list[tuple[Op, dict[str, Any]]] = []
+    if any(r != (0, n, 1) for r, n in zip(ranges, shape)):
+        begin, end, steps = zip(*ranges)
+        view.append((_SLICE, {"start": begin, "stop": end, "step": steps}))
+    view += selects
+    found = value.buffer.array[places]
+    if not view or found.nbytes > _COPIED:
+        return None
+    contents = copy_of(found, value.type.dtype)
+    part = Tensor(TracedValue(contents.type, None, 0, None, contents))
+    part._cached, part._storage, part._version_seen = part._storage.value, x._storage, x._storage.version
+    part._view = (*(x._view or ()), *view)
+    return part
+
+
+_SELECT, _SLICE = REGISTRY["select"], REGISTRY["slice"]
 
 
 def _gather_op(view: Tensor, advanced: list[Tensor | None]) -> Any:

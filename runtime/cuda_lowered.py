@@ -1,0 +1,123 @@
+"""A graph on its way to CUDA: `Lowered.cuda`, which `step.lower(..., backend="cuda")` gives. Stages `graph`,
+`optimized`, `loops` and `cuda`; nothing of it needs a GPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from ..backends.cuda import nvcc, nvrtc
+from ..backends.cuda.emit import CudaUnit, emit
+from ..backends.cuda.emulate import Emulated, emulate
+from ..backends.cuda.nvcc import Resources
+from ..backends.gpu_schedule import schedule_gpu
+from ..backends.machine import SM_75, SM_80, SM_90, GpuModel
+from .executable import Lowered
+from .report import Cost, cost_of
+
+if TYPE_CHECKING:
+    from ..ir.graph import Graph
+    from ..ir.loops import LoopProgram
+    from .cuda import CudaExecutable
+
+#: what the scheduler knows of each architecture
+MODELS: dict[str, GpuModel] = {"sm_75": SM_75, "sm_80": SM_80, "sm_90": SM_90}
+
+
+@dataclass(frozen=True)
+class CudaCost(Cost):
+    """Static cost, with what each kernel takes of the GPU.
+
+    Attributes:
+        resources: one for each of `kernels`, as ptxas reports it; empty without nvcc.
+    """
+
+    resources: tuple[Resources, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [super().__str__()]
+        lines += [f"  {k.name}: {r}" for k, r in zip(self.kernels, self.resources)]
+        return "\n".join(lines)
+
+
+class CudaLowered(Lowered):
+    """One graph on its way to CUDA.
+
+    Args:
+        lowered: the same graph's lowering for the CPU, whose optimised graph is shared.
+        architecture: `sm_75`, `sm_80` or `sm_90`: what is scheduled for, and compiled for by default.
+    """
+
+    backend = "cuda"
+    stages = ("graph", "optimized", "loops", "cuda")
+
+    def __init__(self, lowered: Lowered, architecture: str = "sm_80") -> None:
+        if architecture not in MODELS:
+            raise nvcc.NvccError(f"no architecture {architecture!r}; there are {', '.join(MODELS)}")
+        self.graph = lowered.graph
+        self.cpu = lowered
+        self.architecture = architecture
+        self.records = lowered.records
+
+    @cached_property
+    def optimized(self) -> Graph:  # type: ignore[override]
+        return self.cpu.optimized
+
+    @cached_property
+    def machine(self) -> Any:  # type: ignore[override]
+        return MODELS[self.architecture]
+
+    @cached_property
+    def loops(self) -> LoopProgram:  # type: ignore[override]
+        return schedule_gpu(self.optimized, self.machine)
+
+    @cached_property
+    def unit(self) -> CudaUnit:
+        """The translation unit."""
+        return emit(self.loops)
+
+    def as_text(self, stage: str = "cuda") -> str:
+        """The program at `graph`, `optimized`, `loops` or `cuda`."""
+        if stage == "graph":
+            return str(self.graph)
+        if stage == "optimized":
+            return str(self.optimized)
+        if stage == "loops":
+            return str(self.loops)
+        if stage == "cuda":
+            return self.unit.text
+        raise ValueError(f"no stage {stage!r}; there are {', '.join(self.stages)}")
+
+    def cost(self) -> CudaCost:
+        """Operations and bytes moved of one run, kernel by kernel; and, where nvcc is installed, registers,
+        shared memory and spills. Nothing runs."""
+        kernels = cost_of(self.loops).kernels
+        if not nvcc.available():
+            return CudaCost(kernels)
+        found = nvcc.compile_cubin(self.unit.text, self.architecture)[1]
+        names = [self.unit.launches[k].function.name for k in self.loops.kernels]
+        return CudaCost(kernels, tuple(found[n] for n in names))
+
+    def emulated(self, checked: bool = False) -> Emulated:
+        """The same text built with g++, to run on the CPU; slow. With `checked`, all accesses are looked at.
+
+        Raises EmulationError without g++.
+        """
+        return emulate(self.unit, checked)
+
+    def cubin(self) -> bytes:
+        """Machine code of the kernels, by NVRTC where it is installed, else by nvcc.
+
+        Raises NvccError with neither of them."""
+        if nvrtc.available():
+            return nvrtc.compile_cubin(self.unit.device_text, self.architecture)
+        return nvcc.compile_cubin(self.unit.text, self.architecture)[0]
+
+    def compile(self) -> CudaExecutable:
+        """Ready to run on the GPU of this machine. Raises CudaError where there is none, saying what is
+        missing."""
+        from .cuda import CudaExecutable
+
+        return CudaExecutable(self)
