@@ -24,6 +24,7 @@ from .ir.dtypes import (
     bool_ as bool,
 )
 from .ir.errors import TracegradError
+from .runtime import cuda as cuda
 from .tracer import autograd_api as autograd
 from .tracer import func as func
 from .tracer import public as _public
@@ -49,6 +50,7 @@ from .tracer.creation import (
     zeros,
     zeros_like,
 )
+from .tracer.export_cuda import export_cuda
 from .tracer.func import vmap
 from .tracer.operands import get_default_dtype, result_type, set_default_dtype
 from .tracer.random import (
@@ -106,8 +108,8 @@ int = int32
 short = int16
 globals().update(_public.PUBLIC)
 
-# They live in tracer/, but `from tracegrad.func import grad` must find them.
-_sys.modules.update({f"{__name__}.{_m.__name__.rpartition('.')[2]}": _m for _m in (func, random)})
+# They live in tracer/ and runtime/, but `from tracegrad.func import grad` must find them.
+_sys.modules.update({f"{__name__}.{_m.__name__.rpartition('.')[2]}": _m for _m in (cuda, func, random)})
 _sys.modules[f"{__name__}.autograd"] = autograd
 _sys.modules[f"{__name__}.autograd.function"] = autograd.function
 _sys.modules[f"{__name__}.autograd.functional"] = autograd.functional

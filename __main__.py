@@ -86,9 +86,9 @@ def _parser() -> argparse.ArgumentParser:
         p.add_argument(
             "--stage",
             action="append",
-            choices=[*STAGES, "all"],
+            choices=[*STAGES, "cuda", "all"],
             metavar="STAGE",
-            help=f"{what}: {', '.join(STAGES)} or all; may be repeated",
+            help=f"{what}: {', '.join(STAGES)}, cuda or all (of the CPU); may be repeated",
         )
 
     show = commands.add_parser(

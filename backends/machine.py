@@ -44,8 +44,8 @@ AVX512 = MachineModel(64, 32, True, 1, 48 << 10, 1280 << 10, 50_000, 64)
 
 @dataclass(frozen=True)
 class GpuModel:
-    """A GPU in the numbers that schedules depend on. Results may depend on them in their last bits, since they
-    decide how sums are split up.
+    """A GPU in the numbers that schedules depend on. Results may depend on them in their last bits, since
+    they decide how sums are split up.
 
     Attributes:
         capability: compute capability, (8, 0) for sm_80.

@@ -9,6 +9,7 @@ i` for `j` in [0, 4)). That is how reshapes, permutes and slices cost nothing af
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from . import dtypes
@@ -123,14 +124,10 @@ class Load(Expr):
         return Load(self.buffer, args[:n], mask, other)
 
 
-_zeros: dict[DType, Const] = {}
-
-
+@cache
 def _zero(dtype: DType) -> Const:
     """The one zero of a dtype: sub-expressions of a node are the same objects whenever they are asked for."""
-    if dtype not in _zeros:
-        _zeros[dtype] = Const(0, dtype)
-    return _zeros[dtype]
+    return Const(0, dtype)
 
 
 class Prim(Expr):
@@ -191,13 +188,9 @@ class LaneReduce(Expr):
 
 
 class WarpReduce(Expr):
-    """Combines `x` over the 32 consecutive threads of a GPU warp, as a butterfly: lane i with lane i ^ 16,
-    i ^ 8, ... i ^ 1; every lane gets the result. `name` is a primitive as for `LaneReduce`.
-
-    Threads of a block are counted with the innermost thread loop fastest; a block's number of threads is a
-    multiple of 32, or less than 32 (then lanes past its end are left out, and it must be a power of two).
-    All threads of the warp must reach it. Only inside thread loops. The text form is `warp.add(x)`.
-    """
+    """Combines `x` over the 32 consecutive threads of a GPU warp (the innermost thread loop is fastest), as a
+    butterfly: lane i with lane i ^ 16, ... i ^ 1; all lanes get the result. `name` is as for `LaneReduce`.
+    The block has a multiple of 32 threads or a smaller power of two; all threads of a warp must reach it."""
 
     __slots__ = ("name", "x")
 
@@ -251,8 +244,7 @@ def as_index(x: Expr | int) -> Expr:
 
 def terms(e: Expr) -> tuple[list[tuple[Expr, int]], int]:
     """`e` as a sum: [(atom, coefficient)] and a constant; atoms are not sums or constant multiples. The list
-    is
-    shared: don't change it."""
+    is shared: don't change it."""
     if type(e) is Const:
         return [], int(e.value)
     if type(e) is not Prim:

@@ -77,7 +77,9 @@ class _Tracker:
         self.read = np.zeros(size, np.int64)
         self.read_block = np.full(size, -1, np.int64)
 
-    def fail(self, what: str, kernel: str, at: np.ndarray, a: np.ndarray, b: np.ndarray, bad: Any) -> VerifyError:
+    def fail(
+        self, what: str, kernel: str, at: np.ndarray, a: np.ndarray, b: np.ndarray, bad: Any
+    ) -> VerifyError:
         k = int(np.argmax(bad))
         one, two = (f"thread {int(x[k]) % self.per_block} of block {int(x[k]) // self.per_block}" if x[k] >= 0
                     else "other threads" for x in (a, b))  # fmt: skip
@@ -109,7 +111,9 @@ class _Tracker:
         bad = (w >= 0) & (w != thread) & ((self.wrote[at] == phase) | (w // self.per_block != block))
         if bad.any():
             raise self.fail("writes", kernel, at, thread, w, bad)
-        bad = (r != -1) & ((r == -3) | (self.read_block[at] != block) | ((self.read[at] == phase) & (r != thread)))
+        bad = (r != -1) & (
+            (r == -3) | (self.read_block[at] != block) | ((self.read[at] == phase) & (r != thread))
+        )
         if bad.any():
             raise self.fail("writes", kernel, at, thread, r, bad)
         self.writer[at] = thread
@@ -216,8 +220,8 @@ class _Blocks:
         index, active = np.broadcast_to(index, shape), np.broadcast_to(mask, shape)
         bad = active & ((index < 0) | (index >= b.size))
         if bad.any():
-            raise IndexError(f"kernel {self.kernel.name}: index {index[bad][0]} is outside {b.name} of {b.size} "
-                             "elements")  # fmt: skip
+            where = f"{b.name} of {b.size} elements"
+            raise IndexError(f"kernel {self.kernel.name}: index {index[bad][0]} is outside {where}")
         index = np.where(active, index, 0)
         if id(b) in self.memory:
             space, data = self.memory[id(b)]
@@ -225,7 +229,9 @@ class _Blocks:
             return data.reshape(-1), index + rows * b.size, active, shape
         return self.place(b), index, active, shape
 
-    def track(self, b: Buffer, at: np.ndarray, active: np.ndarray) -> tuple[_Tracker, np.ndarray, np.ndarray] | None:
+    def track(
+        self, b: Buffer, at: np.ndarray, active: np.ndarray
+    ) -> tuple[_Tracker, np.ndarray, np.ndarray] | None:
         """Where races are possible: the buffer's tracker, the places touched and by which thread."""
         private = id(b) in self.memory and self.memory[id(b)][0] != "shared"
         if private or id(b) not in self.written or self.count * self.kernel_blocks <= 1:

@@ -7,8 +7,8 @@ Rules, besides dtypes and scoping:
 - register buffers are indexed by constants, unrolled and vector variables only;
 - const and plain input buffers are not stored to, and every arena buffer lies inside the arena;
 - `program.updated` are inputs;
-- a kernel for a GPU keeps to the form that ir/loops.py describes: block loops, thread loops of the same extents
-  (at most 1024 threads), shared buffers directly in the block, barriers that all threads reach;
+- a kernel for a GPU keeps to the form that ir/loops.py describes: block loops, thread loops of the same
+  extents (at most 1024 threads), shared buffers directly in the block, barriers that all threads reach;
 - conditions of control flow are single bools; buffers that rotate or are copied have one type, none rotates
   twice in a loop, and all are the program's to write.
 """
@@ -133,7 +133,7 @@ class _Checker:
         kinds = [s.kind for s in statements(self.kernel.body) if isinstance(s, For)]
         if found is None:
             if "block" in kinds or "thread" in kinds:
-                raise self.fail("block loops stand outermost, with nothing beside them, and thread loops in them")
+                raise self.fail("block loops stand outermost, alone, and thread loops in them")
             return
         loops, body = found
         if len(loops) > 3 or kinds.count("block") != len(loops) or any(f.step != 1 for f in loops):
@@ -251,7 +251,7 @@ class _Checker:
             self.checked.add(id(e))
             if isinstance(e, WarpReduce):
                 if e.name not in _REDUCERS or "thread" not in self.kinds.values():
-                    raise self.fail(f"warp.{e.name} is not one of {', '.join(_REDUCERS)}, inside thread loops")
+                    raise self.fail(f"warp.{e.name} outside thread loops, or not of {', '.join(_REDUCERS)}")
                 stack.append(e.x)
                 continue
             if isinstance(e, LaneReduce):

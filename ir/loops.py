@@ -6,15 +6,15 @@ interpreter read it. Statements execute in order; each evaluates its expressions
 node used twice in one statement once.
 
 A kernel for a GPU is one nest of 1 to 3 `block` loops, and nothing beside it. Directly in the innermost one
-stand the `Alloc`s of shared buffers, and nests of 1 to 3 `thread` loops, all of the same extents. Every thread
-runs all of that body; a thread loop just gives it its coordinates, of which the innermost loop's is the one
-that neighbours differ in (x), as with block loops (only that one may exceed 65535). `register` and `local`
-buffers are one per thread wherever they are allocated. A `Barrier` stands between thread loops or in one,
-there also in serial loops, but not where threads may differ in whether they reach it (`If`, `While`). Kernels
-that run one after another see each other's writes; within a kernel, threads see what others of their block
-wrote before a barrier. Of memory, no thread reads or writes what another one writes between two barriers, or
-what any thread of another block writes at all. Vector loops are 2 or 4 wide: one wide access to memory, where
-that is contiguous and aligned.
+stand the `Alloc`s of shared buffers, and nests of 1 to 3 `thread` loops, all of the same extents. Every
+thread runs all of that body; a thread loop just gives it its coordinates, of which the innermost loop's is
+the one that neighbours differ in (x), as with block loops (only that one may exceed 65535). `register` and
+`local` buffers are one per thread wherever they are allocated. A `Barrier` stands between thread loops or in
+one, there also in serial loops, but not where threads may differ in whether they reach it (`If`, `While`).
+Kernels that run one after another see each other's writes; within a kernel, threads see what others of their
+block wrote before a barrier. Of memory, no thread reads or writes what another one writes between two
+barriers, or what any thread of another block writes at all. Vector loops are 2 or 4 wide: one wide access to
+memory, where that is contiguous and aligned.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..ir.errors import TracegradError
 from ..tracer.autograd import no_grad
+from ..tracer.conversions import from_outside
 from ..tracer.library import ArgumentTypeError, RemovableHandle, add_hook
 from ..tracer.recording import STATE
 from ..tracer.tensor import Tensor, note_change
@@ -150,6 +151,7 @@ class StateMixin:
                         unexpected_keys.append(key)
 
     def _load_one(self, name: str, key: str, t: Tensor, new: Any, metadata: Any, errors: list[str]) -> None:
+        new = from_outside(new)
         if not isinstance(new, Tensor):
             errors.append(f"{key!r} must be a tensor, got {type(new).__name__}")
             return

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from copy import deepcopy
 from typing import Any
 
+from ..tracer.conversions import from_outside
 from ..tracer.library import ArgumentError, ArgumentTypeError, RemovableHandle, add_hook
 from ..tracer.recording import warn
 from ..tracer.tensor import Tensor, note_change
@@ -312,6 +313,7 @@ class Optimizer:
             return deepcopy(entries)
         out: dict[str, Any] = {}
         for name, value in entries.items():
+            value = from_outside(value)
             if isinstance(value, Tensor):
                 if value.dim() and tuple(value.shape) != tuple(p.shape):
                     raise ArgumentError(

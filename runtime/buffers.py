@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..ir import dtypes
+from ..ir.errors import OpError
 from ..ir.types import Type
 
 ALIGN = 64
@@ -47,7 +48,10 @@ class _Block:
     __slots__ = ("base", "idle", "limit", "ptr", "raw")
 
     def __init__(self, pool: _Pool) -> None:
-        self.raw = np.empty(pool.size, np.uint8)
+        try:
+            self.raw = np.empty(pool.size, np.uint8)
+        except (MemoryError, ValueError):
+            raise OpError(f"not enough memory for a tensor of {pool.size} bytes") from None
         self.base = _address(self.raw)
         self.ptr = (self.base + ALIGN - 1) & -ALIGN
         self.idle = pool.idle

@@ -18,7 +18,7 @@ import numpy as np
 from ..ir.expr import Var
 from ..ir.loops import Branch, Buffer, Kernel, Repeat, Rotation, Step, WhileStep, walk_steps
 from . import cuda_driver as low
-from .cuda_driver import Block, CudaError, OutOfMemoryError, Stream, why_not
+from .cuda_driver import Block, CudaError, OutOfMemoryError, why_not
 
 if TYPE_CHECKING:
     from .cuda_lowered import CudaLowered
@@ -142,7 +142,7 @@ class CudaExecutable:
         self.functions = {
             f.name: low.call("cuModuleGetFunction", self.module, f.name.encode()) for f in unit.functions
         }
-        self.stream = Stream(device)
+        self.stream = low.stream(device)
         self.slots = list(dict.fromkeys([*program.inputs, *program.outputs]))
         peak = sum(b.nbytes for b in self.slots) + program.arena_bytes
         pool = low.pool(device)

@@ -34,6 +34,7 @@ class _State:
         self.count = 0
         self.contexts: dict[int, Any] = {}
         self.pools: dict[int, Pool] = {}
+        self.streams: dict[int, Stream] = {}
 
 
 def why_not() -> str | None:
@@ -291,6 +292,15 @@ class Stream:
     def replay(self, graph: Any) -> None:
         """Runs a captured graph."""
         call("cuGraphLaunch", graph, self.handle)
+
+
+def stream(device: int = 0) -> Stream:
+    """The one stream of a device: what follows in it may reuse the memory of what is before."""
+    with _STATE.lock:
+        found = _STATE.streams.get(device)
+        if found is None:
+            found = _STATE.streams[device] = Stream(device)
+        return found
 
 
 _STATE = _State()

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ..backends.machine import MachineModel
     from ..ir.loops import LoopProgram
     from ..ir.passes import PassRecord
+    from .cuda_lowered import CudaLowered
 
 STAGES = ("graph", "optimized", "loops", "llvm", "asm")
 #: Called with every `Lowered` when it is made: how tools see what a script compiles.
@@ -42,7 +43,12 @@ class Lowered:
     Attributes:
         graph: as traced.
         records: what each pass did, once `optimized` was made.
+        cuda: the same graph on its way to CUDA.
+        backend, stages: `llvm`, and what `as_text` takes.
     """
+
+    backend = "llvm"
+    stages = STAGES
 
     def __init__(self, graph: Graph, machine: MachineModel | None = None) -> None:
         self.graph = graph
@@ -76,8 +82,18 @@ class Lowered:
         with collector_paused():
             return compile_program(self.loops)
 
+    @cached_property
+    def cuda(self) -> CudaLowered:
+        from .cuda_lowered import CudaLowered
+
+        return CudaLowered(self)
+
+    def compile(self) -> Any:
+        """The program compiled: machine code of the CPU here, a `CudaExecutable` of a CUDA lowering."""
+        return self.native
+
     def as_text(self, stage: str = "graph") -> str:
-        """The program at `graph`, `optimized`, `loops`, `llvm` or `asm`."""
+        """The program at `graph`, `optimized`, `loops`, `llvm`, `asm` or `cuda`."""
         if stage == "graph":
             return str(self.graph)
         if stage == "optimized":
@@ -88,6 +104,8 @@ class Lowered:
             return self.native.llvm_ir()
         if stage == "asm":
             return self.native.assembly()
+        if stage == "cuda":
+            return self.cuda.as_text("cuda")
         raise ValueError(f"no stage {stage!r}; there are {', '.join(STAGES)}")
 
     def cost(self) -> Cost:
@@ -161,6 +179,7 @@ class Executable:
         self.n_inputs = len(self.input_types)
         self.n_slots = self.n_inputs + len(self.output_types) + 2
         self.run = ctypes.CFUNCTYPE(None, ctypes.c_uint64)(native.run_address)
+        self.run_pointer = ctypes.CFUNCTYPE(None)(native.run_address)  # takes a c_void_p; converts nothing
         self.repeat = ctypes.CFUNCTYPE(None, ctypes.c_uint64, ctypes.c_int64)(native.repeat_address)
         loops = (s for k in native.program.kernels for s in statements(k.body))
         self.parallel = any(isinstance(s, For) and s.kind == "parallel" for s in loops)

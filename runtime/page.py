@@ -137,6 +137,9 @@ def _stages(lowered: Lowered, lines: text.Lines) -> dict[str, list[str]]:
             out[name] = [text.line(escape(t), kind="note") for t in f"this stage failed: {e}".splitlines()]
 
     stage("loops", lambda: text.loop_lines(lowered.loops, lines))
+    if lowered.backend == "cuda":
+        stage("cuda", lambda: [text.line(escape(t)) for t in lowered.as_text("cuda").splitlines()])
+        return out
     stage("llvm", lambda: text.llvm_lines(lowered.as_text("llvm"), lowered.loops, lines))
     stage("asm", lambda: text.asm_lines(lowered.as_text("asm"), lowered.loops, lines))
     return out

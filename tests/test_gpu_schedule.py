@@ -1,6 +1,6 @@
 """Graphs to GPU kernels: what the loop interpreter makes of them is what the graph interpreter says, for
-every op, for random graphs, for training steps and for control flow. It runs all threads of a kernel and fails on
-races, so a missing barrier shows."""
+every op, for random graphs, for training steps and for control flow. It runs all threads of a kernel and
+fails on races, so a missing barrier shows."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_tiles(spec: str, size: tuple[int, int, int], machine: GpuModel) -> None
     check(graph, arrays_for(graph), machine)
 
 
-# --- elementwise, scatters -----------------------------------------------------------------------------------
+# --- elementwise, scatters ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(64, 32), (33, 70), (3, 40, 50), (2, 16, 37)], ids=str)
@@ -196,6 +196,59 @@ def test_gradient_of_an_embedding(accumulate: bool) -> None:
     index[0] = -1
     arrays = [a.astype(np.float32) for a in (rng.normal(size=(20, 6)), rng.normal(size=(5, 23, 6)))]
     check(graph, [arrays[0], index, arrays[1]])
+
+
+@pytest.mark.parametrize(
+    "name", ["cumsum", "cumprod", "logcumsumexp", "cumargmax", "cumargmin", "recurrence"]
+)
+@pytest.mark.parametrize("shape", [(3, 700), (260,), (2, 513, 2)], ids=str)
+def test_long_scans_are_shared_by_a_block(name: str, shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(3)
+    dim = int(np.argmax(shape))
+    two = name == "recurrence"
+    types = {"x": f32(*shape), **({"y": f32(*shape)} if two else {})}
+    graph = build(name, types, lambda b, x, *y: getattr(b, name)(x, *y, dim=dim))
+    arrays = [rng.uniform(0.9, 1.1, shape).astype(np.float32) for _ in types]
+    if two:
+        arrays[0] -= 0.3
+    program = check(graph, arrays)
+    assert "barrier" in print_program(program)
+    if name.startswith("cumarg"):
+        arrays[0] = rng.integers(0, 9, shape).astype(np.float32)
+        check(graph, arrays)
+        arrays[0][rng.random(shape) < 0.01] = np.nan
+        check(graph, arrays)
+
+
+def test_the_update_of_many_parameters_is_one_kernel() -> None:
+    """Momentum, with gradients that come from elsewhere; sizes as they are in models."""
+    sizes = [(70, 9), (70,), (33, 70), (33,), (4, 3, 3, 3), (1,), ()]
+    types: dict[str, Type] = {}
+    for k, shape in enumerate(sizes):
+        types.update({f"p{k}": f32(*shape), f"m{k}": f32(*shape), f"g{k}": f32(*shape)})
+
+    def body(b: Any, *v: Any) -> Any:
+        updates = {}
+        for p, m, g in zip(v[::3], v[1::3], v[2::3]):
+            updates[m] = b.add(b.mul(m, b.const(0.9)), g)
+            updates[p] = b.sub(p, b.mul(updates[m], b.const(0.1)))
+        return [], updates
+
+    graph = build("sgd", types, body)
+    assert len(check(graph, arrays_for(graph)).kernels) == 1
+    assert len(check(graph, arrays_for(graph), SMALL).kernels) > 1  # the larger ones fill it
+
+
+def test_kernels_that_depend_on_one_another_stay_apart() -> None:
+    def body(b: Any, x: Any, y: Any) -> Any:
+        for _ in range(3):
+            x = b.tanh(b.contract(x, x, spec="mk,kn->mn"))
+        return x, b.sum(y, axes=(0,)), b.exp(b.flip(y, dims=(0,)))
+
+    graph = build("chain", {"x": f32(9, 9), "y": f32(70)}, body)
+    program = check(graph, arrays_for(graph))
+    assert len(program.kernels) == 3
+    assert any(" | " in k.comment for k in program.kernels)
 
 
 # --- training steps and rows --------------------------------------------------------------------------------
@@ -347,4 +400,3 @@ def test_warp_reduce() -> None:
     apart = text.replace("y[32*b", "if t > 3 { y[32*b").replace("s[t])\n", "s[t]) }\n")
     with pytest.raises(VerifyError, match="some threads of a warp"):
         run_program(parse_program(apart), [np.zeros(64, np.float32)])
-

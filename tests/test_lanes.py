@@ -89,13 +89,10 @@ def test_equal_parts_are_written_by_one_loop(shape: tuple[int, ...], dim: int) -
         return [b.concat(e, b.mul(e, y), b.tanh(y), dim=dim), b.mul(e, e)]
 
     program = agree(build("t", {"x": f32(*shape), "y": f32(*shape)}, body))
-    assert len(program.kernels) == 1
-    text = print_program(program)
-    assert "select" not in text and " ? " not in text.replace("? i", "")
-    elements = sum(b.size for b in program.outputs)
-    one = int(np.prod(shape))
-    stores = [s for s in statements(program.kernels[0].body) if isinstance(s, Store)]
-    assert len(stores) % 4 == 0 and elements == 4 * one
+    (kernel,) = program.kernels
+    assert "select" not in print_program(program)
+    stores = [s for s in statements(kernel.body) if isinstance(s, Store)]
+    assert len(stores) % 4 == 0  # three parts and the other output, in every block
 
 
 def test_a_concatenation_that_others_read() -> None:
@@ -135,7 +132,7 @@ def test_recurrent_steps_are_two_kernels(kind: str) -> None:
     layer = getattr(tg.nn, kind)(16, 32)
     x = tg.randn(7, 24, 16)
 
-    def step() -> tg.Tensor:
+    def step() -> tuple[tg.Tensor, ...]:
         layer.zero_grad()
         loss = layer(x)[0].square().mean()
         loss.backward()

@@ -69,6 +69,9 @@ LATE_FOR_TIME: dict[tuple[str, str, str], str] = {
     ("runtime.executable", "Executable.context", "backends.llvm.pool"): "the same",
     ("tracer.environment", "*", "backends.llvm.pool"): "the same",
     ("utils.data.loader", "DataLoader.__iter__", "utils.data.workers"): "multiprocessing, for workers only",
+    ("runtime.executable", "Lowered.cuda", "runtime.cuda_lowered"): "only for GPUs",
+    ("runtime.cuda_lowered", "CudaLowered.compile", "runtime.cuda"): "only for GPUs",
+    ("tracer.export_cuda", "*", "*"): "only for GPUs",
     ("runtime.executable", "Lowered.show", "runtime.page"): "only when a program is looked at",
 }
 LATE = {**LATE_FOR_A_CYCLE, **LATE_FOR_TIME}

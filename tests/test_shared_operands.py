@@ -42,7 +42,9 @@ def gradients(op: Op, s: Sample, shared: tuple[int, int] | None) -> list[np.ndar
     arrays[j] = arrays[i]
     operands = [inputs[i] if shared and k == j else v for k, v in enumerate(inputs)]
     made = b.emit(op, tuple(operands), s.attrs)
-    outs: list[Value] = [v for v in (made if isinstance(made, tuple) else (made,)) if v.type.dtype.kind == "f"]
+    outs: list[Value] = [
+        v for v in (made if isinstance(made, tuple) else (made,)) if v.type.dtype.kind == "f"
+    ]
     seeds = {v: b.full(shape=v.type.shape, value=0.5, dtype=v.type.dtype) for v in outs}
     found = backward(b, seeds, [inputs[i], inputs[j]])
     graph.outputs = [found[v] for v in (inputs[i], inputs[j]) if v in found]

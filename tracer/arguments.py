@@ -30,7 +30,10 @@ from .recording import is_ours, user_location
 from .tensor import Tensor
 
 #: Errors that Python, NumPy and our own code raise where an argument is not what was expected.
-FOREIGN = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, AssertionError, MemoryError)
+FOREIGN = (
+    TypeError, ValueError, AttributeError, LookupError, ArithmeticError, AssertionError, MemoryError,
+    TracegradError,
+)  # fmt: skip
 _PACKAGE = __name__.partition(".")[0] + "."
 _NUMPY = os.path.dirname(np.__file__) + os.sep
 _LIBRARY = sysconfig.get_paths()["stdlib"] + os.sep
@@ -72,7 +75,7 @@ _DTYPE = ("a dtype such as tracegrad.float32", lambda x: isinstance(x, DType))
 _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(
         """input mat1 mat2 vec1 vec2 mask index target weight bias query key value tensor1 tensor2 batch1
-        batch2 running_mean running_var src source anchor positive negative end x1 x2 hx indices""".split(),
+        batch2 running_mean running_var src source anchor positive negative x1 x2 hx indices""".split(),
         _A_TENSOR,
     ),
     **dict.fromkeys("self other min max exponent".split(), _OPERAND),
@@ -104,16 +107,17 @@ def described(x: Any) -> str:
         return str(x._storage.value.type if x._view is None else str(Type(x.dtype, x.shape)))
     if isinstance(x, np.ndarray):
         return f"ndarray of {x.dtype}{list(x.shape)}"
-    if isinstance(x, (list, tuple)) and any(isinstance(e, (Tensor, np.ndarray)) for e in x):
+    if isinstance(x, (list, tuple)):
         inside = ", ".join(map(described, x[:4])) + (", ..." if len(x) > 4 else "")
-        return f"[{inside}]" if isinstance(x, list) else f"({inside})"
-    if callable(x) and hasattr(x, "__qualname__"):
-        return str(x.__qualname__)
-    try:
+        if isinstance(x, list):
+            return f"[{inside}]"
+        return f"({inside},)" if len(x) == 1 else f"({inside})"
+    if isinstance(x, type) or isinstance(x, FunctionType):
+        return x.__qualname__
+    if isinstance(x, (str, bytes, int, float, bool, complex, DType, slice, range, np.generic, type(None))):
         text = repr(x)
-    except Exception:  # of an object that is half made
-        text = f"<{type(x).__name__}>"
-    return text if len(text) <= 60 else text[:57] + "..."
+        return text if len(text) <= 60 else text[:57] + "..."
+    return type(x).__name__  # its repr may be long, or need the values of tensors
 
 
 def _shown(signature: inspect.Signature, method: bool) -> str:
@@ -164,16 +168,18 @@ def explain(
     itself if it is ours, or the user's own; otherwise an error that names the argument that does not fit.
     """
     trace = error.__traceback__.tb_next if error.__traceback__ is not None else None
-    if isinstance(error, TracegradError) or _of_the_user(trace):
+    if _of_the_user(trace):
         return error
     loc = user_location()
-    method = getattr(fn, "__name__", "") == "__init__" or (name and "." in name)
+    method = getattr(fn, "__name__", "") == "__init__" or "." in name
     if method and args and not name.startswith("Tensor."):
         _, dot, rest = name.partition(".")
         name = type(args[0]).__name__ + dot + rest
-    where = f"{name}()" + (f" at {loc}" if loc is not None else "")
-    own = args[1:] if method else args
+    own = args[1:] if method and not name.startswith("Tensor.") else args
     given = ", ".join([*map(described, own), *(f"{k}={described(v)}" for k, v in kwargs.items())])
+    where = f"{name}()" + (f" at {loc}" if loc is not None else "")
+    if isinstance(error, TracegradError):
+        return _placed(error, name, given, str(loc))
     try:
         signature = inspect.signature(fn)
     except (TypeError, ValueError):
@@ -207,6 +213,24 @@ def explain(
     elif isinstance(error, (ValueError, ArithmeticError)):
         kind = ArgumentError
     return _caused(kind(f"{where}: can't take ({given}); {takes}"), error)
+
+
+def _placed(error: TracegradError, name: str, given: str, loc: str) -> BaseException:
+    """One of our errors, which says in which call it is, if it does not yet."""
+    if not hasattr(error, "placed") and len(error.args) == 1 and not isinstance(error, KeyError):
+        text = str(error.args[0])
+        short = name.rpartition(".")[2]
+        call = f"{name}({given}) at {loc}"
+        if loc in text:
+            pass
+        elif text.startswith(f"{short}(): "):
+            error.args = (call + text[len(short) + 2 :],)
+        elif text.startswith(f"{short}("):
+            error.args = (f"{text.partition(': ')[0]} at {loc}: {text.partition(': ')[2]}",)
+        else:
+            error.args = (f"{call}: {text}",)
+    error.placed = True  # type: ignore[attr-defined]
+    return error
 
 
 def _caused(made: BaseException, cause: BaseException | None) -> BaseException:
@@ -255,7 +279,7 @@ def check_names(namespace: dict[str, Any], names: Iterable[str], *methods: str) 
         if isinstance(found, type):
             if not issubclass(found, (Exception, tuple)):
                 for cls in found.__mro__:
-                    if cls.__module__.startswith(_PACKAGE):
+                    if cls.__module__.startswith(_PACKAGE) and not issubclass(Tensor, cls):
                         check_class(cls, "__init__", *methods)
         elif callable(found) and not hasattr(found, "__checked__"):
             wrapped: Any = checked(name, found)

@@ -10,6 +10,7 @@ from . import forward_ad as forward_ad
 from . import function as function
 from . import functional_autograd as functional
 from .anomaly import detect_anomaly, is_anomaly_check_nan_enabled, is_anomaly_enabled, set_detect_anomaly
+from .arguments import check_names
 from .autograd import backward, enable_grad, inference_mode, is_grad_enabled, no_grad, set_grad_enabled
 from .func.batching import vmap
 from .function import Function
@@ -77,3 +78,6 @@ def grad(
 
     made = iter(vmap(each)(*given))
     return tuple(None if i in unused else next(made) for i in range(count))
+
+
+check_names(globals(), ["grad", "backward", "gradcheck", "gradgradcheck"])

@@ -6,312 +6,23 @@ are state, read and written in place at each call; hyper-parameters of optimiser
 
 from __future__ import annotations
 
-import ctypes
 import functools
-import time
 from collections.abc import Callable
 from typing import Any
 
-from ..ir.builder import Builder
-from ..ir.errors import TraceError
-from ..ir.graph import Graph, Node, Value
-from ..ir.op import REGISTRY, Op
-from ..runtime.buffers import Buffer, copy_of, empty
+from ..ir.errors import TraceError, TracegradError
+from ..ir.graph import Graph
 from ..runtime.collector import collector_paused
-from ..runtime.executable import Context, Executable, Lowered
-from .compile_trace import Consumed, Output, Place, Traced, trace_function
+from ..runtime.executable import Lowered
+from .compile_trace import Consumed, Output, trace_function
 from .functions.shaping import cat
-from .lazy import part_from_native, scalar_buffer
-from .recording import STATE, user_location
+from .recording import STATE, LazyTrace
+from .specialization import Specialization, current_contents, fill
 from .tensor import EPOCH, Tensor
-from .tree import flatten, map_tensors
-from .values import REPLACED, TracedValue
+from .tree import flatten, map_tensors, numbers_as_tensors
+from .values import TracedValue
 
 _MAX_SPECIALIZATIONS = 64
-
-
-class Specialization:
-    """One traced signature of a compiled function, ready to be called.
-
-    Attributes:
-        traced: the graph and where its inputs and results come from and go.
-        epoch: count of Python-side changes when tracing began.
-        grad_enabled: the grad mode it was traced in.
-        lowered: its stages.
-    """
-
-    def __init__(self, traced: Traced, epoch: int, grad_enabled: bool) -> None:
-        self.traced = traced
-        self.grad_enabled = grad_enabled
-        self.lowered = Lowered(traced.graph)
-        self.epoch = epoch
-        self.args = [(i, p.index) for i, p in enumerate(traced.places) if p.kind == "arg"]
-        self.state_slots = [i for i, p in enumerate(traced.places) if p.kind == "state"]
-        self.states: list[Any] = [traced.places[i].storage for i in self.state_slots]
-        self.scalars = [(i, p) for i, p in enumerate(traced.places) if p.kind == "scalar"]
-        self.constants = [(i, p.value) for i, p in enumerate(traced.places) if p.kind == "constant"]
-        self.requires = [(s, s.value.requires_grad) for s in self.states]
-        updated = {v.index for v in traced.graph.updates}
-        self.written_args = {p.index for i, p in enumerate(traced.places) if p.kind == "arg" and i in updated}
-        self.written_states = {p.storage for i, p in enumerate(traced.places) if p.storage and i in updated}
-        for p in traced.places:
-            if p.storage in self.written_states:
-                p.storage.claim()  # type: ignore[union-attr]
-                p.value = p.storage.value  # type: ignore[union-attr]
-        # `.grad`s that every call sets to the same thing: one comparison says that they are so already.
-        fixed = [isinstance(t, Tensor) and (g is None or isinstance(g, Consumed)) for t, g in traced.grads]
-        self.fixed_owners = [t for (t, _), is_fixed in zip(traced.grads, fixed) if is_fixed]
-        self.fixed_values = [g for (_, g), is_fixed in zip(traced.grads, fixed) if is_fixed]
-        self.other_grads = [pair for pair, is_fixed in zip(traced.grads, fixed) if not is_fixed]
-        self.single = traced.result == Output(0) and isinstance(traced.result, Output)
-        self.carries_grad = True in traced.grad_outputs
-        self.plain = (
-            self.single and len(traced.graph.outputs) == 1 and not self.carries_grad and not self.other_grads
-        )
-        self.unguarded = not traced.grad_guards
-        self._idle: list[_Binding] = []
-        self._executable: Executable | None = None
-        self._op: Op | None = None
-
-    @property
-    def executable(self) -> Executable:
-        if self._executable is None:
-            self._executable = Executable(self.lowered)
-        return self._executable
-
-    def valid(self) -> bool:
-        """Whether everything the trace relied on is still so."""
-        for t, was_none in self.traced.grad_guards:
-            if (t._grad is None) != was_none:
-                return False
-        if self.epoch != EPOCH[0]:
-            for module, state in self.traced.module_guards:
-                if module._trace_state() != state:
-                    return False
-            for storage, flag in self.requires:
-                if storage.value.requires_grad != flag:
-                    return False
-            self.epoch = EPOCH[0]
-        return True
-
-    def stable(self) -> bool:
-        """Whether a call leaves the guards as they are, so that calls can be repeated natively."""
-        after = {id(owner): grad is None for owner, grad in self.traced.grads if isinstance(owner, Tensor)}
-        return all(after.get(id(t), was_none) == was_none for t, was_none in self.traced.grad_guards)
-
-    def bind(self, tensors: list[Tensor]) -> _Binding:
-        """A call context whose table holds the addresses of all inputs."""
-        try:
-            binding = self._idle.pop()
-        except IndexError:
-            binding = _Binding(self, self.executable.context())
-        if binding.replaced != REPLACED[0]:
-            binding.replaced = REPLACED[0]
-            for i, storage in zip(self.state_slots, self.states):
-                binding.table[i] = _contents(storage.value).ptr
-        if self.args:
-            self._bind_arguments(binding, tensors)
-        for cell, read in binding.cells:
-            cell.value = read()
-        return binding
-
-    def _bind_arguments(self, binding: _Binding, tensors: list[Tensor]) -> None:
-        """Arguments' addresses. Native code takes what it writes to be its own: an argument that is also
-        written elsewhere is passed as a copy, and a written view as a copy that `call` writes back.
-        """
-        binding.arguments = [t._buffer() for t in tensors]
-        written = self.written_states | {tensors[k]._storage for k in self.written_args}
-        for i, index in self.args:
-            t, buffer = tensors[index], binding.arguments[index]
-            if index not in self.written_args and t._storage in written:
-                buffer = binding.arguments[index] = copy_of(buffer.array, buffer.type.dtype)
-            elif index in self.written_args:
-                t._storage.claim()
-            binding.context.table[i] = buffer.ptr
-
-    def call(self, tensors: list[Tensor]) -> Any:
-        """One run: outputs as the function's result."""
-        saved = self._save_for_backward(tensors) if self.carries_grad else None
-        binding = self.bind(tensors)
-        table, at, run = binding.table, binding.first_output, binding.run
-        outputs = []
-        for allocate in binding.allocators:
-            b = allocate()
-            table[at] = b.ptr
-            outputs.append(b)
-            at += 1
-        run(binding.address)
-        if self.written_args:
-            self._write_back(binding, tensors)
-        self._idle.append(binding)
-        if self.plain:  # one tensor and nothing else to do, as most training steps
-            if [t._grad for t in self.fixed_owners] != self.fixed_values:
-                self._set_grads()
-            b = outputs[0]
-            return Tensor(TracedValue(b.type, None, 0, None, b))
-        return self._deliver(outputs, tensors, saved)
-
-    def _set_grads(self) -> None:
-        for t, grad in zip(self.fixed_owners, self.fixed_values):
-            t._grad = grad
-
-    def _write_back(self, binding: _Binding, tensors: list[Tensor]) -> None:
-        for index in self.written_args:
-            t = tensors[index]
-            if t._view is not None:
-                value = TracedValue(binding.arguments[index].type, None, 0, None, binding.arguments[index])
-                t._put(STATE.trace.emit(REGISTRY["alias"], (value,), {}))
-
-    def call_repeated(self, tensors: list[Tensor], n: int) -> list[Buffer]:
-        """n runs natively; outputs come stacked along a new first dimension.
-
-        Native calls are kept to about a tenth of a second each, so that Ctrl-C gets through between them;
-        what ran until then has happened.
-        """
-        binding = self.bind(tensors)
-        ctx = binding.context
-        executable = self.executable
-        outputs = [empty(t.with_shape((n, *t.shape))) for t in executable.output_types]
-        done, chunk = 0, 16
-        while done < n:
-            k = min(chunk, n - done)
-            for i, (b, t) in enumerate(zip(outputs, executable.output_types), executable.n_inputs):
-                ctx.table[i] = b.ptr + done * t.nbytes
-            start = time.perf_counter()
-            executable.repeat(ctx.address, k)
-            if time.perf_counter() - start < 0.05:
-                chunk *= 4
-            done += k
-        self._write_back(binding, tensors)
-        self._idle.append(binding)
-        return outputs
-
-    def _deliver(self, outputs: list[Buffer], tensors: list[Tensor], saved: Any) -> Any:
-        if saved is not None:
-            made = self._attach(outputs, saved)
-        else:
-            made = [Tensor(TracedValue(b.type, None, 0, None, b)) for b in outputs]
-        self._set_grads()
-        if self.other_grads:
-            for owner, grad in self.other_grads:
-                t = tensors[owner] if owner.__class__ is int else owner
-                t._grad = made[grad.index] if isinstance(grad, Output) else grad
-        if self.single:
-            return made[0]
-        return _fill(self.traced.result, made)
-
-    def _save_for_backward(self, tensors: list[Tensor]) -> list[TracedValue]:
-        """The inputs as values for the tape; what the call overwrites is copied first."""
-        updated = set(self.traced.graph.updates)
-        out = []
-        for v, p in zip(self.traced.graph.inputs, self.traced.places):
-            value = _current(p, tensors)
-            if v in updated:
-                buffer = copy_of((value.buffer or _contents(value)).array, v.type.dtype)
-                value, old = TracedValue(v.type, None, 0, None, buffer, value.requires_grad), value
-                value.leaf, value.node = old.leaf, old.node
-            else:
-                part_from_native(value)
-            out.append(value)
-        return out
-
-    def _attach(self, outputs: list[Buffer], saved: list[TracedValue]) -> list[Tensor]:
-        """Outputs whose gradient leads back through the whole compiled function, recomputed when backward
-        runs.
-        """
-        if self._op is None:
-            self._op = call_op(self.traced.graph)
-        node = Node(self._op, tuple(saved), {}, user_location())
-        values = []
-        for i, (b, flag) in enumerate(zip(outputs, self.traced.grad_outputs)):
-            values.append(TracedValue(b.type, node if flag else None, i, None, b, flag))
-        node.results = tuple(values)
-        return [Tensor(v) for v in values]
-
-
-class _Binding:
-    """A context with what its table was last filled from."""
-
-    __slots__ = (
-        "address",
-        "allocators",
-        "arguments",
-        "cells",
-        "context",
-        "first_output",
-        "keep",
-        "replaced",
-        "run",
-        "table",
-    )
-
-    def __init__(self, spec: Specialization, ctx: Context) -> None:
-        executable = spec.executable
-        self.context = ctx
-        self.table = ctx.table
-        self.address = ctx.address
-        self.run = executable.run
-        self.allocators = executable.allocators
-        self.first_output = executable.n_inputs
-        self.replaced = -1
-        self.arguments: list[Buffer] = []
-        self.cells = []
-        for i, p in spec.scalars:
-            cell = ctypes.c_double() if p.value.type.dtype.bits == 64 else ctypes.c_float()
-            ctx.table[i] = ctypes.addressof(cell)
-            self.cells.append((cell, p.read))
-        self.keep = []
-        for i, value in spec.constants:
-            buffer = value.buffer or _contents(value)
-            self.keep.append(buffer)
-            ctx.table[i] = buffer.ptr
-
-
-def _contents(value: TracedValue) -> Buffer:
-    if value.buffer is None:
-        if value.trace is None:
-            raise TraceError("state of a compiled function has lost its contents to an earlier error")
-        return STATE.lazy.materialize(value)
-    return value.buffer
-
-
-def _current(p: Place, tensors: list[Tensor]) -> TracedValue:
-    if p.kind == "arg":
-        return tensors[p.index]._value()
-    if p.kind == "state" and p.storage is not None:
-        return p.storage.value
-    if p.kind == "scalar":
-        assert p.read is not None
-        return TracedValue(p.value.type, None, 0, None, scalar_buffer(p.read(), p.value.type.dtype))
-    return p.value
-
-
-def _fill(result: Any, outputs: list[Tensor]) -> Any:
-    if isinstance(result, Output):
-        return outputs[result.index]
-    if isinstance(result, tuple) and hasattr(result, "_fields"):
-        return type(result)(*[_fill(x, outputs) for x in result])
-    if isinstance(result, (tuple, list)):
-        return type(result)([_fill(x, outputs) for x in result])
-    if isinstance(result, dict):
-        return {k: _fill(v, outputs) for k, v in result.items()}
-    return result
-
-
-def call_op(graph: Graph) -> Op:
-    """A graph as one op: its meaning is its nodes, so its gradient is theirs."""
-
-    def infer(*types: Any) -> Any:
-        return tuple(v.type for v in graph.outputs)
-
-    def inline(b: Builder, *operands: Value) -> Any:
-        env = dict(zip(graph.inputs, operands))
-        for node in graph.nodes:
-            made = b.emit(node.op, tuple(env[v] for v in node.operands), node.attrs, node.regions)
-            env.update(zip(node.results, made if isinstance(made, tuple) else (made,)))
-        return tuple(env[v] for v in graph.outputs)
-
-    return Op("compiled_call", infer, decompose=inline, grad_name="CompiledFunctionBackward")
 
 
 class CompiledFunction:
@@ -323,7 +34,19 @@ class CompiledFunction:
         self.name = name or getattr(fn, "__name__", type(fn).__name__)
         self.keep_grads = keep_grads
         self.specializations: dict[Any, list[Specialization]] = {}
-        self._latest: Specialization | None = None
+        self._direct: Callable[[LazyTrace], Any] | None = None
+        self._floats: dict[Any, Any] | None = {}  # by what else was passed, floats; None: never scalars
+
+    def _scalars(self, args: Any, kwargs: Any) -> Any:
+        """The arguments with floats as runtime scalars, if they were seen to change; else None. A function
+        whose Python needs their values is traced for each of them."""
+        found: list[Tensor] = []
+        new = numbers_as_tensors((args, kwargs), found)
+        if not found or self._floats is None:
+            return None
+        given = tuple([n._array().tobytes() for n in found])
+        first = self._floats.setdefault(flatten(new, []), given)
+        return new if first != given else None
 
     def _find(self, args: Any, kwargs: Any) -> tuple[Specialization, list[Tensor]]:
         lazy = STATE.lazy
@@ -342,6 +65,11 @@ class CompiledFunction:
                 if spec.valid():
                     return spec, tensors
         else:
+            if self._floats is not None and (new := self._scalars(args, kwargs)) is not None:
+                try:
+                    return self._find(*new)
+                except (TracegradError, TypeError, ValueError, AttributeError):
+                    self._floats = None  # Python needs the values, or has an error of its own to show
             found = self.specializations[key] = []
         if len(found) >= _MAX_SPECIALIZATIONS:
             raise TraceError(
@@ -356,18 +84,17 @@ class CompiledFunction:
         return spec, tensors
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        state = STATE
-        lazy = state.lazy
-        if state.trace is not lazy:  # inside another compiled function: part of its trace
+        trace = STATE.trace
+        direct = self._direct
+        if direct is not None and trace.__class__ is LazyTrace and not args and not kwargs:
+            out = direct(trace)  # type: ignore[arg-type]
+            if out is not None:
+                return out
+        if trace is not STATE.lazy:  # inside another compiled function: part of its trace
             return self.fn(*args, **kwargs)
-        spec = self._latest
-        if spec is not None and not args and not kwargs:
-            same = spec.unguarded and spec.epoch == EPOCH[0]
-            if not lazy.record and spec.grad_enabled is lazy.grad_enabled and (same or spec.valid()):
-                return spec.call([])
         spec, tensors = self._find(args, kwargs)
         if not args and not kwargs:
-            self._latest = spec
+            self._direct = spec.direct()
         return spec.call(tensors)
 
     def repeat(self, n: int, *args: Any, **kwargs: Any) -> Any:
@@ -397,13 +124,14 @@ class CompiledFunction:
         for owner, grad in spec.traced.grads:
             t = tensors[owner] if isinstance(owner, int) else owner
             t._grad = made[grad.index][n - 1].clone() if isinstance(grad, Output) else grad  # type: ignore
-        return _fill(spec.traced.result, made)
+        return fill(spec.traced.result, made)
 
     def lower(self, *args: Any, backend: str = "llvm", **kwargs: Any) -> Lowered:
         """The stages of this function for these arguments, without running it."""
-        if backend != "llvm":
-            raise TraceError(f"no backend {backend!r}; there is 'llvm'")
-        return self._find(args, kwargs)[0].lowered
+        if backend not in ("llvm", "cuda"):
+            raise TraceError(f"no backend {backend!r}; there are 'llvm' and 'cuda'")
+        lowered = self._find(args, kwargs)[0].lowered
+        return lowered if backend == "llvm" else lowered.cuda
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else functools.partial(self, instance)
@@ -449,4 +177,4 @@ def trace(fn: Callable[..., Any]) -> Callable[..., Graph]:
     return traced
 
 
-__all__ = ["CompiledFunction", "Consumed", "Specialization", "compile", "trace"]
+__all__ = ["CompiledFunction", "Consumed", "Specialization", "compile", "current_contents", "trace"]

@@ -18,6 +18,7 @@ from ..ir.op import REGISTRY
 from ..ir.types import Type, broadcast_shapes
 from ..runtime.buffers import empty as empty_buffer
 from . import creation
+from .meta import unavailable
 from .operands import as_value
 from .recording import STATE
 from .tensor import Tensor, concrete, device
@@ -30,7 +31,7 @@ def check_device(where: Any) -> None:
     if isinstance(where, bool) or where is None:
         return
     if isinstance(where, int) or device(where).type not in ("cpu", "meta"):
-        raise DTypeError(f"device {where!r} is not available here; tensors live on 'cpu'")
+        raise DTypeError(unavailable(where))
 
 
 def to(self: Tensor, *args: Any, dtype: DType | None = None, copy: bool = False, **kwargs: Any) -> Tensor:
@@ -140,6 +141,16 @@ def adopt(self: Tensor, other: Tensor) -> None:
     self._cached = other._cached
     self._hold = other._hold
     self._version_seen = other._version_seen
+
+
+def from_outside(x: Any) -> Any:
+    """A NumPy array, or another library's tensor on the CPU, as a tensor of its own; what is neither is given
+    back."""
+    if isinstance(x, np.ndarray) and dtypes.from_numpy(x.dtype) is not None:
+        return creation.tensor(x)
+    if not isinstance(x, Tensor) and hasattr(x, "__dlpack__") and hasattr(x, "detach"):
+        return from_dlpack(x.detach()).clone()
+    return x
 
 
 # --- new_* --------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from ..ir.types import Type
 from ..runtime.buffers import copy_of, from_array
 from ..runtime.buffers import empty as empty_buffer
 from .library import ArgumentError, ArgumentTypeError
+from .meta import unavailable
 from .operands import get_default_dtype, number_dtype
 from .recording import STATE
 from .tensor import Size, Tensor, concrete
@@ -35,12 +36,14 @@ def shape_of(size: tuple[Any, ...]) -> tuple[int, ...]:
     for n in out:
         if n < 0:
             raise OpError(f"a tensor can't have a negative dimension: shape {list(out)}")
+    if math.prod(out) >= 1 << 60:
+        raise OpError(f"a tensor of shape {list(out)} has more elements than any memory")
     return out
 
 
 def _finish(t: Tensor, requires_grad: bool, device: Any = None) -> Tensor:
     if device is not None and Device(device).type != "cpu":
-        raise DTypeError(f"device {device!r} is not available here; tensors live on 'cpu'")
+        raise DTypeError(unavailable(device))
     return t.requires_grad_(requires_grad) if requires_grad else t
 
 

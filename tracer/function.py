@@ -16,7 +16,7 @@ from ..ir.grad import GradNode
 from ..ir.op import Op
 from .function_rules import ALIAS, Call, FunctionCtx, is_missing, missing, op_of
 from .level import Level
-from .library import ArgumentTypeError
+from .library import ArgumentTypeError, MissingForward
 from .recording import STATE, recording_into, user_location
 from .tensor import Tensor, ready
 from .values import TracedValue
@@ -43,12 +43,12 @@ class Function:
     generate_vmap_rule = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        raise TypeError(f"{type(self).__name__} is not instantiated; call {type(self).__name__}.apply(...)")
+        raise ArgumentTypeError(f"{type(self).__name__} is not instantiated; call {type(self).__name__}.apply(...)")
 
     @staticmethod
     def forward(*args: Any, **kwargs: Any) -> Any:
         """What the operation computes."""
-        raise NotImplementedError("a Function defines a static method forward(ctx, *args)")
+        raise MissingForward("a Function defines a static method forward(ctx, *args)")
 
     @staticmethod
     @missing
@@ -60,7 +60,7 @@ class Function:
     @missing
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         """The gradients of the arguments, from those of the outputs."""
-        raise NotImplementedError(
+        raise MissingForward(
             "backward() through a Function that defines no static method backward(ctx, *grads)"
         )
 

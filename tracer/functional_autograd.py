@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..ir.errors import GradError
+from .arguments import check_names
 from .func import hessian as _hessian
 from .func import jacfwd, jacrev
 from .func import jvp as _jvp
@@ -133,3 +134,6 @@ def vhp(
 ) -> Any:
     """(value, v times the Hessian): the same, as the Hessian is symmetric."""
     return hvp(func, inputs, v, create_graph, strict)
+
+
+check_names(globals(), ["jacobian", "hessian", "vjp", "jvp", "hvp", "vhp"])

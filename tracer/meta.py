@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..ir.errors import DTypeError, GradError, TraceError
 from ..ir.op import Op
+from ..runtime.cuda_driver import why_not
 from .hooks import HookHandle, own_hooks
 from .values import TracedValue, history
 
@@ -73,7 +74,7 @@ class device:
     def __enter__(self) -> device:
         """Tensors made in the `with` block are on this device: on the CPU, as all are."""
         if self.type != "cpu":
-            raise TraceError(f"{self!r} is not available here; tensors live on 'cpu'")
+            raise TraceError(unavailable(self))
         return self
 
     def __exit__(self, *exc: Any) -> None:
@@ -90,6 +91,19 @@ class device:
 
 
 CPU = device("cpu")
+
+
+def unavailable(where: Any) -> str:
+    """Why no tensor can be on a device other than the CPU."""
+    if not isinstance(where, int) and device(where).type != "cuda":
+        return f"device {where!r} is not available here; tensors live on 'cpu'"
+    missing = why_not()
+    if missing is not None:
+        return f"device {where!r} is not available here: {missing}; tensors live on 'cpu'"
+    return (
+        f"tensors live on 'cpu', not on {where!r}: what runs on a GPU are compiled functions, by "
+        f"step.lower(..., backend='cuda').compile()"
+    )
 View = tuple[tuple[Op, dict[str, Any]], ...]
 
 

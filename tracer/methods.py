@@ -211,7 +211,7 @@ _METHODS: dict[str, Any] = {
 
 
 for _name, _method in _METHODS.items():
-    plain = isinstance(_method, property) or _name.startswith("__")
+    plain = isinstance(_method, property) or _name in ("__iter__", "__reversed__")
     setattr(Tensor, _name, _method if plain else checked(f"Tensor.{_name}", _method))
 Tensor._from_data = staticmethod(checked("Tensor", from_data))
 
@@ -233,7 +233,10 @@ def _operator(sign: str, fn: Callable[..., Any], *, reflected: bool = False) -> 
                 return NotImplemented
             if isinstance(other, np.ndarray):
                 other = as_tensor(other)
-        return fn(other, self) if reflected else fn(self, other)
+        try:
+            return fn(other, self) if reflected else fn(self, other)
+        except FOREIGN as e:
+            raise explain(e, sign, fn, (other, self) if reflected else (self, other), {})  # noqa: B904
 
     return op
 

@@ -13,7 +13,7 @@ from ..ir.dtypes import DType, promote
 from ..ir.errors import DTypeError
 from ..ir.op import REGISTRY
 from .recording import STATE, Trace
-from .tensor import Tensor, ready
+from .tensor import Number, Tensor, ready
 from .values import TracedValue
 
 _DEFAULT: list[DType] = [dtypes.float32]
@@ -53,6 +53,8 @@ def result_type(*operands: Any) -> DType:
         if isinstance(x, Tensor):
             t = x._value().type
             rank, d = (0 if t.shape else 1), t.dtype
+            if x.__class__ is Number:
+                rank, d = 2, _DEFAULT[0]
         elif isinstance(x, DType):
             rank, d = 0, x
         else:

@@ -37,6 +37,7 @@ from .generator import (
     set_rng_state,
 )
 from .library import ArgumentError, ArgumentTypeError, overwrite
+from .meta import unavailable
 from .operands import get_default_dtype, tensor_operand
 from .recording import STATE
 from .tensor import Tensor, concrete, device
@@ -147,7 +148,7 @@ def _create(
 
 def _on_cpu(where: Any) -> None:
     if where is not None and device(where).type != "cpu":
-        raise DTypeError(f"device {where!r} is not available here; tensors live on 'cpu'")
+        raise DTypeError(unavailable(where))
 
 
 # --- creation -----------------------------------------------------------------------------------------------

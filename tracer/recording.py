@@ -28,7 +28,7 @@ from ..ir.types import Type
 from ..runtime.buffers import Buffer, copy_of
 from .elsewhere import computed_alone
 from .segments import Segment, fill
-from .trie import LIFTED, TrieNode
+from .trie import LIFTED, TrieNode, prune
 from .values import Pending, Storage, TracedValue
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -193,10 +193,12 @@ class LazyTrace(Trace):
     """
 
     LIMIT = 4096
+    PLACES = 1 << 16  # of the trie; past them, what was not met for longest is forgotten
     interpreted = 1  # runs of a program before it is compiled
 
     def __init__(self, run: Callable[[LazyTrace, TrieNode], None]) -> None:
         self.root = TrieNode(None)
+        self.places = self.runs = 0
         self.lock = threading.RLock()
         self._run = run
         super().__init__()
@@ -246,6 +248,7 @@ class LazyTrace(Trace):
     def _grow(self, key: Any) -> TrieNode:
         place = self.at_node.children[key] = TrieNode(key)
         place.slot = len(self.values)
+        self.places += 1
         return place
 
     def enter(self, value: TracedValue) -> int:
@@ -403,6 +406,8 @@ class LazyTrace(Trace):
             if not self.record:
                 self._reset()
                 return
+            self.runs += 1
+            self.at_node.met = self.runs
             try:
                 self._run(self, self.at_node)
             except BaseException:
@@ -412,6 +417,8 @@ class LazyTrace(Trace):
                 raise
             finally:
                 self._reset()
+                if self.places > self.PLACES:
+                    self.places = prune(self.root, self.PLACES // 2)
 
     def materialize(self, value: TracedValue) -> Buffer:
         self.flush()

@@ -466,6 +466,13 @@ def apply(op: Op, *tensors: Tensor, **attrs: Any) -> Any:
     return tuple([Tensor(v) for v in out]) if out.__class__ is tuple else Tensor(out)
 
 
+class Number(Tensor):
+    """A Python float that a compiled function takes as an argument and that was seen to change: it promotes
+    as the number that it is."""
+
+    __slots__ = ()
+
+
 def make_view(t: Tensor, op: Op, attrs: dict[str, Any]) -> Tensor:
     """A tensor that shares `t`'s storage, seen through a view op."""
     trace = STATE.trace

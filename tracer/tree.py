@@ -7,19 +7,26 @@ from typing import Any
 
 import numpy as np
 
+from ..ir import dtypes
 from ..ir.errors import TraceError
-from .tensor import Tensor
+from ..runtime.buffers import copy_of
+from .tensor import Number, Tensor
+from .values import TracedValue
 
 
 def flatten(tree: Any, leaves: list[Tensor]) -> Any:
     """Appends the tensors of `tree` to `leaves`; gives a hashable description of everything else.
 
-    Tuples, lists, dicts and named tuples are descended into; other objects stand for themselves.
+    Tuples, lists, dicts and named tuples are descended into; other objects stand for themselves. A tuple of
+    which Python must know a part (`PackedSequence`) says so by `fixed_part()`, which is hashable,
+    `traced_part()` and `with_traced(part)`.
     """
     if isinstance(tree, Tensor):
         leaves.append(tree)
-        return Tensor
+        return Number if tree.__class__ is Number else Tensor
     if isinstance(tree, (tuple, list)):
+        if hasattr(tree, "fixed_part"):
+            return (type(tree), tree.fixed_part(), flatten(tree.traced_part(), leaves))
         return (type(tree), tuple([flatten(x, leaves) for x in tree]))
     if isinstance(tree, dict):
         return (dict, tuple([(k, flatten(v, leaves)) for k, v in tree.items()]))
@@ -55,10 +62,27 @@ class Same:
         return id(self.object)
 
 
+def numbers_as_tensors(tree: Any, found: list[Tensor]) -> Any:
+    """The same containers with Python floats as `Number`s, which are appended to `found`."""
+    if tree.__class__ is float:
+        buffer = copy_of(np.asarray(tree), dtypes.float64)
+        found.append(Number(TracedValue(buffer.type, None, 0, None, buffer)))
+        return found[-1]
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return tree
+    if isinstance(tree, (tuple, list)):
+        return type(tree)([numbers_as_tensors(x, found) for x in tree])
+    if isinstance(tree, dict):
+        return {k: numbers_as_tensors(v, found) for k, v in tree.items()}
+    return tree
+
+
 def map_tensors(tree: Any, fn: Callable[[Tensor], Any]) -> Any:
     """The same containers with every tensor replaced."""
     if isinstance(tree, Tensor):
         return fn(tree)
+    if isinstance(tree, tuple) and hasattr(tree, "fixed_part"):
+        return tree.with_traced(map_tensors(tree.traced_part(), fn))
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
         return type(tree)(*[map_tensors(x, fn) for x in tree])
     if isinstance(tree, (tuple, list)):

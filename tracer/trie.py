@@ -21,6 +21,7 @@ class TrieNode:
         next: where the last program went on; the first guess for this one.
         operands, slot: numbers of the operands, and of the first result.
         baked, lifted: of a Python number its first value, and whether it was seen to change.
+        met: when a program that ends here ran last.
         numbers: how many numbers had been lifted when `lifts` was made: those of the program that ends here.
     """
 
@@ -28,8 +29,8 @@ class TrieNode:
     SEGMENTS = 16
 
     __slots__ = (
-        "attrs", "baked", "children", "grads", "key", "lifted", "lifts", "loc", "next", "numbers", "op",
-        "operands", "phase", "programs", "regions", "segments", "slot", "types",
+        "attrs", "baked", "children", "grads", "key", "lifted", "lifts", "loc", "met", "next", "numbers",
+        "op", "operands", "phase", "programs", "regions", "segments", "slot", "types",
     )  # fmt: skip
 
     op: Op
@@ -50,8 +51,39 @@ class TrieNode:
         self.lifted = False
         self.numbers = -1
         self.lifts: tuple[int, ...] = ()
+        self.met = 0
         self.programs: dict[Any, Any] | None = None
         self.segments: dict[Any, Segment] | None = None
+
+
+def prune(root: TrieNode, keep: int) -> int:
+    """Drops the programs that were not met for longest, until at most about `keep` places are left; gives
+    how many are."""
+    ends: list[tuple[int, int, TrieNode]] = []
+    parent: dict[TrieNode, TrieNode] = {}
+    order = [root]
+    for place in order:
+        if place.programs is not None:
+            ends.append((place.met, len(ends), place))
+        for child in place.children.values():
+            parent[child] = place
+            order.append(child)
+    kept = {root}
+    for _, _, place in sorted(ends, reverse=True):
+        path = []
+        while place not in kept:
+            path.append(place)
+            place = parent[place]
+        if len(kept) + len(path) > keep:
+            break
+        kept.update(path)
+    for place in kept:
+        if any(child not in kept for child in place.children.values()):
+            place.children = {k: child for k, child in place.children.items() if child in kept}
+        place.next = NOWHERE
+        if place.segments is not None:
+            place.segments = {k: s for k, s in place.segments.items() if s.end in kept} or None
+    return len(kept)
 
 
 NOWHERE: TrieNode = TrieNode.__new__(TrieNode)

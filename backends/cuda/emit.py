@@ -119,7 +119,8 @@ class _Unit:
     def _head(self) -> str:
         names = ", ".join(self.title or p.name for p in self.programs[:4])
         more = "" if len(self.programs) < 5 else f" and {len(self.programs) - 4} more"
-        return f"// {names}{more}: {len(self.functions)} kernels, written by Tracegrad.\n"
+        count = len(self.functions)
+        return f"// {names}{more}: {count} kernel{'s' * (count != 1)}, written by Tracegrad.\n"
 
     # --- kernels --------------------------------------------------------------------------------------------
 

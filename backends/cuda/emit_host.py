@@ -55,7 +55,7 @@ class HostWriter:
         else:
             self.line("(void)workspace;")
         for b in arena:
-            rows.append((self._pointer(b, f"arena + {b.offset}", written, rotated), f"{b.type}"))
+            rows.append((self._pointer(b, f"arena + {b.offset}" if b.offset else "arena", written, rotated), f"{b.type}"))
         width = min(max((len(a) for a, _ in rows), default=0), 84)
         for text, note in rows:
             self.line(f"{text:<{width}}  // {note}")

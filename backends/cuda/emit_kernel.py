@@ -152,12 +152,14 @@ class KernelWriter(ExprWriter):
                         inner.add(e.var)  # type: ignore[attr-defined]
         self.flat = flat
         self.plain = {b for b in self.own if b.size == 1 and b.space != "shared"}
-        self.free: list[Buffer | Var] = [
+        found: list[Buffer | Var] = [
             x
             for x in free
             if (isinstance(x, Var) and x not in bound and x not in inner)
             or (isinstance(x, Buffer) and x not in self.own and x.space != "const")
         ]
+        # What is read, what is written, loop variables.
+        self.free = sorted(found, key=lambda x: 2 if isinstance(x, Var) else int(x in self.stored))
 
     # --- the function ---------------------------------------------------------------------------------------
 

@@ -362,6 +362,7 @@ cudaError_t cudaFree(void* p) {
   return cudaSuccess;
 }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
+  if (!error.empty()) return cudaErrorLaunchFailure;
   memmove(to, from, bytes);
   return cudaSuccess;
 }

@@ -87,6 +87,17 @@ def compile_cubin(text: str, architecture: str = "sm_80") -> tuple[bytes, dict[s
     return code.read_bytes(), found
 
 
+def check(text: str, architecture: str = "sm_80") -> None:
+    """Whether nvcc takes a unit's kernels without a warning; quick, since nothing is optimised.
+
+    :raises NvccError: no nvcc; or its message.
+    """
+    _check(architecture)
+    with tempfile.TemporaryDirectory(prefix="tracegrad-") as work:
+        quick = ["-Xcicc", "-O0", "-Xptxas", "-O0"]
+        _nvcc(text, ["-cubin", f"-arch={architecture}", *quick], Path(work) / "unit.cubin")
+
+
 def compile_library(text: str, out: str | os.PathLike[str], architecture: str = "sm_80") -> None:
     """A shared library with the unit's host functions in it.
 

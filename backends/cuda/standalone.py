@@ -197,7 +197,9 @@ static void save(const char* path, void* const* buffers) {
 
 static void* room(unsigned long long bytes, const char* what) {
   void* p = nullptr;
-  if (cudaMalloc(&p, bytes ? bytes : 1) != cudaSuccess) {
+  const cudaError_t code = cudaMalloc(&p, bytes ? bytes : 1);
+  if (code != cudaErrorMemoryAllocation) check(code, "no GPU can be used");
+  if (code != cudaSuccess) {
     fail("out of memory: " + std::to_string(bytes) + " bytes for " + what + "; all of it takes @PEAK@");
   }
   return p;

@@ -4,7 +4,8 @@ loops (their form is described in ir/loops.py). `schedule_gpu(graph, machine)` i
 What is computed where is decided as for the CPU (schedule/plan.py and placement.py): the same groups, index
 maps and buffers. Each kind of group has its emitter here: pointwise.py, rows.py, contract.py, scatter.py,
 cumulative.py, sort.py; launch.py is what they share. A group may be several kernels, since those of a GPU
-wait for one another only where one ends. Control flow stays around kernels, as on the CPU.
+wait for one another only where one ends; small ones that need not wait are joined (merge.py). Control flow
+stays around kernels, as on the CPU.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from ..schedule.sort import SortGroup
 from .contract import contract_kernels
 from .cumulative import cumulative_kernels
 from .launch import Target, single_thread
+from .merge import merge
 from .plan import GpuContractGroup, GpuPlanner
 from .pointwise import copy_kernel, flat_kernel, tiny_kernel
 from .rows import row_kernels
@@ -50,7 +52,8 @@ def schedule_gpu(graph: Graph, machine: GpuModel | None = None) -> LoopProgram:
     placement = Placement(plan)
     program = LoopProgram(graph.name, plan.inputs, placement.outputs)
     program.updated = [plan.input_buffer(i) for i, v in plan.updates.items() if v.type.numel]
-    _, program.steps = _steps(placement, machine)
+    _, steps = _steps(placement, machine)
+    program.steps = merge(steps, machine)
     for n, kernel in enumerate(program.kernels):
         kernel.name = f"k{n}_{kernel.name}" if kernel.name else f"k{n}"
     program.temps = list(plan.constants)

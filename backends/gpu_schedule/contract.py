@@ -160,7 +160,10 @@ class GpuContract:
         self.base = {w: index_add(self.offset(w), self.along(w, g.batch, self.values(scope, g.batch)))
                      for w in "ab"}  # fmt: skip
         self.thread = index_let(scope, "t", index_add(self.ty * tile.cols, self.tx), tile.threads)
-        strips = [self.strip(k, "a", g.rows, self.M, tile.bm, by), self.strip(k, "b", g.cols, self.N, tile.bn, bx)]
+        strips = [
+            self.strip(k, "a", g.rows, self.M, tile.bm, by),
+            self.strip(k, "b", g.cols, self.N, tile.bn, bx),
+        ]
         acc = scope.alloc("acc", g.acc, tile.tm * tile.tn, "register")
         zero = Var("i", tile.tm * tile.tn)
         inner = scope.loop(zero, zero.extent, "unroll")
@@ -217,7 +220,9 @@ class GpuContract:
         """Access u of a thread: its place in the tile along the operand's own dimensions and along k (of the
         first lane); a condition that it is in the strip at all."""
         wide = s.lanes
-        flat = index_let(scope, "e", index_add(u * self.tile.threads, self.thread), s.count * self.tile.threads)
+        flat = index_let(
+            scope, "e", index_add(u * self.tile.threads, self.thread), s.count * self.tile.threads
+        )
         bk = self.tile.bk
         inside = None
         if s.tile * bk // wide < s.count * self.tile.threads:
@@ -315,7 +320,9 @@ class GpuContract:
         rows.close()
         loop.close()
 
-    def finish(self, scope: Scope, acc: Buffer, by: Expr, bx: Expr, partial: Buffer | None, part: Expr) -> None:
+    def finish(
+        self, scope: Scope, acc: Buffer, by: Expr, bx: Expr, partial: Buffer | None, part: Expr
+    ) -> None:
         """What is stored of a thread's sums."""
         g, t = self.g, self.tile
         wide_m, wide_n = min(t.tm, 4), min(t.tn, 4)
@@ -329,11 +336,15 @@ class GpuContract:
         if partial is None:
             define_parts(rows, [d.var for d in g.rows], [d.size for d in g.rows], m)
         last = g.cols[-1]
-        together = last.size % wide_n == 0 and (partial is not None or last.c == 1) and isinstance(last.var, Var)
+        together = (
+            last.size % wide_n == 0 and (partial is not None or last.c == 1) and isinstance(last.var, Var)
+        )
         j = Var("j", t.tn // wide_n)
         lane = Var("v", wide_n)
         cols = rows.loop(j, j.extent, "unroll") if j.extent > 1 else rows.inline()
-        start = index_add(bx * t.bn, index_add((j if j.extent > 1 else ZERO) * (t.cols * wide_n), self.tx * wide_n))
+        start = index_add(
+            bx * t.bn, index_add((j if j.extent > 1 else ZERO) * (t.cols * wide_n), self.tx * wide_n)
+        )
         at = index_add(i * t.tn, (j if j.extent > 1 else ZERO) * wide_n)
         inner = cols
         if not together:

@@ -121,7 +121,9 @@ def split_count(count: int, threads: int = THREADS) -> tuple[int, int]:
     return -(-count // threads), threads
 
 
-def flat_launch(low: Lowering, count: int, name: str = "i", threads: int = THREADS) -> tuple[Launch, Scope, Expr]:
+def flat_launch(
+    low: Lowering, count: int, name: str = "i", threads: int = THREADS
+) -> tuple[Launch, Scope, Expr]:
     """One thread for each of `count` positions: the kernel, the scope of those inside, the position."""
     blocks, size = split_count(count, threads)
     k = Launch(low, [("bx", blocks)], [("tx", size)])

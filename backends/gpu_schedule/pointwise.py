@@ -1,5 +1,5 @@
-"""Elementwise kernels: one position of the flat domain for each thread, or 2 or 4 neighbours as a vector where
-that makes wide accesses. Copies and straight-line code too. Used by gpu_schedule/__init__.py.
+"""Elementwise kernels: one position of the flat domain for each thread, or 2 or 4 neighbours as a vector
+where that makes wide accesses. Copies and straight-line code too. Used by gpu_schedule/__init__.py.
 
     for block { for thread { if i < count { for v in 4 vector { out[4*i + v] = ... } } } }
 
@@ -85,7 +85,7 @@ def vector_width(
 
 @dataclass
 class Crossed:
-    """Loads of elements that are neighbours along `across`, one of the split's dimensions but not the last."""
+    """Loads of elements that are neighbours along `across`, a dimension of the split other than the last."""
 
     across: int
     loads: list[Load]
@@ -117,7 +117,9 @@ def transposing_kernel(
     low = Lowering(bindings, target.number, target.place)
     across, k = split.vars[crossed.across], crossed.across
     last, n, m = split.vars[-1], split.sizes[-1], split.sizes[k]
-    rest = [(v, s) for i, (v, s) in enumerate(zip(split.vars, split.sizes)) if i not in (k, len(split.vars) - 1)]
+    rest = [
+        (v, s) for i, (v, s) in enumerate(zip(split.vars, split.sizes)) if i not in (k, len(split.vars) - 1)
+    ]
     count = prod(s for _, s in rest)
     blocks = [("bz", count), ("by", -(-m // TILE)), ("bx", -(-n // TILE))]
     launch = Launch(low, blocks, [("ty", TILE_ROWS), ("tx", TILE)])
@@ -138,7 +140,7 @@ def transposing_kernel(
     loop, row, a, b = rows(bx, by, n, m)
     loop.define(last, index_let(loop, "r", a, n))
     loop.define(across, index_let(loop, "c", b, m))
-    for e, tile, value in zip(different, shared, loop.roots(list(different))):
+    for tile, value in zip(shared, loop.roots(list(different))):
         loop.stmts.append(Store(tile, (index_add(row * (TILE + 1), tx),), value))
     close(loop, scope)
     scope.stmts.append(Barrier())

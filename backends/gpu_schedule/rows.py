@@ -1,13 +1,14 @@
 """Reductions over rows with what comes before and after them, as kernels.
 
 A block has A x B threads: A rows, and B threads that share each. Where a row's elements are neighbours in
-memory so are the B threads (`inner`: one thread, one warp or one block for a row); where neighbouring rows are
-(sums over the first axis), so are the A rows (`column`). Each thread runs through its share of the row with
-accumulators in registers; shares are combined by warp shuffles or through shared memory, and all B threads
-know the result, so that the next pass over the row goes on in the same kernel (softmax, norms, losses).
+memory so are the B threads (`inner`: one thread, one warp or one block for a row); where neighbouring rows
+are (sums over the first axis), so are the A rows (`column`). Each thread runs through its share of the row
+with accumulators in registers; shares are combined by warp shuffles or through shared memory, and all B
+threads know the result, so that the next pass over the row goes on in the same kernel (softmax, norms,
+losses). What that needs again stays in registers.
 
-Rows too long and too few to fill the GPU are cut in chunks, a block for each: every pass becomes a kernel that
-writes partial results, and one that combines them, in a fixed order. Used by gpu_schedule/__init__.py.
+Rows too long and too few to fill the GPU are cut in chunks, a block for each: every pass becomes a kernel
+that writes partial results, and one that combines them, in a fixed order. Used by gpu_schedule/__init__.py.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ class GpuRows(RowPasses):
 
     def cut(self, blocks: int, share: int) -> int:
         """In how many chunks to cut rows that keep just so many blocks busy."""
-        if self.R < LONG * share or blocks >= self.target.gpu.sms:
+        if share * LONG > self.R or blocks >= self.target.gpu.sms:
             return 1
         return max(1, min(2 * self.target.gpu.sms // blocks, self.R // (share * SHARE)))
 
@@ -129,7 +130,9 @@ class GpuRows(RowPasses):
         if shape.column or shape.share == 1 or not isinstance(last, Var):
             return shape
         found = strides(self.loads, last)
-        buffers = [x.buffer for x, s in zip(self.loads, found) if s] + [b for p in self.passes for b, _, _ in p.stores]
+        buffers = [x.buffer for x, s in zip(self.loads, found) if s] + [
+            b for p in self.passes for b, _, _ in p.stores
+        ]
         size = max([b.dtype.itemsize for b in buffers], default=16)
         if any(s not in (0, 1) for s in found) or not any(found):
             return shape

@@ -142,7 +142,10 @@ class Updates:
         def finish(made: RowSort, scope: Scope, row: Expr) -> None:
             inner, at = made.each(scope, n)
             source, to = (index_add(made.start, at),), (index_add(row * n, at),)
-            inner.stmts += [Store(keys, to, Load(made.keys, source)), Store(order, to, Load(made.order, source))]
+            inner.stmts += [
+                Store(keys, to, Load(made.keys, source)),
+                Store(order, to, Load(made.order, source)),
+            ]
             close(inner, scope)
 
         first = RowSort(bindings, place, (o, rows), (j, n), self.target).emit(finish)
@@ -165,7 +168,9 @@ class Updates:
         slot = index_let(scope, "slot", at // free, rows * n) if free > 1 else at
         row = index_let(scope, "row", slot // n, rows) if rows > 1 else ZERO
         p = index_let(scope, "p", slot % n, n) if rows > 1 else slot
-        define_parts(scope, [v for v, _ in self.own], [m for _, m in self.own], row if rows > 1 else at % free)
+        define_parts(
+            scope, [v for v, _ in self.own], [m for _, m in self.own], row if rows > 1 else at % free
+        )
         mine = scope.let(Load(keys, (slot,)), "place")
         most = Const((1 << keys.dtype.bits) - 1, keys.dtype)
         starts = S.gt(p, ZERO)
@@ -198,4 +203,3 @@ class Updates:
         inner.stmts.append(Store(self.target.place(self.out), (place,), Load(acc, (ZERO,))))
         close(inner, k.scope)
         return k.finish()
-

@@ -1,5 +1,5 @@
 """Sorts as kernels: a block for each row, a bitonic network (Batcher, "Sorting networks and their
-applications", AFIPS 1968) over pairs of key and place, which are all different, so that the sort is stable.
+applications", AFIPS 1968) over pairs of key and place, which are all different, so the sort is stable.
 Pairs are in shared memory, or in the arena where rows are too long for that. Used by scatter.py too.
 """
 

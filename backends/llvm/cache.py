@@ -1,8 +1,8 @@
 """The on-disk cache of object code, keyed by content. Called by the engine only.
 
-A file holds a header (magic, SHA-256 of the rest), the names of the symbols it defines, and the objects. Files
-are written under a temporary name and renamed, so that readers and concurrent writers see a whole file or
-none. Whatever goes wrong (no permission, a full disk, corruption) costs a recompilation and at most one
+A file holds a header (magic, SHA-256 of the rest), the names of the symbols it defines, and the objects.
+Files are written under a temporary name and renamed, so that readers and concurrent writers see a whole file
+or none. Whatever goes wrong (no permission, a full disk, corruption) costs a recompilation and at most one
 warning, never an error.
 
 Environment: `TRACEGRAD_CACHE_DIR` (default: the user's cache directory), `TRACEGRAD_CACHE=0` (off),

@@ -1,8 +1,9 @@
 """Loads and stores of the code generator: how the lanes of a vector meet memory.
 
 By what the lane number does to the address: equal addresses are one scalar access; neighbours one vector
-access (or a masked one); neighbours backwards add a shuffle; short strides are a few vector loads merged by
-shuffles; anything else is a gather or scatter. Used by codegen_expr (loads) and codegen (stores).
+access (or a masked one); neighbours backwards add a shuffle; short strides and known places among neighbours
+are a few vector loads and shuffles (codegen_shuffles); anything else is a gather or scatter. Used by
+codegen_expr (loads) and codegen (stores).
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Any, NamedTuple
 from ...ir.dtypes import bool_, int64
 from ...ir.expr import Expr
 from ...ir.loops import Buffer
-from .codegen_index import IndexWriter, Linear, Split
+from .codegen_index import Linear, Split
+from .codegen_shuffles import Address, ShuffleWriter
 from .codegen_text import (
     Module,
     Place,
@@ -22,7 +24,6 @@ from .codegen_text import (
     constant,
     hint_of,
     memory_type,
-    reversed_lanes,
     suffix,
     type_text,
     vector_text,
@@ -31,24 +32,6 @@ from .codegen_text import (
 _MAX_STRIDE = 4  # up to here, reading everything between the lanes beats a gather
 _ZEROS_BYTES = 512
 _ZEROS = "@tg.zeros"
-
-
-class Address(NamedTuple):
-    """Element addresses of all lanes.
-
-    Attributes:
-        ref: address of lane 0 (or the common part, if there is `offsets`).
-        align: its known alignment in bytes.
-        stride: elements from lane to lane.
-        offsets: elements added per lane, or None.
-        pattern: their numbers, where known.
-    """
-
-    ref: str
-    align: int
-    stride: int
-    offsets: Val | None
-    pattern: tuple[int, ...] | None = None
 
 
 class Flat(NamedTuple):
@@ -65,7 +48,7 @@ class Flat(NamedTuple):
     addresses: dict[tuple[Any, ...], Address]
 
 
-class MemoryWriter(IndexWriter):
+class MemoryWriter(ShuffleWriter):
     """Adds memory accesses.
 
     Attributes: mask: condition under which the current statement holds, from branches that vary by lane;
@@ -227,11 +210,6 @@ class MemoryWriter(IndexWriter):
             return self.select(condition, v, other)
         return v
 
-    def _from_memory(self, x: str, place: Place, lanes: int) -> Val:
-        if place.dtype is bool_:
-            x = self.pure(f"icmp ne {vector_text('i8', lanes)} {x}, {'zeroinitializer' if lanes else 0}", x)
-        return Val(x, place.dtype, lanes)
-
     def _contiguous(
         self, place: Place, at: Address, condition: Val | None, other: Val | None, hint: str
     ) -> Val:
@@ -267,97 +245,6 @@ class MemoryWriter(IndexWriter):
             hint=hint,
         )
         return self._from_memory(x, place, lanes)
-
-    def _strided(
-        self, place: Place, at: Address, condition: Val | None, other: Val | None, hint: str
-    ) -> Val:
-        """Lanes 2 to 4 elements apart: whole vectors over the span, none reaching past it, merged by
-        shuffles."""
-        lanes = self.lanes
-        element = memory_type(place.dtype)
-        ty = vector_text(element, lanes)
-        step = abs(at.stride)
-        if at.stride < 0:
-            at = self._shifted(place, at, (lanes - 1) * at.stride)
-        span = (lanes - 1) * step + 1
-        starts = [min(i * lanes, span - lanes) for i in range(step)]
-        got = ""
-        for i, start in enumerate(starts):
-            picks, asked = [], [lanes] * lanes
-            for lane in range(lanes):
-                offset = lane * step - start
-                mine = 0 <= offset < lanes and (i == 0 or lane * step >= starts[i - 1] + lanes)
-                picks.append(lanes + offset if mine else lane)
-                if mine:
-                    asked[offset] = lane
-            mask = None if condition is None else self._picked(condition, asked)
-            x = self._neighbours(place, self._shifted(place, at, start), mask, lanes, hint)
-            if not got:
-                indices = ", ".join(f"i32 {p - lanes}" if p >= lanes else "i32 poison" for p in picks)
-                got = self.pure(f"shufflevector {ty} {x}, {ty} poison, <{lanes} x i32> <{indices}>", x)
-            else:
-                indices = ", ".join(f"i32 {p}" for p in picks)
-                got = self.pure(f"shufflevector {ty} {got}, {ty} {x}, <{lanes} x i32> <{indices}>", got, x)
-        if at.stride < 0:
-            got = self._reverse(got, element)
-        v = self._from_memory(got, place, lanes)
-        if condition is not None and other is not None and other.const != 0:
-            return self.select(condition, v, other)
-        return v
-
-    def _neighbours(self, place: Place, at: Address, mask: str | None, lanes: int, hint: str) -> str:
-        """`lanes` neighbours; zero where there is a mask that is not set."""
-        element = memory_type(place.dtype)
-        ty = vector_text(element, lanes)
-        align = gcd(at.align, place.dtype.itemsize)
-        if mask is None:
-            return self.load(f"load {ty}, ptr {at.ref}, align {align}", place.group, at.ref, hint=hint)
-        name = f"@llvm.masked.load.{suffix(element, lanes)}.p0"
-        self.module.declares[f"declare {ty} {name}(ptr, <{lanes} x i1>, {ty})"] = None
-        return self.load(
-            f"call {ty} {name}(ptr align {align} {at.ref}, <{lanes} x i1> {mask}, {ty} zeroinitializer)",
-            place.group,
-            at.ref,
-            mask,
-            hint=hint,
-        )
-
-    def _picked(self, condition: Val, lanes: list[int]) -> str:
-        """The named lanes of a condition; false for the number past the last."""
-        n = self.lanes
-        indices = ", ".join([f"i32 {k}" for k in lanes])
-        return self.pure(
-            f"shufflevector <{n} x i1> {condition.ref}, <{n} x i1> zeroinitializer, "
-            f"<{len(lanes)} x i32> <{indices}>",
-            condition.ref,
-        )
-
-    def _spread(
-        self, place: Place, at: Address, condition: Val | None, other: Val | None, hint: str
-    ) -> Val:
-        """Lanes that repeat or permute a few neighbours, in a known way: those in one load, and a shuffle."""
-        assert at.pattern is not None
-        low, lanes = min(at.pattern), self.lanes
-        places = [p - low for p in at.pattern]
-        span = max(places) + 1
-        wide = power_of_two(span)
-        at = self._shifted(place, at, low)
-        mask = None
-        if condition is not None:
-            # A neighbour is read if any lane that wants it may read.
-            condition = Val(self.use(condition, lanes), bool_, lanes)
-            wanted = [[lane for lane, q in enumerate(places) if q == p] for p in range(wide)]
-            for turn in range(max(map(len, wanted))):
-                some = self._picked(condition, [w[turn] if turn < len(w) else lanes for w in wanted])
-                mask = self.pure(f"or <{wide} x i1> {mask}, {some}", mask, some) if mask else some
-        elif wide > span:
-            mask = f"<{', '.join([f'i1 {str(p < span).lower()}' for p in range(wide)])}>"
-        x = self._neighbours(place, at, mask, wide, hint)
-        ty = vector_text(memory_type(place.dtype), wide)
-        indices = ", ".join([f"i32 {p}" for p in places])
-        got = self.pure(f"shufflevector {ty} {x}, {ty} poison, <{lanes} x i32> <{indices}>", x)
-        v = self._from_memory(got, place, lanes)
-        return v if condition is None else self.select(condition, v, other or constant(0, place.dtype))
 
     def _gather(
         self, place: Place, base: str, pointers: str, condition: Val | None, other: Val | None, hint: str
@@ -400,29 +287,6 @@ class MemoryWriter(IndexWriter):
             x = self.use(other, self.lanes)
             return self.pure(f"zext <{self.lanes} x i1> {x} to <{self.lanes} x i8>", x)
         return self.use(other, self.lanes)
-
-    def _shifted(self, place: Place, at: Address, elements: int) -> Address:
-        if not elements:
-            return at
-        element, size = memory_type(place.dtype), place.dtype.itemsize
-        ref = self.pure(f"getelementptr {element}, ptr {at.ref}, i64 {elements}", at.ref, hint="p")
-        return at._replace(ref=ref, align=gcd(at.align, elements * size))
-
-    def _reverse(self, ref: str, element: str) -> str:
-        ty, n = vector_text(element, self.lanes), self.lanes
-        return self.pure(f"shufflevector {ty} {ref}, {ty} poison, <{n} x i32> {reversed_lanes(n)}", ref)
-
-    def select(self, condition: Val, yes: Val, no: Val) -> Val:
-        """`yes` where the condition holds, else `no`."""
-        if condition.const is not None:
-            return yes if condition.const else no
-        lanes = max(condition.lanes, yes.lanes, no.lanes)
-        a, b = self.use(yes, lanes), self.use(no, lanes)
-        if a == b:
-            return yes
-        ty = type_text(yes.dtype, lanes)
-        ref = self.pure(f"select {condition.type} {condition.ref}, {ty} {a}, {ty} {b}", condition.ref, a, b)
-        return Val(ref, yes.dtype, lanes)
 
     # --- stores ---------------------------------------------------------------------------------------------
 
@@ -505,11 +369,6 @@ class MemoryWriter(IndexWriter):
             f"call void {name}({ty} {x}, <{lanes} x ptr> align {place.dtype.itemsize} {pointers}, "
             f"<{lanes} x i1> {mask})"
         )
-
-
-def power_of_two(n: int) -> int:
-    """The smallest power of two >= n."""
-    return 1 << max(n - 1, 0).bit_length()
 
 
 def zeros_global() -> str:

@@ -1,8 +1,8 @@
 """A whole LoopProgram to LLVM modules: buffers to pointers, a function per kernel, and the two entry points.
 The control flow between kernels is in codegen_control.
 
-Kernels that differ only in which buffers they work on, as those of equal layers, are one function. Programs of
-some length become several modules, so that several threads can compile them.
+Kernels that differ only in which buffers they work on, as those of equal layers, are one function. Programs
+of some length become several modules, so that several threads can compile them.
 
     void run(ptr table)                 one execution
     void repeat(ptr table, i64 n)       n executions; output pointers advance by their byte size after each
@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ...ir.loop_shape import Shape
-from ...ir.loops import Buffer, Kernel, LoopProgram, Step, control_buffers, walk_steps
+from ...ir.loops import Buffer, Kernel, LoopProgram, control_buffers, walk_steps
 from .codegen import Kernels, KernelWriter
 from .codegen_control import Call, StepWriter, alignments
 from .codegen_memory import zeros_global
@@ -150,7 +150,8 @@ class _Program:
         writer.held = Scan(module.nodes, writer.linear, writer.can_vectorize).run(kernel.body)
         writer.block(kernel.body)
         text = writer.function_text("")
-        return ", ".join([*parameters, "i64 %pool"]), text, len(text) < _INLINE_CHARACTERS and not writer.entry
+        small = len(text) < _INLINE_CHARACTERS and not writer.entry
+        return ", ".join([*parameters, "i64 %pool"]), text, small
 
     def _place(self, b: Buffer, groups: dict[Buffer, int], module: Kernels) -> Place:
         if b.space == "const":
@@ -217,7 +218,8 @@ class _Program:
                         f"  %from{i} = getelementptr i8, ptr %arena.p{i}, i64 {b.offset}",
                     ]
                 elif b.space == "const":
-                    lines.append(f"  %from{i} = getelementptr i8, ptr {self._constant(b, self.module)}, i64 0")
+                    constant = self._constant(b, self.module)
+                    lines.append(f"  %from{i} = getelementptr i8, ptr {constant}, i64 0")
                 else:
                     lines += [
                         f"  %at{i} = getelementptr i64, ptr %table, i64 {self.slots[b]}",

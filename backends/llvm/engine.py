@@ -7,8 +7,8 @@ Objects are loaded by LLVM's JITLink (one contiguous mapping per module, so the 
 reaches; errors are reported where the older loader aborts the process). A linker instance is shared by a few
 modules and freed with the last of them.
 
-A program may come as several texts, its parts: LLVM modules that refer to each other, optimised and emitted by
-several threads and linked together. What they become does not depend on the number of threads.
+A program may come as several texts, its parts: LLVM modules that refer to each other, optimised and emitted
+by several threads and linked together. What they become does not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -135,8 +135,8 @@ class Engine:
           the time.
         - `imports`: addresses of symbols that the process does not export. Symbols of libc, libm and every
           loaded library resolve by themselves.
-        - `jobs`: threads that compile the parts of a program. Of several parts, the last one's symbols are the
-          program's; the others' are for each other.
+        - `jobs`: threads that compile the parts of a program. Of several parts, the last one's symbols are
+          the program's; the others' are for each other.
 
         :raises CompileError: invalid IR, or a symbol that nothing defines.
         """
@@ -278,9 +278,9 @@ def _optimized(text: str, target: Target, opt: Opt) -> tuple[Any, Any]:
 
 @contextlib.contextmanager
 def _flags() -> Iterator[None]:
-    """Loop strength reduction off while machine code is made: addresses come as the code generator wants them,
-    measurements find no gain, and it is a quarter of the time. LLVM has one set of flags for the process, so
-    the flag is put back for others (numba).
+    """Loop strength reduction off while machine code is made: addresses come as the code generator wants
+    them, measurements find no gain, and it is a quarter of the time. LLVM has one set of flags for the
+    process, so the flag is put back for others (numba).
     """
     binding = llvm()
     binding.set_option("", "-disable-lsr=1")

@@ -73,7 +73,7 @@ def exp_sum(cx: MathContext, x: Real, low: Real | None = None, nonpositive: bool
     t, _, r = _reduce(cx, x)
     if low is not None:
         r = r + low
-    # A zero scaled is exact; scaling down to nothing would trap into microcode on x86 (masked scores are -inf).
+    # Zeros stay zeros. Scaling down to nothing would trap into microcode on x86, and masked scores are -inf.
     return _scale(cx, gone.pick(0.0, cx.poly(r, (1.0, 1.0, *_EXP[cx.width]))), t)
 
 

@@ -1,9 +1,9 @@
-"""LLVM's long calls without llvmlite's lock, and the parts of a program compiled by several threads. Used by the
-engine only.
+"""LLVM's long calls without llvmlite's lock, and the parts of a program compiled by several threads. Used by
+the engine only.
 
-llvmlite lets one thread at a time into LLVM. LLVM itself needs that only within one context, and every part has
-a context of its own, so the three calls that take time (parse, optimise, emit) go past the lock; all others
-take it as ever.
+llvmlite lets one thread at a time into LLVM. LLVM itself needs that only within one context, and every part
+has a context of its own, so the three calls that take time (parse, optimise, emit) go past the lock; all
+others take it as ever.
 """
 
 from __future__ import annotations

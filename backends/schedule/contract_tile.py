@@ -13,6 +13,7 @@ from .elements import S
 from .indexing import ZERO
 from .nests import less, power_of_two
 from .scopes import Scope
+from .tiles import splits
 
 
 class ContractTile(ContractOperands):
@@ -123,7 +124,10 @@ class ContractTile(ContractOperands):
         if not isinstance(dim.var, Var):
             step(scope, k)
             return
-        most = 1 if accumulators > 24 else min(4, max(2, 32 // accumulators))
+        # LLVM loads the rows of B for all steps before it begins.
+        registers = self.machine.vector_registers
+        spare = registers - 4 - accumulators
+        most = max(1, min(4, spare // (self.s.nr + 1), registers * 3 // 4 // accumulators))
         unroll = n if n <= most else next((u for u in (4, 3, 2) if u <= most and n % u == 0), most)
         whole = n // unroll * unroll
         outer, base = scope, ZERO
@@ -246,61 +250,83 @@ class ContractTile(ContractOperands):
         self, scope: Scope, acc: Buffer, mb: Expr, mr: int, nb: Expr, width: int, columns: int
     ) -> None:
         """Stores of a tile whose rows, not columns, are neighbours in the result: squares of it are turned
-        in registers, and vectors go along the rows."""
+        in registers, and vectors go along the rows. The tile is written down first: with all of it and a
+        square in registers at once, LLVM would spill within the loop over k."""
         lanes = self.lanes
-        m, n = self.m.var, self.n.var
+        tile = scope.alloc("tile", acc.dtype, -(-mr // lanes) * lanes * width, "local")
+        self.vectors(
+            scope,
+            mr * width // lanes,
+            lambda s, at: s.stmts.append(Store(tile, (at,), Load(acc, (at,)))),
+        )
+        down, row = scope, ZERO
+        if mr > lanes:
+            row = Var("r", -(-mr // lanes) * lanes)
+            down = scope.loop(row, row.extent, "serial", lanes)
+        done = 0
+        for count, size in splits(columns, lanes):
+            inner, first = down, Const(done)
+            if count > 1:
+                v = Var("c", count * size)
+                inner = down.loop(v, count * size, "serial", size)
+                first = index_add(v, first)
+            self.turn(inner, tile, width, row, mr, first, size, mb, nb)
+            if inner is not down:
+                inner.close()
+            done += count * size
+        if down is not scope:
+            down.close()
 
-        def column(s: Scope, held: Buffer, at: Expr, j: Expr, row: int, rows: int) -> None:
-            """The rows from `row` on of column j, at `at` of `held`."""
-            if isinstance(n, Var):
-                s.define(n, index_add(nb, j))
-            lane = Var("v", lanes)
-            mask = less(lane, rows) if rows < lanes else None
-            inner = s.loop(lane, lanes, "vector", mask=mask, masked=m if mask is not None else None)
-            inner.define(m, index_add(index_add(mb, lane), Const(row)))
-            step = 1 if held.space == "local" else lanes
-            inner.anchor(self.g.local, Load(held, (index_add(at, index_mul(lane, step)),)))
-            inner.stores(self.specs)
+    def turn(
+        self,
+        scope: Scope,
+        tile: Buffer,
+        width: int,
+        row: Expr,
+        mr: int,
+        first: Expr,
+        columns: int,
+        mb: Expr,
+        nb: Expr,
+    ) -> None:
+        """Stores the square of `tile` (`mr` rows of `width`) that begins at (row, first)."""
+        lanes, acc = self.lanes, tile.dtype
+        rows = min(mr, lanes)
+        square = scope.alloc("square", acc, lanes * lanes, "register")
+
+        def fill(s: Scope, at: Expr) -> None:
+            place = index_add(index_mul(index_div(at, lanes), width), index_mod(at, lanes))
+            start = index_add(index_mul(row, width), first)
+            s.stmts.append(Store(square, (at,), Load(tile, (index_add(start, place),))))
+
+        def nothing(s: Scope, at: Expr) -> None:
+            s.stmts.append(Store(square, (index_add(at, Const(rows * lanes)),), Const(0, acc)))
+
+        self.vectors(scope, rows, fill)
+        if rows < lanes:
+            self.vectors(scope, lanes - rows, nothing)
+        j, lane = Var("j", columns), Var("v", lanes)
+        turned = Load(square, (index_add(index_mul(lane, lanes), j),))
+        if self.long and columns > 1:  # its code is not repeated for every column
+            held = scope.alloc("turned", acc, columns * lanes, "local")
+            each = scope.loop(j, columns, "unroll")
+            inner = each.loop(lane, lanes, "vector")
+            inner.stmts.append(Store(held, (index_add(index_mul(j, lanes), lane),), turned))
             inner.close()
-
-        tile = scope.alloc("tile", acc.dtype, columns * lanes, "local") if self.long and columns > 1 else None
-        for row in range(0, mr, lanes):
-            rows = min(lanes, mr - row)
-            for first in range(0, columns, lanes):
-                square = scope.alloc("square", acc.dtype, lanes * lanes, "register")
-                self.vectors(scope, lanes, self.square_row(acc, square, row, rows, first, width))
-                j = Var("j", min(lanes, columns - first))
-                each = scope.loop(j, j.extent, "unroll")
-                if tile is None:
-                    column(each, square, j, index_add(j, Const(first)), row, rows)
-                else:
-                    lane = Var("v", lanes)
-                    inner = each.loop(lane, lanes, "vector")
-                    put = index_add(index_mul(index_add(j, Const(first)), lanes), lane)
-                    turned = Load(square, (index_add(index_mul(lane, lanes), j),))
-                    inner.stmts.append(Store(tile, (put,), turned))
-                    inner.close()
-                each.close()
-            if tile is not None:
-                j = Var("j", columns)
-                each = scope.loop(j, columns, "serial")
-                column(each, tile, index_mul(j, lanes), j, row, rows)
-                each.close()
-
-    def square_row(
-        self, acc: Buffer, square: Buffer, row: int, rows: int, first: int, width: int
-    ) -> Callable[[Scope, Expr], None]:
-        """For `vectors`: copies a square of a tile, with zeros for rows that it lacks."""
-        lanes = self.lanes
-
-        def copy(s: Scope, at: Expr) -> None:
-            i, rest = index_div(at, lanes), index_mod(at, lanes)
-            inside = less(i, rows) if rows < lanes else None
-            place = index_add(index_mul(index_add(i, Const(row)), width), index_add(rest, Const(first)))
-            value = Load(acc, (place,), inside, Const(0, acc.dtype) if inside is not None else None)
-            s.stmts.append(Store(square, (at,), value))
-
-        return copy
+            each.close()
+            j, lane = Var("j", columns), Var("v", lanes)
+            turned = Load(held, (index_add(index_mul(j, lanes), lane),))
+        each = scope.loop(j, columns, "serial" if self.long else "unroll")
+        if isinstance(self.n.var, Var):
+            each.define(self.n.var, index_add(index_add(nb, first), j))
+        left = index_add(row, lane)
+        mask = S.lt(left, Const(mr)) if mr % lanes else None
+        inner = each.loop(lane, lanes, "vector", mask=mask, masked=self.m.var if mask is not None else None)
+        inner.define(self.m.var, index_add(index_add(mb, row), lane))
+        inner.anchor(self.g.local, turned)
+        inner.stores(self.specs)
+        inner.close()
+        each.close()
 
     def finish(
         self,

@@ -4,6 +4,7 @@ parallel outer loops. Used by the emitters of this folder only.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
@@ -207,7 +208,10 @@ def _at(e: Expr, var: Var, value: int) -> int:
         raise TypeError
     assert isinstance(e, Prim)
     a, b = (_at(x, var, value) for x in e.args)
-    return a + b if e.name == "add" else a * b if e.name == "mul" else a // b if e.name == "floordiv" else a % b
+    return _INDEX[e.name](a, b)
+
+
+_INDEX = {"add": operator.add, "mul": operator.mul, "floordiv": operator.floordiv, "mod": operator.mod}
 
 
 def fixed(split: Split) -> int:

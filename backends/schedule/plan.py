@@ -22,6 +22,7 @@ from ...ir.expr import Expr, Load
 from ...ir.graph import Graph, Node, Value
 from ...ir.loops import Buffer
 from ..machine import MachineModel
+from .choices import CHEAP, again
 from .contract import ContractGroup, affine_source, row_major
 from .control import ControlGroup, Frame
 from .cumulative import CumulativeGroup
@@ -38,8 +39,6 @@ from .sort import SortGroup
 TINY = 16
 #: tiny reductions unroll at most this many elements
 TINY_REDUCE = 32
-#: elementwise work cheaper than this (cycles per element) is done again rather than stored and loaded
-CHEAP = 4.0
 #: cycles to write out an element of windows and to read it again
 COLUMN = 1.5
 #: values that one elementwise group stores
@@ -196,44 +195,12 @@ class Planner:
         self, v: Value, home: Group, group: Group, index: tuple[Expr, ...], mask: Expr | None
     ) -> Expr | None:
         """The element of a value that lives in another group: a load, or None to compute it again."""
-        if v not in self.stored and self.again(v):
+        if v not in self.stored and again(self, v):
             return None
         if self.depends(home, group):
             raise NotFusable("cycle")
         group.pending.append(v)
         return Load(self.buffer(v), (ravel(index, v.type.shape),), mask)
-
-    def again(self, v: Value) -> bool:
-        """Whether computing `v` again is cheaper than storing it: little work on few values that are
-        stored anyway."""
-        cost, new_bytes = 0.0, 0
-        loads: set[Value] = set()
-        stack = [v]
-        while stack:
-            x = stack.pop()
-            while x not in self.stored and x.node is not None and x.node.op.kernel == "movement":
-                if len(x.node.operands) != 1:
-                    break
-                x = x.node.operands[0]
-                cost += 0.25
-            node = x.node
-            if node is None or x in self.stored:
-                loads.add(x)
-            elif node.op.kernel == "source":
-                continue
-            elif node.op.scalar is None:
-                if node.op.pull is not None:
-                    stack.extend(node.operands)
-                    cost += 1
-                    continue
-                loads.add(x)
-                new_bytes += x.type.nbytes
-            else:
-                cost += scalar_cost(node)
-                stack.extend(node.operands)
-            if cost > CHEAP or len(loads) > 2:
-                return False
-        return new_bytes * 4 <= v.type.nbytes
 
     # --- costs
 
@@ -416,7 +383,9 @@ class Planner:
         assert joined, v
 
     def depends_any(self, homes: int, g: Group) -> bool:
-        """Whether a group of the mask needs `g` (other than being it)."""
+        """Whether a group of the mask, which is a closure, needs `g` (other than being it)."""
+        if not homes >> g.id & 1:
+            return False
         rest = homes & ~(1 << g.id)
         while rest:
             low = rest & -rest

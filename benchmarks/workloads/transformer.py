@@ -56,17 +56,19 @@ def _jax() -> Step:
     def linear(a: int, b: int) -> Any:
         return keys(a, b, scale=a**-0.5), jnp.zeros(b)
 
+    def scales() -> Any:
+        return jnp.ones(WIDTH), jnp.zeros(WIDTH)  # arrays of their own: they are donated
+
     def block() -> Any:
-        one, zero = jnp.ones(WIDTH), jnp.zeros(WIDTH)
         return {
-            "norm1": (one, zero), "norm2": (one, zero), "qkv": linear(WIDTH, 3 * WIDTH),
+            "norm1": scales(), "norm2": scales(), "qkv": linear(WIDTH, 3 * WIDTH),
             "out": linear(WIDTH, WIDTH), "up": linear(WIDTH, 4 * WIDTH), "down": linear(4 * WIDTH, WIDTH),
         }  # fmt: skip
 
     params = {
         "letter": keys(LETTERS, WIDTH), "place": keys(TIME, WIDTH),
         "blocks": [block() for _ in range(LAYERS)],
-        "norm": (jnp.ones(WIDTH), jnp.zeros(WIDTH)), "head": linear(WIDTH, LETTERS),
+        "norm": scales(), "head": linear(WIDTH, LETTERS),
     }  # fmt: skip
 
     def norm(x: Any, p: Any) -> Any:

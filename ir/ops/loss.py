@@ -43,7 +43,8 @@ def _pair_infer(x: Type, y: Type, reduction: str) -> Type:
     check_same_dtype(x, y)
     check_float(x)
     check_reduction(reduction)
-    return Type(x.dtype, broadcast_shapes(x.shape, y.shape) if reduction == "none" else ())
+    shape = broadcast_shapes(x.shape, y.shape)
+    return Type(x.dtype, shape if reduction == "none" else ())
 
 
 def _pair_samples(*attrs: dict[str, Any], domain: Any = (-2.0, 2.0)) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...tracer.arguments import check_names
 from ...tracer.autograd import no_grad
 from ...tracer.library import ArgumentError
 from ...tracer.random import randn
@@ -107,3 +108,6 @@ def spectral_norm(
     made = _SpectralNorm(weight.detach(), n_power_iterations, dim, eps)
     register_parametrization(module, name, made)
     return module
+
+
+check_names(globals(), __all__)

@@ -65,6 +65,20 @@ class PackedSequence(_Fields):
         made._sizes = self._sizes
         return made
 
+    def fixed_part(self) -> tuple[int, ...]:
+        """What compiled functions are specialised for: `batch_sizes` decide shapes."""
+        return tuple(self.sizes)
+
+    def traced_part(self) -> tuple[Any, ...]:
+        """What compiled functions take as arguments."""
+        return (self.data, self.sorted_indices, self.unsorted_indices)
+
+    def with_traced(self, part: tuple[Any, ...]) -> PackedSequence:
+        """The same batch sizes with other tensors."""
+        made = type(self)(part[0], self.batch_sizes, part[1], part[2])
+        made._sizes = self.sizes
+        return made
+
     def to(self, *args: Any, **kwargs: Any) -> PackedSequence:
         """The same with `data` in another dtype."""
         data = self.data.to(*args, **kwargs)

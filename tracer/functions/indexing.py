@@ -120,7 +120,6 @@ def _basic(x: Tensor, index: tuple[Any, ...]) -> tuple[Tensor, list[Tensor | Non
     return out, advanced
 
 
-_PLACES = (int, slice, tuple)
 _WRAPS = ("", "take", "put", "index_fill")
 
 
@@ -152,9 +151,12 @@ def getitem(x: Tensor, index: Any) -> Tensor:
     trace = STATE.trace
     if trace.walked_back:
         ready(trace, x)
-    if index.__class__ is int:
-        if trace.loading and (row := _row(x, index)) is not None:
-            return row
+    kind = index.__class__
+    if (kind is int or kind is slice or kind is tuple) and (trace is STATE.lazy or trace.loading):
+        part = _part(x, index)
+        if part is not None:
+            return part
+    if kind is int:
         shape = x._value().type.shape
         if shape and -shape[0] <= index < shape[0]:
             return make_view(x, _SELECT, {"dim": 0, "index": index % shape[0]})
@@ -214,7 +216,7 @@ def _part(x: Tensor, index: Any) -> Tensor | None:
     return part
 
 
-_SELECT, _SLICE = REGISTRY["select"], REGISTRY["slice"]
+_SLICE = REGISTRY["slice"]
 
 
 def _gather_op(view: Tensor, advanced: list[Tensor | None]) -> Any:

@@ -1,0 +1,110 @@
+"""Machine code of the contractions that the scheduler makes, read without a stopwatch: in the loop over k
+every accumulator has its own register, nothing is spilled, and there are no more loads than needed."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from codegen_tools import x86
+from schedule_graphs import build, f32
+from tracegrad.backends.llvm.compile import compile_program
+from tracegrad.backends.llvm.target import host_target
+from tracegrad.backends.machine import AVX2, AVX512, MachineModel
+from tracegrad.backends.schedule import contract as groups
+from tracegrad.backends.schedule import schedule, tiles
+from tracegrad.ir.graph import Graph
+
+pytestmark = pytest.mark.skipif(host_target().arch != "x86_64", reason="reads x86 assembly")
+
+TARGETS = {
+    "avx512": (AVX512, ("skylake-avx512", 64, 32, True)),
+    "avx2": (AVX2, ("haswell", 32, 16, True)),
+}
+PRODUCTS = {
+    "nn": "mk,kn->mn",
+    "nt": "mk,nk->mn",
+    "tn": "km,kn->mn",
+    "result turned": "mk,kn->nm",
+    "several k": "mkl,kln->mn",
+}
+
+
+def product(spec: str, m: int, n: int, k: int) -> Graph:
+    sizes = {"m": m, "n": n, "k": k, "l": 3}
+    x, y = spec.split("->")[0].split(",")
+    return build(
+        "c",
+        {"x": f32(*[sizes[c] for c in x]), "y": f32(*[sizes[c] for c in y])},
+        lambda b, x, y: b.contract(x, y, spec=spec),
+    )
+
+
+def hot_loops(assembly: str) -> list[list[str]]:
+    """The instructions of every innermost loop with fused multiply-adds of vectors, most of these first."""
+    found = []
+    for block in re.split(r"^\.?L?[\w.]+:.*$", assembly, flags=re.MULTILINE):
+        lines = [x.strip() for x in block.splitlines() if x.strip() and not x.strip().startswith((".", "#"))]
+        end = next((i for i, line in enumerate(lines) if line.startswith("j")), None)
+        lines = lines if end is None else lines[: end + 1]
+        if sum(bool(re.match(r"vfmadd.*[yz]mm", line)) for line in lines) > 1:
+            found.append(lines)
+    return sorted(found, key=lambda lines: -sum(line.startswith("vfmadd") for line in lines))
+
+
+def memory(line: str) -> bool:
+    return re.match(r"v\w+\s+.*\(", line) is not None
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("layout", PRODUCTS)
+@pytest.mark.parametrize("m,n,k", [(97, 211, 96), (64, 64, 300), (250, 24, 65)])
+def test_tiles_stay_in_registers(target: str, layout: str, m: int, n: int, k: int) -> None:
+    machine, cpu = TARGETS[target]
+    program = schedule(product(PRODUCTS[layout], m, n, k), machine)
+    loops = hot_loops(compile_program(program, x86(*cpu), use_cache=False).assembly())
+    assert loops
+    for lines in loops:
+        assert not any("rsp" in line and "mm" in line for line in lines)
+        assert not any(re.match(r"vmov\w+\s+%[yz]mm\d+, .*\(", line) for line in lines)  # no stores
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("layout", ["nn", "nt", "tn", "result turned"])
+@pytest.mark.parametrize("shape", [0, 1, 2, 3])
+def test_every_multiply_add_counts(
+    target: str, layout: str, shape: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A packed B: each step is rows x vectors fused multiply-adds, `vectors` loads of B, and one broadcast
+    for each row (or one folded into each multiply-add)."""
+    machine, cpu = TARGETS[target]
+    wide = target == "avx512"
+    mr, nr = (((14, 2), (9, 3), (6, 4), (8, 3)) if wide else ((6, 2), (4, 3), (3, 3), (7, 1)))[shape]
+    lanes = machine.lanes(4)
+    chosen = tiles.Strategy(False, False, mr, nr, lanes, False, True, 96, 1.0)
+
+    def choose(p: tiles.Problem, machine: MachineModel) -> tiles.Strategy:
+        return chosen
+
+    monkeypatch.setattr(groups, "_choose", choose)
+    graph = product(PRODUCTS[layout], 10 * mr, 4 * nr * lanes, 96)
+    text = compile_program(schedule(graph, machine), x86(*cpu), use_cache=False).assembly()
+    lines = hot_loops(text)[0]
+    fused = [line for line in lines if line.startswith("vfmadd")]
+    assert len(fused) % (mr * nr) == 0
+    steps = len(fused) // (mr * nr)
+    assert len({line.rsplit("%", 1)[1] for line in fused}) == mr * nr
+    loads = sum(map(memory, lines))
+    assert steps * (mr + nr) <= loads <= steps * (nr + mr * nr)
+    assert len(lines) <= len(fused) + loads + 12
+    assert not any("rsp" in line and "mm" in line for line in lines)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_squares_are_turned_by_shuffles(target: str) -> None:
+    """Packing an operand that lies across takes no gathers and no element by element copies."""
+    machine, cpu = TARGETS[target]
+    program = schedule(product("mk,nk->mn", 128, 256, 256), machine)
+    text = compile_program(program, x86(*cpu), use_cache=False).assembly()
+    assert "gather" not in text and "vinsertps" not in text and "vextractps" not in text
+    assert len(re.findall(r"vunpck|vperm|vshuf|vinsertf|vmovddup|vmovsldup|vblend", text)) >= machine.lanes(4)
