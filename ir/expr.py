@@ -378,9 +378,7 @@ def bounds(e: Expr) -> tuple[int, int] | None:
     """Inclusive range of an index expression, or None if unknown."""
     if isinstance(e, Const):
         return int(e.value), int(e.value)
-    if isinstance(e, Var):
-        return 0, max(e.extent - 1, 0)
-    if isinstance(e, Local):
+    if isinstance(e, (Var, Local)):
         return None if e.extent is None else (0, max(e.extent - 1, 0))
     if isinstance(e, Prim):
         if e.name == "add":

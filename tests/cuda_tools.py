@@ -68,7 +68,7 @@ def compared(updating: bool = True, most: int = 4, checked: bool = False) -> Ite
         program = self.native.program
         if len(done.names) >= most or (updating and not program.updated):
             return
-        run, repeat, fresh = self.run, self.repeat, [True]
+        run, pointer, repeat, fresh = self.run, self.run_pointer, self.repeat, [True]
 
         def check(address: int, steps: int, real: Any) -> None:
             if not fresh[0]:
@@ -100,6 +100,7 @@ def compared(updating: bool = True, most: int = 4, checked: bool = False) -> Ite
             done.units.append(unit.text)
 
         self.run = lambda address: check(address, 1, lambda: run(address))
+        self.run_pointer = lambda address: check(address.value, 1, lambda: pointer(address))
         self.repeat = lambda address, n: check(address, n, lambda: repeat(address, n))
 
     Executable.__init__ = init  # type: ignore[method-assign]

@@ -233,7 +233,7 @@ def test_accesses_that_are_not_aligned_runs_stay_single() -> None:
 def test_names_never_hide_what_is_called() -> None:
     names = Names()
     assert [names.fresh(n) for n in ("exp", "exp", "int", "a__b", "2x", "_X", "x.y", "threadIdx", "é")] == [
-        "exp_", "exp_1", "int_", "a_b", "v2x", "v_X", "x_y", "threadIdx_", "v",
+        "exp_", "exp_1", "int_", "a_b", "v2x", "v_X", "x_y", "threadIdx_", "v_",
     ]  # fmt: skip
 
 

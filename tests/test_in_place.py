@@ -1,5 +1,5 @@
-"""Ordinary code writes where nobody looks: optimiser steps stay in their memory, what is still seen is kept, and
-a step met before makes no nodes, traces no loop again and allocates only what it gives."""
+"""Ordinary code writes where nobody looks: optimiser steps stay in their memory, what is still seen is kept,
+and a step met before makes no nodes, traces no loop again and allocates only what it gives."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ class GpuContract:
             for which in "ab":
                 index = index_add(self.offset(which), self.along(which, [*outer, *g.inner], values))
                 terms.append(S.cast(Load(self.source(which), (index,)), g.acc))
-            inner.stmts.append(Store(acc, (ZERO,), S.fma(*terms, Load(acc, (ZERO,)))))
+            inner.stmts.append(Store(acc, (ZERO,), S.fma(terms[0], terms[1], Load(acc, (ZERO,)))))
         close(inner, scope)
         scope.anchor(g.local, scope.let(Load(acc, (ZERO,)), g.local.name))
         scope.stores(self.specs)

@@ -6,7 +6,7 @@ plan.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from math import prod
@@ -65,6 +65,7 @@ class ContractGroup(Group):
         self.local = Local(self.result.name or "dot", self.acc)
         self.windows = (False, False)  # which operands have fewer elements in memory than in their type
         self.by_shape: dict[tuple[int, ...], tuple[Expr, ...]] = {}
+        self.machine = plan.machine
 
     def take(self) -> None:
         """Makes the group compute its node. Raises NotFusable where an operand is not one affine load."""
@@ -97,8 +98,9 @@ class ContractGroup(Group):
             self.plan.demand(self.result)
 
     def estimate(self, sources: tuple[tuple[Value, tuple[int, ...]], ...]) -> float:
-        """Cycles if the operands were loads from `sources` (values and the operands' strides in them); for a
-        group that is not used further."""
+        """Cycles of one thread if the operands were loads from `sources` (values and the operands' strides in
+        them); for a group that is not used further."""
+        self.machine = replace(self.plan.machine, threads=1)
         node = self.node
         sizes = letter_sizes(node)
         spec_a, spec_b, out = split_spec(node)
@@ -164,7 +166,7 @@ class ContractGroup(Group):
             each_b=prod(d.size for d in (*self.batch, *self.cols[:-1]) if d.b),
             flat_m=flat_m and flat_m[0], flat_n=flat_n and flat_n[0],
         )  # fmt: skip
-        self.strategy: Strategy = _choose(problem, self.plan.machine)
+        self.strategy: Strategy = _choose(problem, self.machine)
         if self.strategy.swap:
             self.rows, self.cols = self.cols, self.rows
             for d in (*self.batch, *self.rows, *self.cols, *self.inner):
@@ -196,7 +198,7 @@ class ContractGroup(Group):
         if n.parts and not n.c:  # whole vectors are, mostly; else a long sum hides the rest
             return prod(d.size for d in self.inner) < LONG_SUM
         m = self.rows[-1]
-        along_rows = m.c == 1 and m.size >= 4 and not self.strategy.dot and self.plan.machine.masked_memory
+        along_rows = m.c == 1 and m.size >= 4 and not self.strategy.dot and self.machine.masked_memory
         return n.c != 1 and n.size > 1 and not along_rows
 
     def element(self) -> Expr:
