@@ -271,7 +271,7 @@ def test_reflected_operators() -> None:
     assert [int(v) for v in reversed(tg.tensor([1, 2]))] == [2, 1]
     assert x.__add__(object()) is NotImplemented
     with pytest.raises(TypeError, match="expected a tensor or a number, got str"):
-        x + "text"
+        _ = x + "text"
     with pytest.raises(DTypeError, match="two numbers"):
         tg.remainder(1, 2)
 

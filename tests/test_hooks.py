@@ -187,7 +187,8 @@ def test_anomaly_mode_names_the_line() -> None:
     with tg.autograd.set_detect_anomaly(True):
         y = (x * 0).sqrt() * 0
         with pytest.raises(
-            GradError, match=r"SqrtBackward0 returned NaN as gradient 0 of sqrt\(f32\[2\]\) at test_hooks.py:\d+"
+            GradError,
+            match=r"SqrtBackward0 returned NaN as gradient 0 of sqrt\(f32\[2\]\) at test_hooks.py:\d+",
         ):
             y.sum().backward()
         assert x.grad is None and tg.autograd.is_anomaly_enabled()

@@ -148,7 +148,7 @@ def test_copies_views_and_arrays_see_what_they_should() -> None:
     w = tg.tensor([1.0, 2.0])
     for k in range(4):
         kept, view = w.clone(), w[:1]
-        kept.tolist(), view.tolist()
+        _ = kept.tolist(), view.tolist()
         array = w.numpy()
         w.add_(1)
         assert w.tolist() == [k + 2.0, k + 3.0] and kept.tolist() == [k + 1.0, k + 2.0]

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tracegrad as tg
-import tracegrad.ir.ops  # noqa: F401 - registers the ops
+import tracegrad.ir.ops
 from tracegrad.ir.builder import Builder
 from tracegrad.ir.grad import backward
 from tracegrad.ir.graph import Graph, Value

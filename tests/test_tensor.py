@@ -182,7 +182,7 @@ def test_scalars_out() -> None:
 
 def test_errors_name_op_types_and_line() -> None:
     with pytest.raises(OpError, match=r"add\(f32\[2\], f32\[3\]\) at test_tensor.py:\d+"):
-        tg.zeros(2) + tg.zeros(3)
+        _ = tg.zeros(2) + tg.zeros(3)
     with pytest.raises(OpError, match=r"mm\(f32\[2,3\], f32\[2,3\]\) at test_tensor.py:\d+"):
         tg.mm(tg.zeros(2, 3), tg.zeros(2, 3))
     with pytest.raises(DTypeError, match="one dtype"):

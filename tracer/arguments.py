@@ -112,7 +112,7 @@ def described(x: Any) -> str:
         if isinstance(x, list):
             return f"[{inside}]"
         return f"({inside},)" if len(x) == 1 else f"({inside})"
-    if isinstance(x, type) or isinstance(x, FunctionType):
+    if isinstance(x, (type, FunctionType)):
         return x.__qualname__
     if isinstance(x, (str, bytes, int, float, bool, complex, DType, slice, range, np.generic, type(None))):
         text = repr(x)

@@ -165,8 +165,13 @@ def _run(
         if not isinstance(t, Tensor):
             raise GradError("backward() takes tensors")
     calls = active() or anomaly.enabled()
-    plain = wrt is None and not create_graph and isinstance(trace, LazyTrace)
-    if plain and all(v in trace.slots for v in values) and not _runs_python(trace):  # type: ignore
+    plain = wrt is None and not create_graph
+    if (
+        plain
+        and isinstance(trace, LazyTrace)
+        and all(v in trace.slots for v in values)
+        and not _runs_python(trace)
+    ):
         return _replayed(trace, tensors, values, gradients, keep)
     leaves, nodes = _explore(values)
     targets = leaves if wrt is None else [v for t in wrt for v in _values_of(t, leaves)]

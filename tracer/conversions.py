@@ -149,7 +149,7 @@ def from_outside(x: Any) -> Any:
     if isinstance(x, np.ndarray) and dtypes.from_numpy(x.dtype) is not None:
         return creation.tensor(x)
     if not isinstance(x, Tensor) and hasattr(x, "__dlpack__") and hasattr(x, "detach"):
-        return from_dlpack(x.detach()).clone()
+        return from_dlpack(x.detach()).clone()  # type: ignore[attr-defined]
     return x
 
 

@@ -43,7 +43,8 @@ class Function:
     generate_vmap_rule = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        raise ArgumentTypeError(f"{type(self).__name__} is not instantiated; call {type(self).__name__}.apply(...)")
+        name = type(self).__name__
+        raise ArgumentTypeError(f"{name} is not instantiated; call {name}.apply(...)")
 
     @staticmethod
     def forward(*args: Any, **kwargs: Any) -> Any:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -212,7 +212,7 @@ _METHODS: dict[str, Any] = {
 
 for _name, _method in _METHODS.items():
     plain = isinstance(_method, property) or _name in ("__iter__", "__reversed__")
-    setattr(Tensor, _name, _method if plain else checked(f"Tensor.{_name}", _method))
+    setattr(Tensor, _name, _method if plain else checked(f"Tensor.{_name}", cast(Any, _method)))
 Tensor._from_data = staticmethod(checked("Tensor", from_data))
 
 check_class(Tensor, "backward", "register_hook", "requires_grad_", "retain_grad", "size", "stride", "tolist")

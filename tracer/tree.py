@@ -14,18 +14,34 @@ from .tensor import Number, Tensor
 from .values import TracedValue
 
 
+class PartlyTraced:
+    """A kind of tuple of which Python must know a part (`PackedSequence`)."""
+
+    __slots__ = ()
+
+    def fixed_part(self) -> Any:
+        """What compiled functions are specialised for; hashable."""
+        raise NotImplementedError
+
+    def traced_part(self) -> tuple[Any, ...]:
+        """What compiled functions take as arguments."""
+        raise NotImplementedError
+
+    def with_traced(self, part: tuple[Any, ...]) -> Any:
+        """The same with another traced part."""
+        raise NotImplementedError
+
+
 def flatten(tree: Any, leaves: list[Tensor]) -> Any:
     """Appends the tensors of `tree` to `leaves`; gives a hashable description of everything else.
 
-    Tuples, lists, dicts and named tuples are descended into; other objects stand for themselves. A tuple of
-    which Python must know a part (`PackedSequence`) says so by `fixed_part()`, which is hashable,
-    `traced_part()` and `with_traced(part)`.
+    Tuples, lists, dicts and named tuples are descended into; other objects stand for themselves.
     """
     if isinstance(tree, Tensor):
         leaves.append(tree)
         return Number if tree.__class__ is Number else Tensor
     if isinstance(tree, (tuple, list)):
-        if hasattr(tree, "fixed_part"):
+        if isinstance(tree, PartlyTraced):
             return (type(tree), tree.fixed_part(), flatten(tree.traced_part(), leaves))
         return (type(tree), tuple([flatten(x, leaves) for x in tree]))
     if isinstance(tree, dict):
@@ -81,7 +97,7 @@ def map_tensors(tree: Any, fn: Callable[[Tensor], Any]) -> Any:
     """The same containers with every tensor replaced."""
     if isinstance(tree, Tensor):
         return fn(tree)
-    if isinstance(tree, tuple) and hasattr(tree, "fixed_part"):
+    if isinstance(tree, PartlyTraced):
         return tree.with_traced(map_tensors(tree.traced_part(), fn))
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
         return type(tree)(*[map_tensors(x, fn) for x in tree])

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     pass
 from .groups import Group, ReduceSpec, domain_var, identity
 
-
 #: values of at most this many elements join straight-line code
 MOST = 64
 

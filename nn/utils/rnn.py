@@ -18,6 +18,7 @@ from ...tracer.creation import arange, tensor, zeros
 from ...tracer.library import ArgumentError, ArgumentTypeError
 from ...tracer.methods import FUNCTIONS
 from ...tracer.tensor import Tensor
+from ...tracer.tree import PartlyTraced
 
 
 class _Fields(NamedTuple):
@@ -27,7 +28,7 @@ class _Fields(NamedTuple):
     unsorted_indices: Any
 
 
-class PackedSequence(_Fields):
+class PackedSequence(_Fields, PartlyTraced):
     """A packed batch of sequences. Made by `pack_padded_sequence` and `pack_sequence`.
 
     Attributes:
