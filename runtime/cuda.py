@@ -202,7 +202,7 @@ class CudaExecutable:
             where[b][...] = a
         return got[: len(self.program.outputs)]
 
-    # --- what a run does, as the unit's host function does it -------------------------------------------------
+    # --- what a run does, as the unit's host function does it -----------------------------------------------
 
     def _place(self, b: Buffer) -> int:
         ptr = self.pointers.get(b)

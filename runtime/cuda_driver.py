@@ -119,7 +119,11 @@ def capability(device: int = 0) -> tuple[int, int]:
     d = driver()
     handle = call("cuDeviceGet", device)
     major, minor = (
-        call("cuDeviceGetAttribute", getattr(d.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_{x}"), handle)
+        call(
+            "cuDeviceGetAttribute",
+            getattr(d.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_{x}"),
+            handle,
+        )
         for x in ("MAJOR", "MINOR")
     )  # fmt: skip
     return int(major), int(minor)
@@ -194,7 +198,8 @@ class Pool:
                 free, total = call("cuMemGetInfo")
                 plan = f"; the program takes {planned} bytes at its peak" if planned else ""
                 raise OutOfMemoryError(
-                    f"GPU {self.device} is out of memory: asked for {nbytes} bytes, {free} of {total} are free, "
+                    f"GPU {self.device} is out of memory: asked for {nbytes} bytes, {free} of {total} are "
+                    f"free, "
                     f"{self.allocated} are in use here{plan}"
                 ) from None
         self.reserved += size
@@ -268,7 +273,12 @@ class Stream:
         return bool(value.value)
 
     def launch(
-        self, function: Any, grid: tuple[int, ...], block: tuple[int, ...], values: list[int], kinds: list[Any]
+        self,
+        function: Any,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        values: list[int],
+        kinds: list[Any],
     ) -> None:
         """One kernel."""
         call("cuLaunchKernel", function, *grid, *block, 0, self.handle, (tuple(values), tuple(kinds)), 0)
@@ -279,7 +289,11 @@ class Stream:
 
     def begin_capture(self) -> None:
         """From here on work is noted down, not done."""
-        call("cuStreamBeginCapture", self.handle, driver().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+        call(
+            "cuStreamBeginCapture",
+            self.handle,
+            driver().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL,
+        )
 
     def end_capture(self) -> Any:
         """What was noted down, ready for `replay`."""

@@ -82,7 +82,9 @@ def compared(updating: bool = True, most: int = 4, checked: bool = False) -> Ite
             unit = lowered.cuda.unit
             given = [a.copy() for a in inputs]
             got = emulate(unit, checked).call(given, steps=steps)
-            want = [_at(p + (steps - 1) * b.nbytes, b.shape, b.dtype) for b, p in zip(program.outputs, places)]
+            want = [
+                _at(p + (steps - 1) * b.nbytes, b.shape, b.dtype) for b, p in zip(program.outputs, places)
+            ]
             want += [_at(table[i], b.shape, b.dtype) for i, b in enumerate(program.inputs)]
             names = [f"{program.name}: {b.name}" for b in (*program.outputs, *program.inputs)]
             try:

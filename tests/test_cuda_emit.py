@@ -1,5 +1,6 @@
-"""Loop programs as CUDA C++: what the text looks like, that it means what the interpreter says (run by g++ under
-the emulation header), that nvcc takes it without a warning, and that the emulator finds what is wrong."""
+"""Loop programs as CUDA C++: what the text looks like, that it means what the interpreter says (run by g++
+under the emulation header), that nvcc takes it without a warning, and that the emulator finds what is
+wrong."""
 
 from __future__ import annotations
 
@@ -272,7 +273,10 @@ def test_programs_run_as_the_interpreter_says(text: str) -> None:
     compare(program(text))
 
 
-SPECIAL = [0.0, -0.0, 1.0, -1.0, 0.5, -0.5, 1.5, 2.5, -2.5, np.inf, -np.inf, np.nan, 1e-40, 3e38, -3e38, 7, -3]
+SPECIAL = [
+    *(0.0, -0.0, 1.0, -1.0, 0.5, -0.5, 1.5, 2.5, -2.5, np.inf, -np.inf, np.nan),
+    *(1e-40, 3e38, -3e38, 7, -3),
+]
 EXACT = "add sub mul div neg abs minimum maximum floor ceil trunc round sqrt fmod".split()
 
 
@@ -351,7 +355,9 @@ def test_primitives() -> None:
             x, y = values(d, 0), values(d, 1)
             both = (x == 0) & (y == 0)  # NumPy takes either zero
             low, high = np.signbit(x) | np.signbit(y), np.signbit(x) & np.signbit(y)
-            want = np.where(both, np.where(low if name == "minimum" else high, -0.0, 0.0), want).astype(want.dtype)
+            want = np.where(both, np.where(low if name == "minimum" else high, -0.0, 0.0), want).astype(
+                want.dtype
+            )
         exact = name in EXACT or d.kind != "f"
         assert_same(g, want, 0 if exact else 8, f"{name} {d.name}")
 
@@ -436,8 +442,10 @@ def test_literals_beside_operators_keep_their_meaning() -> None:
         """for b in 1 block { for t in 64 thread {
           let a: f32 = x[t]
           let k: i64 = n[t]
-          y[t] = minimum(a, f32:-0.5) - f32:-1.0 - maximum(-a, f32:0.25)*f32:-2.0 + minimum(maximum(a, f32:0.0), f32:1.0)
-          m[t] = (k // 7)*3 + (k % -5) - (k // (t - 3)) + (k << 3) + (k >> 2) + (k & 255 ^ 17 | 64) + -k + abs(k)
+          y[t] = minimum(a, f32:-0.5) - f32:-1.0 - maximum(-a, f32:0.25)*f32:-2.0
+            + minimum(maximum(a, f32:0.0), f32:1.0)
+          m[t] = (k // 7)*3 + (k % -5) - (k // (t - 3)) + (k << 3) + (k >> 2)
+            + (k & 255 ^ 17 | 64) + -k + abs(k)
         } }""",
         head,
     )
@@ -477,7 +485,7 @@ def test_halves_are_computed_in_f32() -> None:
     )
 
 
-# --- what the emulator finds ---------------------------------------------------------------------------------
+# --- what the emulator finds --------------------------------------------------------------------------------
 
 
 @needs_gxx
@@ -489,7 +497,8 @@ def test_halves_are_computed_in_f32() -> None:
         ("for b in 1 block { for t in 64 thread { y[t // 2] = x[t] } }", "race"),
         ("for b in 2 block { for t in 32 thread { y[t] = x[t] } }", "race with thread 0 of block 0"),
         (
-            "for b in 1 block { alloc shared s: f32[64] for t in 64 thread { s[t] = x[t] y[t] = s[63 - t] } }",
+            "for b in 1 block { alloc shared s: f32[64]\n"
+            "for t in 64 thread { s[t] = x[t] y[t] = s[63 - t] } }",
             "reads shared memory that was not written|race",
         ),
         (
@@ -503,7 +512,8 @@ def test_halves_are_computed_in_f32() -> None:
             "shared memory that was not written",
         ),
         (
-            "for b in 1 block { for t in 64 thread { alloc local a: f32[4] for i in 4 serial { a[i] = x[t] }\n"
+            "for b in 1 block { for t in 64 thread { alloc local a: f32[4]\n"
+            "for i in 4 serial { a[i] = x[t] }\n"
             "y[t] = a[t] } }",
             "is outside of its array",
         ),

@@ -1,5 +1,5 @@
-"""Every op's samples on the GPU's schedule: emitted in batches, taken by nvcc without a warning, and run under
-emulation, with all accesses checked, against the graph interpreter."""
+"""Every op's samples on the GPU's schedule: emitted in batches, taken by nvcc without a warning, and run
+under emulation, with all accesses checked, against the graph interpreter."""
 
 from __future__ import annotations
 

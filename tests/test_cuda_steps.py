@@ -1,6 +1,6 @@
-"""Compiled functions as CUDA: training steps of the examples, gradients of gradients and control flow agree with
-the CPU's under emulation; export as a program; what is said where there is no GPU; and, where there is one, the
-same on it."""
+"""Compiled functions as CUDA: training steps of the examples, gradients of gradients and control flow agree
+with the CPU's under emulation; export as a program; what is said where there is no GPU; and, where there
+is one, the same on it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ needs_gpu = pytest.mark.skipif(not tg.cuda.is_available(), reason=f"no GPU: {tg.
 
 #: words of a short run, what it needs, and which of its programs are looked at
 SCRIPTS = {
-    "digits_convnet": ("--epochs 1", "sklearn"), "sine_lstm": ("--steps 3", ""), "char_gpt": ("--steps 2", ""),
+    "digits_convnet": ("--epochs 1", "sklearn"),
+    "sine_lstm": ("--steps 3", ""), "char_gpt": ("--steps 2", ""),
     "vae": ("--epochs 1", "sklearn"), "gan": ("--steps 2", ""), "graph_attention": ("", ""),
     "reinforce": ("--batches 2", ""), "gradient_penalty": ("--steps 2", ""), "wide_net": ("", ""),
     "two_layer_net": ("", ""), "modules_and_adam": ("", ""), "rosenbrock": ("", ""),
@@ -82,7 +83,9 @@ def scanned(x: tg.Tensor, w: tg.Tensor) -> tuple[tg.Tensor, tg.Tensor]:
 
 
 def looped(x: tg.Tensor) -> tg.Tensor:
-    return tg.while_loop(lambda v, n: (v.norm() > 0.5) & (n < 20), lambda v, n: (v * 0.7, n + 1), (x, tg.tensor(0)))[0]
+    return tg.while_loop(
+        lambda v, n: (v.norm() > 0.5) & (n < 20), lambda v, n: (v * 0.7, n + 1), (x, tg.tensor(0))
+    )[0]
 
 
 def branched(x: tg.Tensor) -> tg.Tensor:
@@ -91,7 +94,14 @@ def branched(x: tg.Tensor) -> tg.Tensor:
 
 def selected(x: tg.Tensor) -> tuple[tg.Tensor, ...]:
     values, places = x.sort(dim=1)
-    return values.cumsum(dim=0), places, x.topk(3, dim=1)[0], (x > 0).sum(dim=0), x.argmax(dim=1), x[x.argsort(0)[:, 0]]
+    return (
+        values.cumsum(dim=0),
+        places,
+        x.topk(3, dim=1)[0],
+        (x > 0).sum(dim=0),
+        x.argmax(dim=1),
+        x[x.argsort(0)[:, 0]],
+    )
 
 
 CASES: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] = {
@@ -195,7 +205,9 @@ def test_an_exported_program_trains_as_the_step_does(tmp_path: Path) -> None:
     # It goes on from its own results, with what they lack from the first file.
     first = tg.load(tmp_path / "train.safetensors")
     tg.save({**first, **results}, tmp_path / "more.safetensors")
-    again = subprocess.run([program, "1", "more.safetensors"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    again = subprocess.run(
+        [program, "1", "more.safetensors"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     np.testing.assert_allclose(float(again.stdout.split()[1]), step(x, y).item(), rtol=1e-4)
 
 
@@ -207,7 +219,9 @@ def test_an_exported_program_says_what_is_wrong_with_its_file(tmp_path: Path) ->
     whole = (tmp_path / "train.safetensors").read_bytes()
 
     def said(*words: str) -> str:
-        done = subprocess.run([program, "1", *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [program, "1", *words], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 1 and not done.stdout
         return done.stderr.strip()
 
@@ -273,7 +287,9 @@ def test_a_step_on_the_gpu() -> None:
     lowered = step.lower(x, y, backend="cuda")
     rng = np.random.default_rng(0)
     arrays = [
-        np.asarray(rng.integers(0, 4, b.shape) if b.dtype.kind == "i" else rng.uniform(0.1, 1, b.shape)).astype(b.dtype.numpy)
+        np.asarray(
+            rng.integers(0, 4, b.shape) if b.dtype.kind == "i" else rng.uniform(0.1, 1, b.shape)
+        ).astype(b.dtype.numpy)
         for b in lowered.loops.inputs
     ]  # fmt: skip
     before = tg.cuda.memory_allocated()
@@ -315,6 +331,8 @@ def test_out_of_memory_says_how_much() -> None:
     n = int((total * 2 / 4) ** 0.5)
     lowered = big.lower(tg.empty(n), backend="cuda")
     before = tg.cuda.memory_allocated()
-    with pytest.raises(tg.cuda.OutOfMemoryError, match=r"asked for \d+ bytes, \d+ of \d+ are free.*at its peak"):
+    with pytest.raises(
+        tg.cuda.OutOfMemoryError, match=r"asked for \d+ bytes, \d+ of \d+ are free.*at its peak"
+    ):
         lowered.compile()
     assert tg.cuda.memory_allocated() == before

@@ -35,7 +35,8 @@ def computed_alone(value: TracedValue) -> Buffer | None:
                 stack.append((v, True))
                 stack.extend((o, False) for o in node.operands)
     # Nodes are taken apart after their results left the trace: if all are still in it, all were whole.
-    if any(not n.results or any(r.trace is not trace for r in n.results) for n in order):  # type: ignore[attr-defined]
+    nodes: Any = order
+    if any(not n.results or any(r.trace is not trace for r in n.results) for n in nodes):
         return None
     graph = Graph("elsewhere")
     env: dict[Any, Value] = {v: graph.add_input(v.type) for v in inputs}

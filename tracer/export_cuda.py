@@ -19,7 +19,11 @@ _ALIGN = 8
 
 
 def export_cuda(
-    step: CompiledFunction, path: str | os.PathLike[str], *args: Any, architecture: str = "sm_80", **kwargs: Any
+    step: CompiledFunction,
+    path: str | os.PathLike[str],
+    *args: Any,
+    architecture: str = "sm_80",
+    **kwargs: Any,
 ) -> Path:
     """Writes a compiled function as one `.cu` file with a `main`, and beside it what it starts from.
 
@@ -45,7 +49,9 @@ def export_cuda(
     from ..runtime.cuda_lowered import CudaLowered
 
     if not isinstance(step, CompiledFunction):
-        raise TraceError(f"export_cuda() takes a function that tracegrad.compile made, got {type(step).__name__}")
+        raise TraceError(
+            f"export_cuda() takes a function that tracegrad.compile made, got {type(step).__name__}"
+        )
     spec, tensors = step._find(args, kwargs)
     if not spec.stable():
         raise TraceError(
@@ -59,7 +65,10 @@ def export_cuda(
     text = standalone(lowered.unit, path.stem)
     names = lowered.unit.slots[0]
     arrays = [current_contents(p, tensors) for p in spec.traced.places]
-    _write(path.with_suffix(".safetensors"), lambda f: _tensors(f, dict(zip(names, zip(arrays, lowered.loops.inputs)))))
+    _write(
+        path.with_suffix(".safetensors"),
+        lambda f: _tensors(f, dict(zip(names, zip(arrays, lowered.loops.inputs)))),
+    )
     _write(path, lambda f: f.write(text.encode()))
     return path
 

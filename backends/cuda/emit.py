@@ -110,7 +110,9 @@ class _Unit:
             includes.append("#include <cuda_bf16.h>")
         device = "\n".join([*includes, *([""] if includes else []), *helpers, *self.constants, *bodies])
         head = self._head()
-        host = "\n".join(["#ifndef __CUDACC_RTC__  // the host part", _LAUNCH.lstrip("\n"), "", *hosts, "#endif"])
+        host = "\n".join(
+            ["#ifndef __CUDACC_RTC__  // the host part", _LAUNCH.lstrip("\n"), "", *hosts, "#endif"]
+        )
         return CudaUnit(
             f"{head}\n{device}\n{host}\n", device + "\n", self.programs, self.entries, self.launches,
             self.functions, slots,
@@ -166,7 +168,9 @@ class _Unit:
             exact = b.dtype.kind != "f" or (b.dtype.bits > 16 and bool(np.isfinite(data).all()))
             name = names.get(b)
             if exact:
-                self.constants.append(_array(c, name, [self.state.literal(v, b.dtype) for v in data.tolist()]))
+                self.constants.append(
+                    _array(c, name, [self.state.literal(v, b.dtype) for v in data.tolist()])
+                )
                 continue
             bits = {16: "unsigned short", 32: "unsigned int", 64: "unsigned long long"}[b.dtype.bits]
             raw = np.frombuffer(b.data, f"u{b.dtype.itemsize}")

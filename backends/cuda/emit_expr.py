@@ -374,13 +374,19 @@ class ExprWriter:
             if c.text in ("true", "false"):
                 return a if c.text == "true" else b
             wide = dtype is int64 and (a.wide or b.wide)
-            bounds = (min(a.bounds[0], b.bounds[0]), max(a.bounds[1], b.bounds[1])) if a.bounds and b.bounds else None
+            bounds = (
+                (min(a.bounds[0], b.bounds[0]), max(a.bounds[1], b.bounds[1]))
+                if a.bounds and b.bounds
+                else None
+            )
             return Text(
                 f"{c.at(COMPARE)} ? {a.at(CHOICE + 1)} : {b.at(CHOICE + 1)}", CHOICE, bounds, wide
             )
         if given.kind == "f" and given.bits == 16:
             widened = [self.convert(a, given, float32) for a in args]
-            out = self.primitive(name, bool_ if name in _COMPARE else float32, [float32] * len(args), widened, e)
+            out = self.primitive(
+                name, bool_ if name in _COMPARE else float32, [float32] * len(args), widened, e
+            )
             return out if name in _COMPARE else self.convert(out, float32, dtype)
         if name in _COMPARE:
             a, b = args

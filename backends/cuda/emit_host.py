@@ -6,6 +6,8 @@ back from the device (they wait for the stream), buffers that change places by s
 
 from __future__ import annotations
 
+import itertools
+
 from ...ir.expr import Var
 from ...ir.loop_text import used_buffers
 from ...ir.loops import Branch, Buffer, Kernel, LoopProgram, Repeat, Rotation, Step, WhileStep, walk_steps
@@ -40,9 +42,13 @@ class HostWriter:
         used = {*used_buffers(p), *(b for _, b in extra)}
         arena = [b for b in used_buffers(p) if b.space == "arena"]
         self._constants_used(p)
-        rotated = {b for s in walk_steps(p.steps) if isinstance(s, (Repeat, WhileStep)) for r in s.rotate for b in r}
+        rotated = {
+            b for s in walk_steps(p.steps) if isinstance(s, (Repeat, WhileStep)) for r in s.rotate for b in r
+        }
         self._describe(slots, extra)
-        self.line(f'extern "C" int {self.entry}(void* const* buffers, void* workspace, cudaStream_t stream) {{')
+        self.line(
+            f'extern "C" int {self.entry}(void* const* buffers, void* workspace, cudaStream_t stream) {{'
+        )
         written = self._written()
         rows: list[tuple[str, str]] = []
         for b, i in slots.items():
@@ -55,7 +61,12 @@ class HostWriter:
         else:
             self.line("(void)workspace;")
         for b in arena:
-            rows.append((self._pointer(b, f"arena + {b.offset}" if b.offset else "arena", written, rotated), f"{b.type}"))
+            rows.append(
+                (
+                    self._pointer(b, f"arena + {b.offset}" if b.offset else "arena", written, rotated),
+                    f"{b.type}",
+                )
+            )
         width = min(max((len(a) for a, _ in rows), default=0), 84)
         for text, note in rows:
             self.line(f"{text:<{width}}  // {note}")
@@ -100,7 +111,9 @@ class HostWriter:
     def _written(self) -> set[Buffer]:
         out: set[Buffer] = set()
         for launch in self.launches.values():
-            out |= {b for b, w in zip(launch.arguments, launch.function.written) if w and isinstance(b, Buffer)}
+            out |= {
+                b for b, w in zip(launch.arguments, launch.function.written) if w and isinstance(b, Buffer)
+            }
         for s in walk_steps(self.program.steps):
             if isinstance(s, WhileStep):
                 out |= {target for target, _ in s.results}
@@ -144,7 +157,9 @@ class HostWriter:
         f = made.function
         if 0 in f.grid:
             return
-        arguments = ["nullptr" if isinstance(x, Buffer) and not x.size else self.names.get(x) for x in made.arguments]
+        arguments = [
+            "nullptr" if isinstance(x, Buffer) and not x.size else self.names.get(x) for x in made.arguments
+        ]
         text = f"LAUNCH({f.name}, {_dim3(f.grid)}, {_dim3(f.block)}, stream"
         line = self.pad + text
         for a in arguments:
@@ -206,7 +221,8 @@ class HostWriter:
         name = self.names.fresh(f"{cond.name}_now")
         self.line(f"bool {name} = false;")
         self.line(
-            f"cudaMemcpyAsync(&{name}, {self.names.get(cond)}, sizeof({name}), cudaMemcpyDeviceToHost, stream);"
+            f"cudaMemcpyAsync(&{name}, {self.names.get(cond)}, sizeof({name}), cudaMemcpyDeviceToHost, "
+            f"stream);"
         )
         self.line("cudaStreamSynchronize(stream);")
         return name
@@ -214,7 +230,7 @@ class HostWriter:
     def copy(self, target: str, source: str, nbytes: int) -> None:
         self.line(f"cudaMemcpyAsync({target}, {source}, {nbytes}, cudaMemcpyDeviceToDevice, stream);")
 
-    # --- buffers that change places ---------------------------------------------------------------------------
+    # --- buffers that change places -------------------------------------------------------------------------
 
     def keep(self, rotations: tuple[Rotation, ...]) -> list[tuple[str, str]]:
         """Remembers where the rotated names point."""
@@ -232,7 +248,7 @@ class HostWriter:
             texts = [self.names.get(b) for b in names]
             first = self.names.fresh(f"{names[0].name}_first")
             self.line(f"{self.unit.c_type(names[0].dtype)}* const {first} = {texts[0]};")
-            for a, b in zip(texts, texts[1:]):
+            for a, b in itertools.pairwise(texts):
                 self.line(f"{a} = {b};")
             self.line(f"{texts[-1]} = {first};")
 

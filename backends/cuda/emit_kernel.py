@@ -180,7 +180,9 @@ class KernelWriter(ExprWriter):
         self.threads = prod(self.dims)
         if self.threads > _MAX_THREADS or len(self.dims) > 3:
             raise EmitError(f"kernel {self.name}: {self.dims} threads in {len(self.dims)} dimensions")
-        self.alone = len(nests) == 1 and bool(body) and isinstance(body[-1], For) and body[-1].kind == "thread"
+        self.alone = (
+            len(nests) == 1 and bool(body) and isinstance(body[-1], For) and body[-1].kind == "thread"
+        )
         parameters = self._parameters()
         grid = self._grid(blocks)
         self.block_body(body)
@@ -361,7 +363,9 @@ class KernelWriter(ExprWriter):
         self.prepare(values, index)
         summed = s.buffer.space == "register"
         value = (self.accumulated(s.value) if summed else self.value(s.value)).text
-        place = target or (self.reference(s.buffer, s.index) if s.buffer in self.own else self._place(s, index))
+        place = target or (
+            self.reference(s.buffer, s.index) if s.buffer in self.own else self._place(s, index)
+        )
         guards = []
         if not self.inside and self.threads > 1 and s.buffer.space not in ("local", "register"):
             guards.append(f"{_linear(self.dims)} == 0")
@@ -526,7 +530,11 @@ class KernelWriter(ExprWriter):
 
 def _multiple(e: Expr) -> int:
     """A number that divides every value of an index atom, as far as one sees."""
-    return int(e.args[1].value) if isinstance(e, Prim) and e.name == "mul" and isinstance(e.args[1], Const) else 1
+    return (
+        int(e.args[1].value)
+        if isinstance(e, Prim) and e.name == "mul" and isinstance(e.args[1], Const)
+        else 1
+    )
 
 
 def _mentions(e: Expr | None, var: Var, own: set[Local]) -> bool:

@@ -1,6 +1,5 @@
-"""nvcc: compiles units without tolerating a warning, and reads back what each kernel takes of the GPU. Used by
-the runtime (`.compile()` and `.cost()` of a CUDA lowering) and by tests.
-"""
+"""nvcc: compiles units without tolerating a warning, and reads back what each kernel takes of the GPU. Used
+by the runtime (`.compile()` and `.cost()` of a CUDA lowering) and by tests."""
 
 from __future__ import annotations
 

@@ -30,7 +30,9 @@ def library() -> Any:
     try:
         nvrtc.nvrtcVersion()
     except Exception as e:  # its loader has errors of its own kinds
-        raise NvrtcError(f"the library of NVRTC can't be loaded: pip install nvidia-cuda-nvrtc ({e})") from None
+        raise NvrtcError(
+            f"the library of NVRTC can't be loaded: pip install nvidia-cuda-nvrtc ({e})"
+        ) from None
     return nvrtc
 
 
@@ -69,12 +71,17 @@ def compile_cubin(device_text: str, architecture: str) -> bytes:
 
 def include_folders() -> list[Path]:
     """Where CUDA's headers for halves may be."""
-    roots = [Path(os.environ[name]) / "include" for name in ("CUDA_PATH", "CUDA_HOME") if os.environ.get(name)]
+    roots = [
+        Path(os.environ[name]) / "include" for name in ("CUDA_PATH", "CUDA_HOME") if os.environ.get(name)
+    ]
     for place in sys.path:
         nvidia = Path(place or ".") / "nvidia"
         if nvidia.is_dir():
             roots += [*sorted(nvidia.glob("cu*/include")), nvidia / "cuda_runtime" / "include"]
-    roots += [Path("/usr/local/cuda/include"), *sorted(Path("/usr/local").glob("cuda-*/include"), reverse=True)]
+    roots += [
+        Path("/usr/local/cuda/include"),
+        *sorted(Path("/usr/local").glob("cuda-*/include"), reverse=True),
+    ]
     return [p for p in dict.fromkeys(roots) if (p / "cuda_fp16.h").is_file()][:1]
 
 

@@ -1,5 +1,6 @@
-"""A program with a `main`: `standalone(unit, ...)` adds to a unit what loads its inputs from a safetensors file,
-runs it a number of times, prints its scalar outputs and writes what it updated. Used by `export_cuda`.
+"""A program with a `main`: `standalone(unit, ...)` adds to a unit what loads its inputs from a safetensors
+file, runs it a number of times, prints its scalar outputs and writes what it updated. Used by
+`export_cuda`.
 
     nvcc train.cu -o train && ./train [steps [inputs.safetensors [results.safetensors]]]
 """
@@ -155,12 +156,14 @@ static void load(const char* path, void** buffers) {
     const auto at = found.find(s.name);
     if (at == found.end()) fail(name + " has no tensor '" + s.name + "'");
     const Entry& e = at->second;
-    if (e.dtype != s.dtype || e.place.size() != 2 || e.place[1] < e.place[0] || e.place[1] - e.place[0] != s.bytes) {
+    if (e.dtype != s.dtype || e.place.size() != 2 || e.place[1] < e.place[0] ||
+        e.place[1] - e.place[0] != s.bytes) {
       fail(name + ": tensor '" + s.name + "' is not " + s.dtype + s.shape);
     }
     if (e.place[1] > file.size() - start) fail(name + " is cut off");
     if (!s.bytes) continue;
-    check(cudaMemcpy(buffers[i], file.data() + start + e.place[0], s.bytes, cudaMemcpyHostToDevice), "upload");
+    const char* from = file.data() + start + e.place[0];
+    check(cudaMemcpy(buffers[i], from, s.bytes, cudaMemcpyHostToDevice), "upload");
   }
 }
 
@@ -265,7 +268,9 @@ def standalone(unit: CudaUnit, stem: str) -> str:
         shape = "[" + ",".join(map(str, b.shape)) + "]"
         flags = f"{_bool(is_input)}, {_bool(is_input and b in updated)}"
         show = f'" %.{digits}g"' if printed else "nullptr"
-        rows.append(f'    {{"{name}", "{FILE_TYPES[b.dtype]}", "{shape}", {b.nbytes}ull, {flags}, {show}}},\n')
+        rows.append(
+            f'    {{"{name}", "{FILE_TYPES[b.dtype]}", "{shape}", {b.nbytes}ull, {flags}, {show}}},\n'
+        )
     total = sum(b.nbytes for b in [*p.inputs, *p.outputs]) + p.arena_bytes
     filled = {
         "SLOTS": "".join(rows) or '    {"", "", "", 0ull, false, false, nullptr},\n',
