@@ -68,6 +68,7 @@ LATE_FOR_TIME: dict[tuple[str, str, str], str] = {
     ("runtime.executable", "host_machine", "*"): "the same",
     ("runtime.executable", "Executable.context", "backends.llvm.pool"): "the same",
     ("tracer.environment", "*", "backends.llvm.pool"): "the same",
+    ("tracer.mt19937", "_normal_blocks", "backends.llvm.box_muller"): "large random tensors only",
     ("utils.data.loader", "DataLoader.__iter__", "utils.data.workers"): "multiprocessing, for workers only",
     ("runtime.executable", "Lowered.cuda", "runtime.cuda_lowered"): "only for GPUs",
     ("runtime.cuda_lowered", "CudaLowered.compile", "runtime.cuda"): "only for GPUs",

@@ -11,6 +11,7 @@ from fractions import Fraction
 import ml_dtypes
 import numpy as np
 import pytest
+from tracegrad.backends.llvm.box_muller import box_muller
 from tracegrad.ir.errors import DTypeError, TracegradError
 from tracegrad.tracer import mt19937 as mt
 from tracegrad.tracer import mt19937_engine as engine
@@ -229,6 +230,30 @@ def test_numpys_engine_continues_ours(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.undo()
         np.testing.assert_array_equal(bulk.get_state(), ours.get_state())
         assert bulk.random() == ours.random()
+
+
+@pytest.mark.parametrize("mean, std", [(0.0, 1.0), (0.3, 0.02), (-5.0, 1e-38), (0.0, 0.0)])
+def test_native_normals_are_numpys(mean: float, std: float) -> None:
+    words = mt.MT19937(3).words(1 << 12)
+    words[:64] &= 0xFF000000  # uniforms of 0
+    words[16:48] |= 0xFFFFFF  # and the largest below 1
+    got = np.empty(words.size, np.float32)
+    if not box_muller(words, mean, std, got):
+        pytest.skip("this processor does not fuse multiply-add")
+    u = (words & 0xFFFFFF).astype(np.float32) * np.float32(2.0**-24)
+    want = mm.box_muller32(u.reshape(-1, 2, 8), mean, std).reshape(-1)
+    np.testing.assert_array_equal(got.view(np.int32), want.view(np.int32))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_large_normals_do_not_depend_on_who_makes_them(dtype: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    n = mt._NATIVE + 21
+    native = mt.MT19937(5)
+    got = mt.normal(native, n, dtype, 1.0, 2.0)
+    monkeypatch.setattr(mt, "_NATIVE", 1 << 62)
+    plain = mt.MT19937(5)
+    np.testing.assert_array_equal(got, mt.normal(plain, n, dtype, 1.0, 2.0))
+    assert native.get_state().tobytes() == plain.get_state().tobytes()
 
 
 def test_state_round_trips() -> None:

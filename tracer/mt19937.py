@@ -33,6 +33,7 @@ _U32, _U64, _F32, _F64 = np.uint32, np.uint64, np.float32, np.float64
 _BF16 = np.dtype(ml_dtypes.bfloat16)
 _DIGITS = {np.dtype(np.float16): 11, _BF16: 8, np.dtype(_F32): 24, np.dtype(_F64): 53}
 _CHUNK = 1 << 14  # samples worked on at a time, so that temporaries stay in cache
+_NATIVE = 1 << 17  # normal samples from which native code pays, which loads the compiler
 _RANDPERM_SMALL = 0xFFFFFFFF // 20  # from here on PyTorch draws 64 bits per step, against modulo bias
 
 
@@ -66,9 +67,9 @@ def _cast(values: np.ndarray, dt: np.dtype) -> np.ndarray:
     return values.astype(_F32).astype(dt) if dt.itemsize == 2 and dt in _DIGITS else values.astype(dt)
 
 
-def _unit32(gen: MT19937, n: int) -> np.ndarray:
-    """float32[n] in [0, 1): the low 24 bits of one word each."""
-    return (gen.words(n) & _U32(0xFFFFFF)).astype(_F32) * _F32(2.0**-24)
+def _unit32(words: np.ndarray) -> np.ndarray:
+    """float32[n] in [0, 1): the low 24 bits of each word."""
+    return (words & _U32(0xFFFFFF)).astype(_F32) * _F32(2.0**-24)
 
 
 def _unit64(gen: MT19937, n: int) -> np.ndarray:
@@ -98,7 +99,7 @@ def uniform(
                 u = _unit64(gen, n)
                 u = u if (base, end) == (0, 1) else fma64(u, float(end - base), low)
             else:
-                u = _unit32(gen, n)
+                u = _unit32(gen.words(n))
                 u = u if (base, end) == (0, 1) else scale32(u, _F32(end - base), _F32(base))
             out[start : start + n] = u
     # Rounding, of the product or to a half type, may reach the excluded bound: PyTorch puts `low` there.
@@ -129,9 +130,10 @@ def normal(
             return _cast(_normal_pairs(gen, size, mean, std), dt).reshape(sizes)
         out = np.empty(size, dt)
         whole = size - size % 16
+        native = whole >= _NATIVE and dt != _F64
         for start in range(0, whole, _CHUNK):
             n = min(_CHUNK, whole - start)
-            out[start : start + n] = _normal_blocks(gen, n, dt, mean, std)
+            out[start : start + n] = _normal_blocks(gen, n, dt, mean, std, native)
         if whole != size:
             if dt.itemsize >= 4:  # the half types never draw the uniforms that the last block replaces
                 gen.words((size - whole) * (dt.itemsize // 4))
@@ -139,9 +141,19 @@ def normal(
     return out.reshape(sizes)
 
 
-def _normal_blocks(gen: MT19937, n: int, dt: np.dtype, mean: float, std: float) -> np.ndarray:
+def _normal_blocks(
+    gen: MT19937, n: int, dt: np.dtype, mean: float, std: float, native: bool = False
+) -> np.ndarray:
+    if native:
+        from ..backends.llvm.box_muller import box_muller
+
+        samples = np.empty(n, _F32)
+        words = gen.words(n)
+        if box_muller(words, mean, std, samples):
+            return samples
+        return box_muller32(_unit32(words).reshape(-1, 2, 8), mean, std).reshape(-1)
     if dt != _F64:
-        return box_muller32(_unit32(gen, n).reshape(-1, 2, 8), mean, std).reshape(-1)
+        return box_muller32(_unit32(gen.words(n)).reshape(-1, 2, 8), mean, std).reshape(-1)
     u = _unit64(gen, n).reshape(-1, 2, 8)
     radius = np.sqrt(-2.0 * libm(math.log, 1.0 - u[:, 0]))
     theta = 2.0 * math.pi * u[:, 1]
@@ -349,7 +361,7 @@ def bernoulli(
     if not bool(((bound >= 0) & (bound <= 1)).all()):
         raise TracegradError("bernoulli: expected every p in [0, 1]")
     n = math.prod(sizes)
-    u = (_unit64(gen, n) if wide else _unit32(gen, n)).reshape(sizes)
+    u = (_unit64(gen, n) if wide else _unit32(gen.words(n))).reshape(sizes)
     return (u < bound).astype(dt)
 
 

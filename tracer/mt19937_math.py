@@ -1,7 +1,7 @@
 """Elementary functions on NumPy arrays whose every bit is fixed, for the sampling algorithms of `mt19937`.
 
 PyTorch's CPU kernels are compiled with fused multiply-add, and its float32 normal sampler uses the Cephes
-single precision polynomials (S. L. Moshier, Cephes Math Library: logf, sinf, cosf). NumPy's own `log`, `sin`
+single precision polynomials (`backends/cephes.py`). NumPy's own `log`, `sin`
 and `cos` differ from these in the last bit and from one processor to the next, so here float32 arithmetic is
 carried out in float64 with one rounding where the hardware has one, and float64 functions come from the C
 library through `math`. Only `tracer.mt19937` and tests call this file.
@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+
+from ..backends import cephes
 
 _F32 = np.float32
 _F64 = np.float64
@@ -97,16 +99,10 @@ def _c(value: float) -> np.float64:
     return _F64(_F32(value))
 
 
-_SQRT_HALF = _c(0.707106781186547524)
-_LOG_POLY = tuple(map(_c, (
-    7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1,
-    -1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1,
-)))  # fmt: skip
-_LN2_LOW, _LN2_HIGH = _c(-2.12194440e-4), _c(0.693359375)
-_FOUR_OVER_PI = _c(1.27323954473516)
-_QUARTER_PI = tuple(map(_c, (-0.78515625, -2.4187564849853515625e-4, -3.77489497744594108e-8)))
-_SIN_POLY = tuple(map(_c, (-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1)))
-_COS_POLY = tuple(map(_c, (2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2)))
+_SQRT_HALF, _FOUR_OVER_PI = _c(cephes.SQRT_HALF), _c(cephes.FOUR_OVER_PI)
+_LN2_LOW, _LN2_HIGH = _c(cephes.LN2_LOW), _c(cephes.LN2_HIGH)
+_LOG_POLY, _QUARTER_PI = tuple(map(_c, cephes.LOG)), tuple(map(_c, cephes.QUARTER_PI))
+_SIN_POLY, _COS_POLY = tuple(map(_c, cephes.SIN)), tuple(map(_c, cephes.COS))
 
 
 def log32(x: np.ndarray) -> np.ndarray:
