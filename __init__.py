@@ -24,7 +24,7 @@ from .ir.dtypes import (
     bool_ as bool,
 )
 from .ir.errors import TracegradError
-from .runtime import cuda as cuda
+from .runtime import cuda_driver as cuda
 from .tracer import autograd_api as autograd
 from .tracer import func as func
 from .tracer import public as _public

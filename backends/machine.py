@@ -28,7 +28,7 @@ class MachineModel:
     threads: int = 1
     l1_bytes: int = 32 << 10
     l2_bytes: int = 1 << 20
-    parallel_cycles: int = 50_000
+    parallel_cycles: int = 12_000
     flops_per_cycle: int = 32
 
     def lanes(self, itemsize: int) -> int:
@@ -39,7 +39,7 @@ class MachineModel:
 #: a machine of small vectors, for readable golden tests
 SMALL = MachineModel(vector_bytes=16, vector_registers=16, masked_memory=False, flops_per_cycle=8)
 AVX2 = MachineModel()
-AVX512 = MachineModel(64, 32, True, 1, 48 << 10, 1280 << 10, 50_000, 64)
+AVX512 = MachineModel(64, 32, True, 1, 48 << 10, 1280 << 10, 12_000, 64)
 
 
 @dataclass(frozen=True)

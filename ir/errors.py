@@ -27,6 +27,10 @@ class IndexKindError(DTypeError, IndexError):
     """Something that can't be an index: of a float type, a string, a dict."""
 
 
+class DeviceError(OpError, TypeError):
+    """Tensors on different devices where one is needed, or on one that something can't be done on."""
+
+
 class GradError(TracegradError):
     """Differentiation asked for where it has no meaning (no graph, freed graph, integer leaf)."""
 

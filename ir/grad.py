@@ -16,7 +16,7 @@ from .errors import GradError
 from .graph import Graph, Node, Value
 from .op import Op
 from .regions import structure
-from .types import Type
+from .types import Type, placed_type
 
 Grads = tuple["Value | None", ...]
 
@@ -238,10 +238,10 @@ def reads(node: Node, needs: tuple[bool, ...]) -> tuple[tuple[int, ...], tuple[i
     if got is None:
         graph = Graph("reads")
         b = Builder(graph)
-        operands = tuple(Value(v.type) for v in node.operands)
+        operands = tuple(Value(placed_type(v.type, None)) for v in node.operands)
         dry = Node(node.op, operands, node.attrs, node.loc, node.phase, node.regions)
-        dry.results = tuple(Value(r.type, dry, i) for i, r in enumerate(node.results))
-        seeds = tuple(Value(r.type) if r.type.dtype.kind == "f" else None for r in node.results)
+        dry.results = tuple(Value(placed_type(r.type, None), dry, i) for i, r in enumerate(node.results))
+        seeds = tuple(Value(placed_type(r.type, None)) if r.type.dtype.kind == "f" else None for r in node.results)
         try:
             out = vjp(b, dry, needs, seeds)
         except GradError:  # the error of a backward that nobody may ask for

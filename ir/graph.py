@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .types import Type
+from .types import Type, placed_type
 
 if TYPE_CHECKING:
     from .op import Op
@@ -114,7 +114,7 @@ class Graph:
         self.updates: dict[Value, Value] = {}
 
     def add_input(self, type: Type, name: str | None = None) -> Value:
-        value = Value(type, None, len(self.inputs), name)
+        value = Value(placed_type(type, None), None, len(self.inputs), name)
         self.inputs.append(value)
         return value
 

@@ -21,6 +21,7 @@ import numpy as np
 from .errors import VerifyError
 from .expr import Cast, Const, Expr, LaneReduce, Load, Local, Prim, Var, WarpReduce
 from .loops import (
+    MMA_DEPTH,
     Alloc,
     Barrier,
     Buffer,
@@ -28,6 +29,7 @@ from .loops import (
     If,
     Kernel,
     Let,
+    Mma,
     Stmt,
     Store,
     While,
@@ -63,6 +65,15 @@ def run_grid(kernel: Kernel, place: Callable[[Buffer], np.ndarray], turns: dict[
     for first in range(0, total, step):
         count = min(step, total - first)
         _Blocks(kernel, place, written, trackers, first, count, loops, threads, turns).block(body, None)
+
+
+def rounded(values: np.ndarray, kind: str) -> np.ndarray:
+    """f32 values as an mma of that kind takes them: tf32 has 10 bits of mantissa, ties go away from zero;
+    f16 and bf16 are what they are."""
+    if kind != "tf32":
+        return values
+    bits = values.view(np.uint32)
+    return np.where(np.isnan(values), values, ((bits + 0x1000) & 0xFFFFE000).view(np.float32))
 
 
 class _Tracker:
@@ -149,6 +160,7 @@ class _Blocks:
             self.coordinates.insert(0, rest % extent)
             rest = rest // extent
         self.memory: dict[int, tuple[str, np.ndarray]] = {}
+        self.copies: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # memory, places and values, ahead
 
     def fail(self, message: str) -> VerifyError:
         return VerifyError(f"kernel {self.kernel.name}: {message}")
@@ -180,6 +192,12 @@ class _Blocks:
                 if mask is not None and not np.all(mask):
                     raise self.fail("a barrier is reached by some threads only")
                 self.phase += 1
+                if s.copies:
+                    for data, at, value in self.copies:
+                        data[at] = value
+                    self.copies.clear()
+            elif isinstance(s, Mma):
+                self.mma(s, mask)
             else:
                 raise TypeError(f"unknown statement {type(s).__name__}")
 
@@ -264,7 +282,42 @@ class _Blocks:
         found = self.track(s.buffer, at, active)
         if found is not None:
             found[0].store(self.kernel.name, found[1], found[2], self.phase)
-        data[at[active]] = np.broadcast_to(value, np.broadcast_shapes(shape, np.shape(value)))[active]
+        value = np.broadcast_to(value, np.broadcast_shapes(shape, np.shape(value)))[active]
+        if s.ahead:
+            self.copies.append((data, at[active], value))
+        else:
+            data[at[active]] = value
+
+    def mma(self, s: Mma, mask: Any) -> None:
+        if self.size % WARP or (mask is not None and not np.all(mask)):
+            raise self.fail(f"mma.{s.kind} is reached by some threads of a warp only")
+        depth = MMA_DEPTH[s.kind]
+        warps, t = self.count // WARP, np.arange(WARP)[:, None]
+        q, r = t % 4, t // 4
+
+        def share(b: Buffer, at: Expr, count: int) -> tuple[np.ndarray, np.ndarray]:
+            data = self.memory[id(b)][1]
+            index = np.broadcast_to(self.eval(at, mask, {}), (self.count, 1)) + np.arange(count)
+            return data, index
+
+        def operand(b: Buffer, at: Expr, count: int, row: np.ndarray, term: np.ndarray) -> np.ndarray:
+            data, index = share(b, at, count)
+            values = data[self.own, index].astype(np.float32)
+            out = np.zeros((warps, row.max() + 1, depth))
+            out[:, row, term] = rounded(values, s.kind).reshape(warps, WARP, count)
+            return out
+
+        e = np.arange(depth // 2)
+        if depth == 8:
+            a_row, a_term, b_term = r + 8 * (e % 2), q + 4 * (e // 2), q + 4 * e[:2]
+        else:
+            a_row, a_term = r + 8 * (e // 2 % 2), 2 * q + e % 2 + 8 * (e // 4)
+            b_term = 2 * q + e[:4] % 2 + 8 * (e[:4] // 2)
+        a = operand(s.a, s.a_at, depth // 2, a_row, a_term)
+        b = operand(s.b, s.b_at, depth // 4, np.broadcast_to(r, b_term.shape), b_term)
+        total = (a @ b.swapaxes(1, 2))[:, r + 8 * (e[:4] // 2), 2 * q + e[:4] % 2]
+        data, index = share(s.sums, s.sums_at, 4)
+        data[self.own, index] += total.reshape(self.count, 4).astype(np.float32)
 
     def load(self, e: Load, mask: Any, memo: dict[int, Any]) -> Any:
         active = True if mask is None else mask

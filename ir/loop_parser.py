@@ -13,6 +13,7 @@ from .expr import EXPR_SCALAR, Cast, Const, Expr, LaneReduce, Load, Local, Var, 
 from .graph import Location
 from .loops import (
     LOOP_KINDS,
+    MMA_DEPTH,
     SPACES,
     Alloc,
     Barrier,
@@ -23,6 +24,7 @@ from .loops import (
     Kernel,
     Let,
     LoopProgram,
+    Mma,
     Repeat,
     Step,
     Stmt,
@@ -310,15 +312,37 @@ class _Parser:
         if word == "while":
             return While(self.expr(), self.block())
         if word == "barrier":
-            return Barrier()
+            return Barrier("\n" not in self.text[self.end : self.start] and self.accept("copies"))
+        if word == "mma" and self.accept("."):
+            return self.mma()
+        ahead = word == "copy" and self.token != "["
+        if ahead:
+            word = self.name()
+        buffer, index = self.place(word)
+        self.expect("=")
+        value = self.expr()
+        masked = "\n" not in self.text[self.end : self.start] and self.accept("if")
+        return Store(buffer, index, value, self.expr() if masked else None, ahead)
+
+    def place(self, word: str) -> tuple[Buffer, tuple[Expr, ...]]:
+        """The element of a buffer, whose name was read."""
         buffer = self.lookup(word, Buffer, "buffer")
         self.expect("[")
         index = self.index()
         self.expect("]")
-        self.expect("=")
-        value = self.expr()
-        masked = "\n" not in self.text[self.end : self.start] and self.accept("if")
-        return Store(buffer, index, value, self.expr() if masked else None)
+        return buffer, index
+
+    def mma(self) -> Mma:
+        kind = self.name()
+        if kind not in MMA_DEPTH:
+            raise self.error(f"expected a kind of mma ({', '.join(MMA_DEPTH)}), found {kind!r}")
+        parts: list[tuple[Buffer, tuple[Expr, ...]]] = []
+        for k in range(3):
+            if k:
+                self.expect(",")
+            parts.append(self.place(self.name()))
+        (sums, (i,)), (a, (j,)), (b, (k,)) = parts
+        return Mma(kind, sums, i, a, j, b, k)
 
     def loop(self) -> For:
         name = self.name()

@@ -47,6 +47,7 @@ from .loops import (
     Kernel,
     Let,
     LoopProgram,
+    Mma,
     Repeat,
     Rotation,
     Step,
@@ -172,7 +173,8 @@ def _block(body: list[Stmt], names: _Names, indent: str, out: list[str]) -> None
         elif isinstance(s, Store):
             index = ", ".join(_expr(i, names) for i in s.index)
             mask = f" if {_expr(s.mask, names)}" if s.mask is not None else ""
-            out.append(f"{indent}{names.get(s.buffer)}[{index}] = {_expr(s.value, names)}{mask}")
+            ahead = "copy " if s.ahead else ""
+            out.append(f"{indent}{ahead}{names.get(s.buffer)}[{index}] = {_expr(s.value, names)}{mask}")
         elif isinstance(s, Let):
             value = _expr(s.value, names)
             out.append(f"{indent}let {names.define(s.local)}: {s.local.dtype.name} = {value}")
@@ -183,7 +185,11 @@ def _block(body: list[Stmt], names: _Names, indent: str, out: list[str]) -> None
         elif isinstance(s, While):
             out.append(f"{indent}while {_expr(s.cond, names)} {{")
         elif isinstance(s, Barrier):
-            out.append(f"{indent}barrier")
+            out.append(f"{indent}barrier{' copies' * s.copies}")
+        elif isinstance(s, Mma):
+            parts = ((s.sums, s.sums_at), (s.a, s.a_at), (s.b, s.b_at))
+            shown = ", ".join(f"{names.get(b)}[{_expr(at, names)}]" for b, at in parts)
+            out.append(f"{indent}mma.{s.kind} {shown}")
         else:
             raise TypeError(f"unknown statement {type(s).__name__}")
         if isinstance(s, (For, If, While)):

@@ -7,6 +7,7 @@ Rules, besides dtypes and scoping:
 - register buffers are indexed by constants, unrolled and vector variables only;
 - const and plain input buffers are not stored to, and every arena buffer lies inside the arena;
 - `program.updated` are inputs;
+- copies made ahead are loads from global memory, stored to shared memory; operands of an mma are registers;
 - a kernel for a GPU keeps to the form that ir/loops.py describes: block loops, thread loops of the same
   extents (at most 1024 threads), shared buffers directly in the block, barriers that all threads reach;
 - conditions of control flow are single bools; buffers that rotate or are copied have one type, none rotates
@@ -21,6 +22,7 @@ from . import dtypes
 from .errors import VerifyError
 from .expr import Cast, Const, Expr, LaneReduce, Load, Local, Prim, Var, WarpReduce
 from .loops import (
+    MMA_DEPTH,
     SPACES,
     Alloc,
     Barrier,
@@ -31,6 +33,7 @@ from .loops import (
     Kernel,
     Let,
     LoopProgram,
+    Mma,
     Repeat,
     Step,
     Stmt,
@@ -186,6 +189,8 @@ class _Checker:
                 if s.cond.dtype is not dtypes.bool_:
                     raise self.fail(f"condition is {s.cond.dtype.name}")
                 self.block(s.body, loops)
+            elif isinstance(s, Mma):
+                self.mma(s)
             elif not isinstance(s, Barrier):
                 raise self.fail(f"unknown statement {type(s).__name__}")
         self.locals, self.allocated = locals_, allocated
@@ -221,7 +226,21 @@ class _Checker:
             raise self.fail(f"store of {s.value.dtype.name} to {s.buffer!r}")
         if s.buffer.space == "const" or (s.buffer.space == "input" and id(s.buffer) not in self.writable):
             raise self.fail(f"store to {s.buffer!r}")
+        outside = isinstance(s.value, Load) and s.value.buffer.space in ("input", "output", "arena", "const")
+        if s.ahead and (not outside or s.buffer.space != "shared" or s.mask is not None):
+            raise self.fail(f"a copy ahead to {s.buffer.name} is not from global to shared memory")
         self.access(s.buffer, s.index)
+
+    def mma(self, s: Mma) -> None:
+        depth = MMA_DEPTH[s.kind]
+        given = dtypes.float32 if s.kind == "tf32" else dtypes.BY_NAME[s.kind]
+        parts = ((s.sums, s.sums_at, dtypes.float32, 4), (s.a, s.a_at, given, depth // 2),
+                 (s.b, s.b_at, given, depth // 4))  # fmt: skip
+        for b, at, dtype, count in parts:
+            if b.dtype is not dtype or b.space != "register" or b.size % count:
+                raise self.fail(f"mma.{s.kind} of {b!r}")
+            self.expr(at)
+            self.access(b, (at,))
 
     def access(self, b: Buffer, index: tuple[Expr, ...]) -> None:
         if len(index) not in (1, len(b.shape)):

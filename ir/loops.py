@@ -12,9 +12,9 @@ the one that neighbours differ in (x), as with block loops (only that one may ex
 `local` buffers are one per thread wherever they are allocated. A `Barrier` stands between thread loops or in
 one, there also in serial loops, but not where threads may differ in whether they reach it (`If`, `While`).
 Kernels that run one after another see each other's writes; within a kernel, threads see what others of their
-block wrote before a barrier. Of memory, no thread reads or writes what another one writes between two
-barriers, or what any thread of another block writes at all. Vector loops are 2 or 4 wide: one wide access to
-memory, where that is contiguous and aligned.
+block wrote before a barrier (copies made ahead: before one that waits for copies). Of memory, no thread reads or writes what another one writes between two
+barriers, or what any thread of another block writes at all. Vector loops are 2, 4 or 8 wide: one wide access
+to memory, where that is contiguous and aligned.
 """
 
 from __future__ import annotations
@@ -97,12 +97,18 @@ class For(Stmt):
 
 @dataclass(eq=False, slots=True)
 class Store(Stmt):
-    """`buffer[index] = value`, skipped where `mask` is false."""
+    """`buffer[index] = value`, skipped where `mask` is false.
+
+    Attributes:
+        ahead: the value, a load from global memory, goes to shared memory while the thread goes on. It is
+            there after the next barrier that waits for copies; until then nothing else may touch the place.
+    """
 
     buffer: Buffer
     index: tuple[Expr, ...]
     value: Expr
     mask: Expr | None = None
+    ahead: bool = False
 
 
 @dataclass(eq=False, slots=True)
@@ -139,7 +145,34 @@ class While(Stmt):
 
 @dataclass(eq=False, slots=True)
 class Barrier(Stmt):
-    """All threads of a GPU block arrive before any goes on."""
+    """All threads of a GPU block arrive before any goes on; with `copies`, what they copied ahead did too."""
+
+    copies: bool = False
+
+
+#: terms that one `Mma` adds up, by kind: the type that its operands are rounded to
+MMA_DEPTH = {"tf32": 8, "f16": 16, "bf16": 16}
+
+
+@dataclass(eq=False, slots=True)
+class Mma(Stmt):
+    """`sums += a b`: 16 x 8 sums in f32 of 16 x depth and depth x 8 operands, by the 32 threads of a warp, as
+    PTX's `mma.sync.m16n8k8` (tf32) and `m16n8k16` (f16, bf16). Each thread has a share of the three, in
+    register buffers from the given places on, in this order; thread t of the warp, q = t % 4, r = t // 4:
+
+        sums: rows r, r, r + 8, r + 8; columns 2q, 2q + 1, 2q, 2q + 1
+        a, depth 8: rows r, r + 8, r, r + 8; terms q, q, q + 4, q + 4
+        a, depth 16: rows r, r, r + 8, r + 8, and again; terms 2q, 2q + 1, 2q, 2q + 1, then those + 8
+        b, depth 8: terms q, q + 4; depth 16: terms 2q, 2q + 1, 2q + 8, 2q + 9; column r
+    """
+
+    kind: str
+    sums: Buffer
+    sums_at: Expr
+    a: Buffer
+    a_at: Expr
+    b: Buffer
+    b_at: Expr
 
 
 @dataclass(eq=False, slots=True)
@@ -307,4 +340,6 @@ def expressions(s: Stmt) -> tuple[Expr, ...]:
         return (s.value,)
     if isinstance(s, (If, While)):
         return (s.cond,)
+    if isinstance(s, Mma):
+        return s.sums_at, s.a_at, s.b_at
     return ()

@@ -18,9 +18,12 @@ class Type:
     Attributes:
         dtype: element type.
         shape: static dimensions, each >= 0; `()` is a scalar.
+        device: None, which is the CPU; see PlacedType.
     """
 
     __slots__ = ("_hash", "dtype", "numel", "shape")
+
+    device: str | None = None
 
     def __init__(self, dtype: DType, shape: Iterable[int]) -> None:
         self.dtype = dtype
@@ -52,6 +55,49 @@ class Type:
 
     def __repr__(self) -> str:
         return f"{self.dtype.name}[{','.join(map(str, self.shape))}]"
+
+
+class PlacedType(Type):
+    """The type of a tensor that is not on the CPU, written `f32[64,1000]@cuda:0`. The tracer's values have such
+    types; graphs, which are compiled for a device as a whole, don't.
+
+    Attributes:
+        device: its name, with a number.
+    """
+
+    __slots__ = ("device",)
+
+    def __init__(self, dtype: DType, shape: Iterable[int], device: str) -> None:
+        super().__init__(dtype, shape)
+        self.device: str = device
+        self._hash = hash((self._hash, device))
+
+    def with_shape(self, shape: Iterable[int]) -> Type:
+        return PlacedType(self.dtype, shape, self.device)
+
+    def with_dtype(self, dtype: DType) -> Type:
+        return PlacedType(dtype, self.shape, self.device)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, PlacedType)
+            and self.dtype is other.dtype
+            and self.shape == other.shape
+            and self.device == other.device
+        )
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __repr__(self) -> str:
+        return f"{super().__repr__()}@{self.device}"
+
+
+def placed_type(t: Type, device: str | None) -> Type:
+    """The same type on a device; on the CPU for None."""
+    if t.device is device or t.device == device:
+        return t
+    return Type(t.dtype, t.shape) if device is None else PlacedType(t.dtype, t.shape, device)
 
 
 def broadcast_shapes(*shapes: Shape) -> Shape:

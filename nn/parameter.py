@@ -6,7 +6,6 @@ from typing import Any
 
 from ..ir.errors import GradError
 from ..ir.op import REGISTRY
-from ..runtime.buffers import copy_of
 from ..runtime.tensor_bytes import from_bytes, to_bytes
 from ..tracer.creation import empty
 from ..tracer.library import ArgumentTypeError
@@ -21,7 +20,7 @@ def _contents(data: Tensor) -> TracedValue:
     if trace is STATE.lazy:
         value = data._value()
         if value.buffer is not None:
-            return TracedValue(value.type, None, 0, None, copy_of(value.buffer.array, value.type.dtype))
+            return TracedValue(value.type, None, 0, None, value.buffer.copy())
     enabled, trace.grad_enabled = trace.grad_enabled, False
     try:
         return trace.emit(REGISTRY["alias"], (data._value(),), {})

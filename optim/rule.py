@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from ..ir.dtypes import float32, float64
 from ..ir.errors import TraceError
 from ..tracer.autograd import enable_grad
-from ..tracer.library import ArgumentError, filled_state
+from ..tracer.library import ArgumentError, device_name, filled_state
 from ..tracer.recording import STATE, LazyTrace, outside_traces, user_location
 from ..tracer.tensor import Tensor, note_change
 from .arithmetic import Num, number
@@ -261,14 +261,17 @@ class Rule(Optimizer):
 
     def _make_state(self, group: ParamGroup, params: list[Any], slots: dict[str, float]) -> None:
         """State for parameters that lack it, or a part of it."""
-        clocks = {k: filled_state((), v, float32) for k, v in self._clock_values(group).items()}
+        values, clocks = self._clock_values(group), {}
         for p in params:
             state = self.state[p]
-            for name, t in clocks.items():
+            place = device_name(p)
+            if place not in clocks:
+                clocks[place] = {k: filled_state((), v, float32, place) for k, v in values.items()}
+            for name, t in clocks[place].items():
                 state.setdefault(name, t)
             for name, value in slots.items():
                 if name not in state:
-                    state[name] = filled_state(tuple(p.shape), value, p.dtype)
+                    state[name] = filled_state(tuple(p.shape), value, p.dtype, place)
 
     def _separate_clocks(self, trace: Any, group: ParamGroup, updated: list[Any]) -> None:
         """Gives the parameters that are updated now clocks apart from those that are not."""
@@ -295,18 +298,22 @@ class Rule(Optimizer):
                 f"one group; give those that don't always have gradients a parameter group of their own"
             )
         with outside_traces():
-            return {name: filled_state((), float(state[name].item()), float32) for name in self.clocks}
+            return {
+                name: filled_state((), float(state[name].item()), float32, device_name(state[name]))
+                for name in self.clocks
+            }
 
     def _adopted(self, state: Any, groups: list[Any]) -> dict[str, Any]:
         """Equal clocks become one again after a load."""
         for group in groups:
-            seen: dict[tuple[float, ...], dict[str, Tensor]] = {}
+            seen: dict[tuple[Any, ...], dict[str, Tensor]] = {}
             for p in group["params"]:
                 entries = state.get(p)
                 if not entries or any(name not in entries for name in self.clocks):
                     continue
-                now = tuple(float(entries[name]) for name in self.clocks)
+                place = device_name(p)
+                now = (place, *(float(entries[name]) for name in self.clocks))
                 if now not in seen:
-                    seen[now] = {k: filled_state((), v, float32) for k, v in zip(self.clocks, now)}
+                    seen[now] = {k: filled_state((), v, float32, place) for k, v in zip(self.clocks, now[1:])}
                 entries.update(seen[now])
         return {"state": state, "param_groups": groups}

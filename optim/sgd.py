@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from ..ir.dtypes import float32
-from ..tracer.library import ArgumentError, filled_state
+from ..tracer.library import ArgumentError, device_name, filled_state
 from . import checks
 from .arithmetic import Num, greater, where
 from .param_group import ParamGroup
@@ -56,9 +56,12 @@ class SGD(Rule):
 
     def _make_state(self, group: ParamGroup, params: list[Any], slots: dict[str, float]) -> None:
         if group["dampening"] != 0:  # without it the first step from a buffer of zeros is right as it is
-            first = filled_state((), 1.0, float32)
+            firsts: dict[Any, Any] = {}
             for p in params:
-                self.state[p]["_first"] = first
+                place = device_name(p)
+                if place not in firsts:
+                    firsts[place] = filled_state((), 1.0, float32, place)
+                self.state[p]["_first"] = firsts[place]
         super()._make_state(group, params, slots)
 
     def numbers(self, h: Hypers, clock: Slots, group: ParamGroup) -> dict[str, Any]:

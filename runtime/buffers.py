@@ -105,7 +105,20 @@ class Buffer:
     def number(self) -> Any:
         """The Python number in a buffer of one element."""
         cell = _CELLS.get(self.type.dtype)
-        return self.array.reshape(()).item() if cell is None else cell.from_address(self.ptr).value
+        return scalar_at(self.array) if cell is None else cell.from_address(self.ptr).value
+
+    def copy(self) -> Buffer:
+        """The same contents in memory of their own."""
+        return copy_of(self.array, self.type.dtype)
+
+    def on(self, device: str | None) -> Buffer:
+        """The contents on a device (None: the CPU); itself if they are there. Raises CudaError,
+        OutOfMemoryError."""
+        if self.type.device == device:
+            return self
+        from .cuda_buffers import moved
+
+        return moved(self, device)
 
     def shared_outside(self) -> bool:
         """Whether memory that is not ours is still held by its owner (who may change it behind our back)."""
@@ -130,6 +143,11 @@ class Buffer:
                 return
         if len(block.idle) < block.limit:
             block.idle.append(block)
+
+
+def scalar_at(array: np.ndarray) -> Any:
+    """The Python number in an array of one element."""
+    return array.reshape(()).item()
 
 
 def allocator(type: Type) -> Callable[[], Buffer]:

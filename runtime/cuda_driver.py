@@ -1,12 +1,16 @@
 """NVIDIA's driver by way of the package cuda-bindings: devices, streams, a caching pool of memory, copies.
 runtime/cuda.py builds on it. Importing it loads nothing of CUDA; `driver()` does, or says what is missing.
 
+With `TRACEGRAD_CUDA=emulate` in the environment an emulated device takes the driver's place
+(runtime/cuda_emulated.py), and with `TRACEGRAD_CUDA=off` there is none.
+
 Written against the driver API's documentation; docs/gpu.md says what of it has run on a GPU.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 from typing import Any
 
@@ -32,6 +36,7 @@ class _State:
         self.driver: Any = None
         self.reason: str | None = None
         self.count = 0
+        self.current = 0
         self.contexts: dict[int, Any] = {}
         self.pools: dict[int, Pool] = {}
         self.streams: dict[int, Stream] = {}
@@ -46,6 +51,17 @@ def why_not() -> str | None:
 
 
 def _load() -> str | None:
+    mode = os.environ.get("TRACEGRAD_CUDA", "")
+    if mode == "emulate":
+        from . import cuda_emulated
+
+        _STATE.driver, missing = cuda_emulated.load()
+        _STATE.count = int(missing is None)
+        return missing
+    if mode == "off":
+        return "TRACEGRAD_CUDA=off in the environment"
+    if mode:
+        return f"TRACEGRAD_CUDA must be 'emulate' or 'off', not {mode!r}"
     try:
         from cuda.bindings import driver  # type: ignore[import-not-found]
     except ImportError:
@@ -109,6 +125,17 @@ def use(device: int = 0) -> Any:
     return context
 
 
+def current() -> int:
+    """The number of the GPU that `"cuda"` means."""
+    return _STATE.current
+
+
+def set_current(device: int) -> None:
+    """Says which GPU `"cuda"` means from now on. Raises CudaError where there is no such device."""
+    use(device)
+    _STATE.current = device
+
+
 def count() -> int:
     """GPUs that can be used; 0 without a driver."""
     return 0 if why_not() else _STATE.count
@@ -155,7 +182,10 @@ class Block:
         self.nbytes = nbytes
 
     def __del__(self) -> None:
-        self.pool.give_back(self)
+        try:
+            self.pool.give_back(self)
+        except (AttributeError, TypeError):  # the interpreter is being shut down
+            pass
 
 
 class Pool:
@@ -199,8 +229,7 @@ class Pool:
                 plan = f"; the program takes {planned} bytes at its peak" if planned else ""
                 raise OutOfMemoryError(
                     f"GPU {self.device} is out of memory: asked for {nbytes} bytes, {free} of {total} are "
-                    f"free, "
-                    f"{self.allocated} are in use here{plan}"
+                    f"free, {self.allocated} are in use here{plan}; nothing was changed"
                 ) from None
         self.reserved += size
         return int(ptr)
@@ -247,6 +276,7 @@ class Stream:
 
     def __init__(self, device: int = 0) -> None:
         self.device = device
+        self.lock = threading.RLock()
         use(device)
         self.handle = call("cuStreamCreate", int(driver().CUstream_flags.CU_STREAM_NON_BLOCKING))
 
@@ -302,6 +332,10 @@ class Stream:
             return call("cuGraphInstantiate", graph, 0)
         finally:
             call("cuGraphDestroy", graph)
+
+    def forget(self, graph: Any) -> None:
+        """Frees a captured graph."""
+        call("cuGraphExecDestroy", graph)
 
     def replay(self, graph: Any) -> None:
         """Runs a captured graph."""

@@ -1,6 +1,5 @@
-"""Loop programs as CUDA C++: what the text looks like, that it means what the interpreter says (run by g++
-under the emulation header), that nvcc takes it without a warning, and that the emulator finds what is
-wrong."""
+"""Loop programs as CUDA C++: what the text looks like, and that it means what the interpreter says (run by
+g++ under the emulation header)."""
 
 from __future__ import annotations
 
@@ -9,120 +8,38 @@ import re
 import numpy as np
 import pytest
 from codegen_tools import assert_same
+from cuda_programs import (
+    AXPY,
+    EXACT,
+    TOTAL,
+    TURNS,
+    conversion_program,
+    elementwise,
+    one,
+    primitive_cases,
+    program,
+    values,
+)
 from tracegrad.backends.cuda import emulate as emulation
-from tracegrad.backends.cuda import nvcc, nvrtc
+from tracegrad.backends.cuda import nvcc
 from tracegrad.backends.cuda.emit import emit
 from tracegrad.backends.cuda.emit_names import EmitError, Names
-from tracegrad.backends.cuda.emulate import EmulationError, emulate
-from tracegrad.backends.cuda.nvcc import NvccError, Resources, parse_resources
+from tracegrad.backends.cuda.emulate import emulate
 from tracegrad.ir import dtypes
-from tracegrad.ir.dtypes import DType
-from tracegrad.ir.expr import EXPR_SCALAR, Cast, Const, Expr, Load, Var
+from tracegrad.ir.expr import Cast, Const, Load, Var
 from tracegrad.ir.loop_interpreter import run_program
 from tracegrad.ir.loop_text import parse_program
-from tracegrad.ir.loop_verifier import verify_program
-from tracegrad.ir.loops import Buffer, For, Kernel, LoopProgram, Store
-from tracegrad.ir.scalar import PRIMITIVES, numpy_cast
+from tracegrad.ir.loops import Buffer, LoopProgram
 
 needs_gxx = pytest.mark.skipif(not emulation.available(), reason="emulating CUDA takes g++")
 needs_nvcc = pytest.mark.skipif(not nvcc.available(), reason="nvcc is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
 
 
-def program(body: str) -> LoopProgram:
-    """A program from its declarations and kernels."""
-    p = parse_program(f'program "test" {{\n{body}\n}}')
-    verify_program(p)
-    return p
-
-
-def one(body: str, head: str = "input x: f32[64]\n  output y: f32[64]\n  returns y") -> LoopProgram:
-    """A program of one kernel."""
-    return program(f'  {head}\n  kernel "k" "work" flops=0 bytes=0 {{\n{body}\n}}')
-
-
 def kernel_text(p: LoopProgram) -> str:
     """The first kernel's definition."""
     (text,) = re.findall(r'^extern "C" __global__.*?^}$', emit(p).text, re.M | re.S)[:1]
     return text
-
-
-AXPY = """
-  input x: f32[4096]
-  input y: f32[4096]
-  output z: f32[4096]
-  returns z
-  kernel "k0_axpy" "mul+add" "train.py:7" flops=8192 bytes=49152 {
-    for b in 4 block {
-      for t in 256 thread {
-        for v in 4 vector {
-          let twice: f32 = f32:2.0*x[1024*b + 4*t + v]
-          z[1024*b + 4*t + v] = maximum(twice + y[1024*b + 4*t + v], f32:0.0)
-        }
-      }
-    }
-  }"""
-
-TOTAL = """
-  input x: f32[1000]
-  output s: f32[]
-  returns s
-  kernel "k0_sum" "sum" flops=1000 bytes=4004 {
-    for b in 1 block {
-      alloc shared parts: f32[4]
-      alloc register acc: f32[]
-      for t in 128 thread {
-        acc[0] = f32:0.0
-        for i in 1000 step 128 serial {
-          acc[0] = acc[0] + x[i + t ? i + t < 1000 : f32:0.0]
-        }
-        let sum: f32 = warp.add(acc[0])
-        parts[t // 32] = sum if t % 32 == 0
-      }
-      barrier
-      for t in 128 thread {
-        if t == 0 {
-          s[0] = parts[0] + parts[1] + (parts[2] + parts[3])
-        }
-      }
-    }
-  }"""
-
-TURNS = """
-  input n: f32[]
-  output r: f32[]
-  output last: f32[]
-  arena a: f32[] @ 0
-  arena b: f32[] @ 64
-  arena more: bool[] @ 128
-  returns r, last
-  arena_bytes 192
-  kernel "k0" "start" flops=0 bytes=0 {
-    for g in 1 block { for t in 1 thread { a[0] = n[0] } }
-  }
-  repeat i in 3 reverse rotate (a, b) {
-    kernel "k1" "next" flops=0 bytes=0 {
-      for g in 1 block { for t in 1 thread { b[0] = a[0]*f32:2.0 + f32(i) } }
-    }
-  }
-  kernel "k2" "copy" flops=0 bytes=0 {
-    for g in 1 block { for t in 1 thread { r[0] = b[0] a[0] = b[0] } }
-  }
-  while more most 10 rotate (a, b) gives (last, a) {
-    kernel "k3" "test" flops=0 bytes=0 {
-      for g in 1 block { for t in 1 thread { more[0] = a[0] < f32:1000.0 } }
-    }
-  } do {
-    kernel "k4" "double" flops=0 bytes=0 {
-      for g in 1 block { for t in 1 thread { b[0] = a[0] + a[0] } }
-    }
-  }
-  branch more {
-    kernel "k5" "never" flops=0 bytes=0 {
-      for g in 1 block { for t in 1 thread { r[0] = f32:0.0 } }
-    }
-  } else {
-  }"""
 
 
 # --- what it looks like -------------------------------------------------------------------------------------
@@ -244,7 +161,7 @@ def test_names_never_hide_what_is_called() -> None:
         ("for t in 32 thread { for b in 2 block { y[b] = x[t] } }", "not part of the outermost nest"),
         ("for b in 1 block { for t in 2048 thread { y[0] = x[0] } }", "threads"),
         ("for b in 1 block { for t in 48 thread { y[t] = warp.add(x[t]) } }", "48 threads"),
-        ("for b in 1 block { alloc shared s: f32[20000] for t in 1 thread { s[0] = x[0] } }", "80000 bytes"),
+        ("for b in 1 block { alloc shared s: f32[20000] for t in 1 thread { s[0] = x[0] y[0] = s[0] } }", "80000 bytes"),
     ],
 )
 def test_what_has_no_cuda_form_is_an_error_that_says_so(body: str, why: str) -> None:
@@ -273,79 +190,6 @@ def test_programs_run_as_the_interpreter_says(text: str) -> None:
     compare(program(text))
 
 
-SPECIAL = [
-    *(0.0, -0.0, 1.0, -1.0, 0.5, -0.5, 1.5, 2.5, -2.5, np.inf, -np.inf, np.nan),
-    *(1e-40, 3e38, -3e38, 7, -3),
-]
-EXACT = "add sub mul div neg abs minimum maximum floor ceil trunc round sqrt fmod".split()
-
-
-def values(dtype: DType, seed: int) -> np.ndarray:
-    """33 values, the awkward ones among them."""
-    rng = np.random.default_rng(seed)
-    if dtype.kind == "f":
-        special = np.array(SPECIAL)
-        return rng.permutation(np.concatenate([special, rng.uniform(-3, 3, 16)])).astype(dtype.numpy)
-    if dtype.kind == "b":
-        return rng.integers(0, 2, 33).astype(bool)
-    info = np.iinfo(dtype.numpy)
-    special = np.array([info.min, info.max, 0, 1, 2, info.max - 1, info.min + 1], dtype.numpy)
-    more = np.array([-1, -2] if dtype.kind == "i" else [3, 4]).astype(dtype.numpy)
-    rest = rng.integers(0 if dtype.kind == "u" else -20, 20, 24).astype(dtype.numpy)
-    return rng.permutation(np.concatenate([special, more, rest]))
-
-
-def elementwise(name: str, inputs: list[Buffer], out: Buffer, value: Expr, i: Var) -> Kernel:
-    """One thread for each element."""
-    thread = For(i, 33, "thread", [Store(out, (i,), value)])
-    return Kernel(name, [For(Var("b", 1), 1, "block", [thread])])
-
-
-def primitive_cases() -> tuple[LoopProgram, list[np.ndarray], list[tuple[str, DType, np.ndarray]]]:
-    """Every primitive of every dtype it takes, as one program: its inputs, and what comes out."""
-    p = LoopProgram("primitives")
-    arrays: list[np.ndarray] = []
-    wanted: list[tuple[str, DType, np.ndarray]] = []
-    made: dict[tuple[DType, int, str], Buffer] = {}
-
-    def operand(dtype: DType, seed: int, how: str = "") -> tuple[Buffer, np.ndarray]:
-        b = made.get((dtype, seed, how))
-        if b is None:
-            a = values(dtype, seed)
-            if how == "shift":
-                a = (np.arange(33) % dtype.bits).astype(dtype.numpy)
-            elif how == "positive":
-                a = np.abs(a)
-            b = made[dtype, seed, how] = Buffer(f"x{len(arrays)}", dtype, (33,), "input")
-            p.inputs.append(b)
-            arrays.append(a)
-        return b, arrays[p.inputs.index(b)]
-
-    for name, prim in PRIMITIVES.items():
-        for d in dtypes.ALL:
-            if d.kind not in prim.kinds or (name == "mulhi" and d is not dtypes.uint32):
-                continue
-            if d.kind == "f" and d.bits == 16:
-                continue  # schedulers widen first
-            given = []
-            for k in range(prim.arity):
-                kind = dtypes.bool_ if prim.result == "select" and k == 0 else d
-                how = "shift" if name in ("shl", "shr") and k == 1 else ""
-                how = "positive" if name in ("acosh", "pow", "log", "sqrt") and k == 0 else how
-                given.append(operand(kind, k, how))
-            with np.errstate(all="ignore"):
-                args = [a for _, a in given]
-                want = np.asarray(np.where(*args) if prim.result == "select" else prim.numpy(*args))
-            out = Buffer(f"{name}_{d.name}", dtypes.bool_ if prim.result == "bool" else d, (33,), "output")
-            i = Var("i", 33)
-            loads = [Load(b, (i,)) for b, _ in given]
-            p.outputs.append(out)
-            value = EXPR_SCALAR.prim(name, *loads)
-            p.steps.append(elementwise(f"k_{name}_{d.name}", [b for b, _ in given], out, value, i))
-            wanted.append((name, d, want.astype(out.dtype.numpy)))
-    return p, arrays, wanted
-
-
 @needs_gxx
 def test_primitives() -> None:
     p, arrays, wanted = primitive_cases()
@@ -360,30 +204,6 @@ def test_primitives() -> None:
             )
         exact = name in EXACT or d.kind != "f"
         assert_same(g, want, 0 if exact else 8, f"{name} {d.name}")
-
-
-def conversion_program() -> tuple[LoopProgram, list[np.ndarray], list[np.ndarray]]:
-    """Every dtype to every other, on values that don't fit, NaN and ties."""
-    p = LoopProgram("conversions")
-    arrays, wanted = [], []
-    ties = [2049.0, 2051.0, 65519.0, 65520.0, 6e-8, 3e-8, 1e-7, 1.00390625, 9.3e18, -9.3e18, 3e9, -3e9, 300.5]
-    for a in dtypes.ALL:
-        x = Buffer(f"x_{a.name}", a, (33,), "input")
-        p.inputs.append(x)
-        array = values(a, 1)
-        if a.kind == "f":
-            array[: len(ties)] = np.array(ties).astype(a.numpy)
-        arrays.append(array)
-        for b in dtypes.ALL:
-            y = Buffer(f"{a.name}_{b.name}", b, (33,), "output")
-            p.outputs.append(y)
-            i = Var("i", 33)
-            value = Load(x, (i,)) if a is b else Cast(Load(x, (i,)), b)
-            p.steps.append(elementwise(f"k_{a.name}_{b.name}", [x], y, value, i))
-            with np.errstate(all="ignore"):
-                narrow = array.astype(np.float32) if b.kind == "f" and b.bits == 16 else array
-                wanted.append(numpy_cast(narrow, b))
-    return p, arrays, wanted
 
 
 @needs_gxx
@@ -483,118 +303,3 @@ def test_halves_are_computed_in_f32() -> None:
             head,
         )
     )
-
-
-# --- what the emulator finds --------------------------------------------------------------------------------
-
-
-@needs_gxx
-@pytest.mark.parametrize(
-    ("body", "why"),
-    [
-        ("for b in 1 block { for t in 65 thread { y[t] = f32:1.0 } }", "outside of the kernel's buffers"),
-        ("for b in 1 block { for t in 64 thread { y[t] = x[t + 1] } }", "outside of the kernel's buffers"),
-        ("for b in 1 block { for t in 64 thread { y[t // 2] = x[t] } }", "race"),
-        ("for b in 2 block { for t in 32 thread { y[t] = x[t] } }", "race with thread 0 of block 0"),
-        (
-            "for b in 1 block { alloc shared s: f32[64]\n"
-            "for t in 64 thread { s[t] = x[t] y[t] = s[63 - t] } }",
-            "reads shared memory that was not written|race",
-        ),
-        (
-            "for b in 1 block { alloc shared s: f32[64] for t in 64 thread { s[t] = x[t] } barrier\n"
-            "for t in 64 thread { y[t] = s[63 - t] s[t] = f32:0.0 } }",
-            "race",
-        ),
-        (
-            "for b in 1 block { alloc shared s: f32[64] for t in 32 thread { s[t] = x[t] } barrier\n"
-            "for t in 32 thread { y[t] = s[t + 1] } }",
-            "shared memory that was not written",
-        ),
-        (
-            "for b in 1 block { for t in 64 thread { alloc local a: f32[4]\n"
-            "for i in 4 serial { a[i] = x[t] }\n"
-            "y[t] = a[t] } }",
-            "is outside of its array",
-        ),
-    ],
-    ids=["write", "read", "threads", "blocks", "barrier", "phase", "unwritten", "local"],
-)
-def test_the_emulator_finds(body: str, why: str) -> None:
-    head = "input x: f32[64]\n  output y: f32[64]\n  returns y"
-    p = parse_program(f'program "p" {{ {head} kernel "k" "c" flops=0 bytes=0 {{ {body} }} }}')
-    with pytest.raises(EmulationError, match=why):
-        emulate(p, checked=True).call([np.ones(64, np.float32)])
-
-
-@needs_gxx
-def test_after_a_finding_the_next_call_starts_anew() -> None:
-    p = one("for b in 1 block { for t in 64 thread { y[t] = x[i64(x[t])] } }")
-    run = emulate(p, checked=True)
-    with pytest.raises(EmulationError, match="kernel k, block 0, thread 0: reads 4 bytes"):
-        run.call([np.full(64, 99, np.float32)])
-    (got,) = run.call([np.zeros(64, np.float32)])
-    assert not got.any()
-
-
-@needs_gxx
-def test_text_that_does_not_compile_is_reported() -> None:
-    with pytest.raises(EmulationError, match="g\\+\\+ failed"):
-        emulation.build("extern int x = y;")
-
-
-# --- nvcc ---------------------------------------------------------------------------------------------------
-
-
-@needs_nvcc
-def test_nvcc_takes_all_primitives_and_conversions_without_a_warning() -> None:
-    programs = [primitive_cases()[0], conversion_program()[0], program(AXPY), program(TOTAL), program(TURNS)]
-    nvcc.check(emit(programs).text)
-
-
-@needs_nvcc
-def test_nvcc_builds_the_host_part_too(tmp_path) -> None:
-    nvcc.compile_library(emit([program(AXPY), program(TURNS)]).text, tmp_path / "unit.so", "sm_90")
-    assert (tmp_path / "unit.so").stat().st_size > 0
-
-
-@needs_nvcc
-def test_resources_are_read_back() -> None:
-    code, found = nvcc.compile_cubin(emit(program(TOTAL)).text, "sm_80")
-    assert code[:4] == b"\x7fELF" and list(found) == ["k0_sum"]
-    assert found["k0_sum"].shared == 16 and found["k0_sum"].registers > 0
-    assert nvcc.compile_cubin(emit(program(TOTAL)).text, "sm_80") == (code, found)  # from the cache
-
-
-@needs_nvcc
-def test_a_warning_is_an_error() -> None:
-    with pytest.raises(NvccError, match="never referenced"):
-        nvcc.check("__global__ void k() { int unused; }\n")
-
-
-def test_unknown_architectures_are_named() -> None:
-    with pytest.raises(NvccError, match="no architecture 'sm_10'; there are sm_75"):
-        nvcc.check("", "sm_10")
-
-
-def test_the_report_of_ptxas_is_read() -> None:
-    report = """
-ptxas info    : 0 bytes gmem
-ptxas info    : Compiling entry function 'k1' for 'sm_80'
-ptxas info    : Function properties for k1
-    16 bytes stack frame, 8 bytes spill stores, 12 bytes spill loads
-ptxas info    : Used 255 registers, used 1 barriers, 4096 bytes smem, 376 bytes cmem[0]
-ptxas info    : Compiling entry function 'k0' for 'sm_80'
-ptxas info    : Function properties for k0
-    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
-ptxas info    : Used 10 registers, used 0 barriers, 360 bytes cmem[0]
-ptxas info    : Function properties for __internal_accurate_pow
-    64 bytes stack frame, 4 bytes spill stores, 4 bytes spill loads
-"""
-    assert parse_resources(report) == {"k1": Resources(255, 4096, 20, 16), "k0": Resources(10, 0, 0, 0)}
-    assert str(Resources(255, 4096, 20, 16)) == "255 registers, 4096 bytes shared, 20 bytes spilled"
-
-
-@pytest.mark.skipif(not nvrtc.available(), reason="NVRTC (the extra [cuda]) is not installed")
-def test_nvrtc_compiles_the_device_part() -> None:
-    assert nvrtc.compile_cubin(emit(program(TOTAL)).device_text, "sm_80")[:4] == b"\x7fELF"

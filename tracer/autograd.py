@@ -12,6 +12,7 @@ from ..ir.grad import reads
 from ..ir.op import REGISTRY
 from . import anomaly
 from .hooks import Callbacks, active, concern
+from .placement import TO_DEVICE
 from .recording import STATE, LazyTrace, Trace
 from .tensor import Tensor
 from .values import OPAQUE, SPENT, TracedValue, history, let_go, without_contents
@@ -136,7 +137,9 @@ def _seed(trace: Trace, root: Tensor, value: TracedValue, gradient: Any) -> Any:
                 f"gradients can be created implicitly only for scalars; this tensor is "
                 f"{value.type}: pass `gradient`"
             )
-        one = trace.literal(1.0, value.type.dtype)
+        one: Any = trace.literal(1.0, value.type.dtype)
+        if value.type.device is not None:
+            one = trace.emit(TO_DEVICE, (one,), {"device": value.type.device, "source": None})
         return (
             trace.emit(REGISTRY["expand"], (one,), {"shape": value.type.shape}) if value.type.shape else one
         )
@@ -395,6 +398,9 @@ def _totals(
 
 def _accumulate(trace: Trace, t: Tensor, g: Any, create_graph: bool) -> None:
     old = t.grad
+    where = t._storage.value.type.device
+    if g.type.device is not where and g.type.device != where:  # zeros, or another rule's constants
+        g = trace.emit(TO_DEVICE, (g,), {"device": where, "source": g.type.device})
     if old is None:
         trace.write_grad(t)
         t._grad = Tensor(_owned(trace, g))

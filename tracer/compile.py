@@ -62,7 +62,7 @@ class CompiledFunction:
         found = self.specializations.get(key)
         if found is not None:
             for spec in found:
-                if spec.valid():
+                if spec.valid(tensors):
                     return spec, tensors
         else:
             if self._floats is not None and (new := self._scalars(args, kwargs)) is not None:
@@ -124,6 +124,8 @@ class CompiledFunction:
         for owner, grad in spec.traced.grads:
             t = tensors[owner] if isinstance(owner, int) else owner
             t._grad = made[grad.index][n - 1].clone() if isinstance(grad, Output) else grad  # type: ignore
+        for a in spec.traced.assigned:
+            a.set(fill(a.new, [m[n - 1] for m in made]))
         return fill(spec.traced.result, made)
 
     def lower(self, *args: Any, backend: str = "llvm", **kwargs: Any) -> Lowered:

@@ -19,6 +19,7 @@ from ..ir.op import REGISTRY, Op
 from ..ir.types import Type
 from ..runtime.buffers import Buffer
 from .advice import needs_value
+from .attributes import Assigned, Attributes, is_whole
 from .freezing import freeze
 from .recording import STATE, Trace, user_location
 from .tensor import Tensor
@@ -54,7 +55,11 @@ class Traced:
         result: the function's return value with output tensors replaced by `Output`s.
         grads: `.grad` assignments that each call makes: (owner, Output or None or CONSUMED); the owner is a
             tensor or the position of a tensor argument.
-        grad_guards: (tensor, whether its `.grad` was None) for gradients read before they were written.
+        grad_guards: (owner, whether its `.grad` was None) for gradients read before they were written.
+        assigned: attributes of Python objects that each call sets.
+        followed: (owner, number of the input, the tensor if nothing can take its place) of inputs that are a
+            `.grad` or an attribute (owner: record and number of the tensor): another tensor that is there by
+            the time of a call takes the place.
         arg_writes: which argument positions are updated in place.
     """
 
@@ -62,7 +67,9 @@ class Traced:
     places: list[Place]
     result: Any
     grads: list[tuple[Any, Any]] = field(default_factory=list)
-    grad_guards: list[tuple[Tensor, bool]] = field(default_factory=list)
+    grad_guards: list[tuple[Any, bool]] = field(default_factory=list)
+    assigned: list[Assigned] = field(default_factory=list)
+    followed: list[tuple[Any, int, Any]] = field(default_factory=list)
     grad_outputs: list[bool] = field(default_factory=list)
     module_guards: list[tuple[Any, Any]] = field(default_factory=list)
 
@@ -104,6 +111,7 @@ class CompileTrace(Trace):
         self.names: dict[Storage, str] = {}
         self.kinds: dict[str, int] = {}
         self.argument_names: dict[int, str] = {}
+        self.attributes = Attributes()
 
     # --- recording
 
@@ -176,6 +184,7 @@ class CompileTrace(Trace):
         if id(module) in self.modules:
             return
         self.modules[id(module)] = (module, state)
+        self.attributes.watch(module)
         if not hasattr(module, "_parameters"):  # an optimiser
             return
         kind = type(module).__name__.lower()
@@ -203,7 +212,8 @@ class CompileTrace(Trace):
         return f"{place.kind}{number}"
 
     def undo(self) -> None:
-        """Puts storages and `.grad`s back as they were before the trace."""
+        """Puts attributes, storages and `.grad`s back as they were before the trace."""
+        self.attributes.undo(self)
         for storage, old in self.written.items():
             storage.hold(old)
             storage.version += 1
@@ -251,7 +261,10 @@ def trace_function(
     except (TypeError, ValueError):  # a builtin, or a call that will fail on its own terms
         bound = kwargs
     trace.argument_names = {positions[id(t)]: k for k, t in bound.items() if id(t) in positions}
+    for owner in (fn, getattr(fn, "__self__", None), *args, *kwargs.values()):
+        trace.attributes.watch(owner)
     for variable, t in _free_variables(fn):
+        trace.attributes.watch(t)
         if isinstance(t, Tensor) and t._view is None:
             trace.names.setdefault(t._storage, variable)
     old, STATE.trace = STATE.trace, trace
@@ -279,7 +292,9 @@ def _finish(trace: CompileTrace, arguments: list[Tensor], result: Any, keep_grad
             return t if id(t) not in argument_ids else output(t)
         return output(t)
 
+    trace.attributes.write_buffers(trace)
     result = map_tensors(result, returned)
+    assigned = trace.attributes.assigned(trace, output)
     grad_outputs = [v.requires_grad and not v.freed and v.leaf is None for v in outputs]
     grads: list[tuple[Any, Any]] = []
     for tensor, before, read_first in trace.grads.values():
@@ -322,5 +337,18 @@ def _finish(trace: CompileTrace, arguments: list[Tensor], result: Any, keep_grad
     for i, v in enumerate(graph.inputs):
         v.index = i
     places = [trace.places[inputs[i]] for i in keep]
-    guards = [(t, none) for t, none in trace.guards if id(t) not in argument_ids]
-    return Traced(graph, places, result, grads, guards, grad_outputs, list(trace.modules.values()))
+    guards = [(argument_ids.get(id(t), t), none) for t, none in trace.guards]
+    at = [p.storage for p in places]
+    followed = [
+        ((a, k), at.index(t._storage), None)
+        for a in assigned
+        for k, t in enumerate(a.held)
+        if a.pinned is None and t._storage in at
+    ]
+    for tensor, before, read_first in trace.grads.values():
+        if read_first and isinstance(before, Tensor):
+            owner = argument_ids.get(id(tensor), tensor)
+            pinned = None if is_whole(before) else before
+            followed += [(owner, i, pinned) for i, p in enumerate(places) if p.storage is before._storage]
+    modules = list(trace.modules.values())
+    return Traced(graph, places, result, grads, guards, assigned, followed, grad_outputs, modules)

@@ -18,20 +18,12 @@ from ..ir.op import REGISTRY
 from ..ir.types import Type, broadcast_shapes
 from ..runtime.buffers import empty as empty_buffer
 from . import creation
-from .meta import unavailable
+from .devices import on_device, resolved
 from .operands import as_value
 from .recording import STATE
-from .tensor import Tensor, concrete, device
+from .tensor import Tensor, concrete
 
 # --- to, type, float ------------------------------------------------------------------------------------
-
-
-def check_device(where: Any) -> None:
-    """Raises for devices other than the CPU."""
-    if isinstance(where, bool) or where is None:
-        return
-    if isinstance(where, int) or device(where).type not in ("cpu", "meta"):
-        raise DTypeError(unavailable(where))
 
 
 def to(self: Tensor, *args: Any, dtype: DType | None = None, copy: bool = False, **kwargs: Any) -> Tensor:
@@ -40,18 +32,21 @@ def to(self: Tensor, *args: Any, dtype: DType | None = None, copy: bool = False,
     each followed by `non_blocking` and `copy`."""
     flags = [a for a in args if isinstance(a, bool)]
     copy = copy or (len(flags) > 1 and flags[1])
+    before = place = self._storage.value.type.device
     for a in (*args, kwargs.pop("device", None), kwargs.pop("other", None)):
         if isinstance(a, DType):
             dtype = a
         elif isinstance(a, Tensor):
-            dtype = a.dtype
-        else:
-            check_device(a)
+            dtype, place = a.dtype, a._storage.value.type.device
+        elif a is not None and not isinstance(a, bool):
+            place = resolved(a)
     unknown = kwargs.keys() - {"non_blocking", "memory_format"}
     if unknown:
         raise TypeError(
             f"to() takes dtype, device, other, non_blocking, copy and memory_format, not {unknown}"
         )
+    if place != before:
+        self, copy = on_device(self, place), False
     if dtype is None or dtype is self.dtype:
         return self.clone() if copy else self
     return Tensor(STATE.trace.emit(REGISTRY["cast"], (self._value(),), {"dtype": dtype}))
@@ -99,6 +94,8 @@ def copy_(self: Tensor, src: Any, non_blocking: bool = False) -> Tensor:
     trace: Any = STATE.trace
     t = self._value().type
     v: Any = as_value(trace, src, t.dtype)
+    if v.type.device != t.device and v.type.shape == t.shape:  # copied as it is written
+        return self._put(v)
     if v.type.shape != t.shape:
         if broadcast_shapes(v.type.shape, t.shape) != t.shape:
             raise OpError(f"copy_(): {v.type} does not broadcast to the tensor's {t}")
@@ -164,6 +161,8 @@ def _new(name: str) -> Callable[..., Tensor]:
             kwargs.pop(ignored, None)
         if "size" in kwargs:
             args = (kwargs.pop("size"), *args)
+        if self.is_cuda:
+            kwargs.setdefault("device", self.device)
         return make(*args, dtype=dtype or self.dtype, **kwargs)
 
     method.__name__ = method.__qualname__ = f"new_{name}"
@@ -191,8 +190,8 @@ def dlpack(self: Tensor, *, stream: Any = None, max_version: Any = None, **kwarg
 
 
 def dlpack_device(self: Tensor) -> tuple[int, int]:
-    """(kDLCPU, 0)."""
-    return (1, 0)
+    """(kDLCPU, 0), or of a tensor on a GPU (kDLCUDA, its number)."""
+    return (2, self.get_device()) if self.is_cuda else (1, 0)
 
 
 def from_dlpack(ext_tensor: Any, *, device: Any = None, copy: bool | None = None) -> Tensor:
@@ -203,7 +202,8 @@ def from_dlpack(ext_tensor: Any, *, device: Any = None, copy: bool | None = None
     """
     if isinstance(ext_tensor, Tensor):
         return ext_tensor.clone() if copy else ext_tensor.detach()
-    check_device(device)
+    if device is not None and resolved(device) is not None:
+        return on_device(from_dlpack(ext_tensor), resolved(device))
     try:
         array = ext_tensor if isinstance(ext_tensor, np.ndarray) else np.from_dlpack(ext_tensor)
     except (AttributeError, BufferError, RuntimeError, TypeError) as e:
@@ -234,8 +234,11 @@ METHODS: dict[str, Any] = {
     "double": _caster(dtypes.float64), "float": _caster(dtypes.float32), "half": _caster(dtypes.float16),
     "bfloat16": _caster(dtypes.bfloat16), "long": _caster(dtypes.int64), "int": _caster(dtypes.int32),
     "short": _caster(dtypes.int16), "char": _caster(dtypes.int8), "byte": _caster(dtypes.uint8),
-    "bool": _caster(dtypes.bool_), "cpu": lambda self, memory_format=None: self,
-    "type_as": lambda self, other: to(self, other.dtype),
+    "bool": _caster(dtypes.bool_), "type_as": lambda self, other: to(self, other),
+    "cpu": lambda self, memory_format=None: on_device(self, None),
+    "cuda": lambda self, device=None, non_blocking=False, memory_format=None: on_device(
+        self, resolved("cuda" if device is None else device)
+    ),
     **{f"new_{name}": _new(name) for name in ("zeros", "ones", "empty", "tensor", "full")},
     "__array_wrap__": array_wrap, "__dlpack__": dlpack, "__dlpack_device__": dlpack_device,
 }  # fmt: skip

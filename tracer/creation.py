@@ -17,11 +17,11 @@ from ..ir.types import Type
 from ..runtime.buffers import copy_of, from_array
 from ..runtime.buffers import empty as empty_buffer
 from .library import ArgumentError, ArgumentTypeError
-from .meta import unavailable
+from .devices import USED, device_empty_of, on_device, placed, resolved
+from .meta import DEFAULT
 from .operands import get_default_dtype, number_dtype
 from .recording import STATE
 from .tensor import Size, Tensor, concrete
-from .tensor import device as Device
 
 _EXPAND = REGISTRY["expand"]
 
@@ -42,8 +42,8 @@ def shape_of(size: tuple[Any, ...]) -> tuple[int, ...]:
 
 
 def _finish(t: Tensor, requires_grad: bool, device: Any = None) -> Tensor:
-    if device is not None and Device(device).type != "cpu":
-        raise DTypeError(unavailable(device))
+    if device is not None or USED[0] or DEFAULT[0] is not None:
+        t = placed(t, device)
     return t.requires_grad_(requires_grad) if requires_grad else t
 
 
@@ -132,6 +132,8 @@ def tensor(
             f"pass dtype=tracegrad.float32"
         )
     trace = STATE.trace
+    if device is None and isinstance(data, Tensor):
+        device = data.device  # as PyTorch does, which means the default device for numbers only
     if trace is not STATE.lazy and isinstance(data, (int, float, bool)):
         return _finish(Tensor(trace.literal(data, dtype)), requires_grad, device)
     return _finish(concrete(copy_of(array, dtype)), requires_grad, device)
@@ -140,10 +142,12 @@ def tensor(
 def as_tensor(data: Any, dtype: DType | None = None, device: Any = None) -> Tensor:
     """`data` as a tensor, sharing memory where it can."""
     if isinstance(data, Tensor):
-        return data if dtype is None or dtype is data.dtype else data.to(dtype)
+        t = data if device is None else on_device(data, resolved(device))
+        return t if dtype is None or dtype is t.dtype else t.to(dtype)
     if isinstance(data, np.ndarray):
         t = from_numpy(data)
-        return t if dtype is None or dtype is t.dtype else t.to(dtype)
+        t = t if dtype is None or dtype is t.dtype else t.to(dtype)
+        return t if device is None and DEFAULT[0] is None else placed(t, device)
     return tensor(data, dtype=dtype, device=device)
 
 
@@ -201,30 +205,51 @@ def empty(*size: Any, dtype: DType | None = None, device: Any = None, requires_g
     trace = STATE.trace
     if trace is not STATE.lazy:
         return zeros(*size, dtype=dtype, device=device, requires_grad=requires_grad)
-    t = concrete(empty_buffer(Type(dtype or get_default_dtype(), shape_of(size))))
-    return _finish(t, requires_grad, device)
+    made = Type(dtype or get_default_dtype(), shape_of(size))
+    where = DEFAULT[0] if device is None else device
+    name = None if where is None else resolved(where)
+    t = concrete(empty_buffer(made) if name is None else device_empty_of(made, name))
+    return t.requires_grad_(requires_grad) if requires_grad else t
 
 
-def zeros_like(input: Tensor, *, dtype: DType | None = None, requires_grad: bool = False, **_: Any) -> Tensor:
-    """Zeros of `input`'s shape and dtype."""
-    return _finish(_filled(tuple(input.shape), 0, dtype or input.dtype), requires_grad)
+def _filled_like(
+    input: Tensor, value: Any, dtype: DType | None, device: Any, requires_grad: bool
+) -> Tensor:
+    t = _filled(tuple(input.shape), value, dtype or input.dtype)
+    name = input._storage.value.type.device if device is None else resolved(device)
+    if name is not None or USED[0]:
+        t = on_device(t, name) if name is not None else placed(t, "cpu")
+    return t.requires_grad_(requires_grad) if requires_grad else t
 
 
-def ones_like(input: Tensor, *, dtype: DType | None = None, requires_grad: bool = False, **_: Any) -> Tensor:
-    """Ones of `input`'s shape and dtype."""
-    return _finish(_filled(tuple(input.shape), 1, dtype or input.dtype), requires_grad)
+def zeros_like(
+    input: Tensor, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False, **_: Any
+) -> Tensor:
+    """Zeros of `input`'s shape and dtype, on its device."""
+    return _filled_like(input, 0, dtype, device, requires_grad)
+
+
+def ones_like(
+    input: Tensor, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False, **_: Any
+) -> Tensor:
+    """Ones of `input`'s shape and dtype, on its device."""
+    return _filled_like(input, 1, dtype, device, requires_grad)
 
 
 def full_like(
-    input: Tensor, fill_value: Any, *, dtype: DType | None = None, requires_grad: bool = False, **_: Any
+    input: Tensor, fill_value: Any, *, dtype: DType | None = None, device: Any = None,
+    requires_grad: bool = False, **_: Any,
+) -> Tensor:  # fmt: skip
+    """`fill_value` in `input`'s shape and dtype, on its device."""
+    return _filled_like(input, fill_value, dtype, device, requires_grad)
+
+
+def empty_like(
+    input: Tensor, *, dtype: DType | None = None, device: Any = None, requires_grad: bool = False, **_: Any
 ) -> Tensor:
-    """`fill_value` in `input`'s shape and dtype."""
-    return _finish(_filled(tuple(input.shape), fill_value, dtype or input.dtype), requires_grad)
-
-
-def empty_like(input: Tensor, *, dtype: DType | None = None, requires_grad: bool = False, **_: Any) -> Tensor:
-    """Undefined contents of `input`'s shape and dtype."""
-    return empty(tuple(input.shape), dtype=dtype or input.dtype, requires_grad=requires_grad)
+    """Undefined contents of `input`'s shape and dtype, on its device."""
+    where = input.device if device is None and input.is_cuda else device
+    return empty(tuple(input.shape), dtype=dtype or input.dtype, device=where, requires_grad=requires_grad)
 
 
 def scalar_tensor(s: Any, *, dtype: DType | None = None, requires_grad: bool = False, **_: Any) -> Tensor:

@@ -38,7 +38,8 @@ class Description(Operators):
 
     @property
     def device(self) -> device:
-        return CPU
+        name = self._storage.value.type.device
+        return CPU if name is None else device(name)
 
     @property
     def ndim(self) -> int:
@@ -65,7 +66,8 @@ class Description(Operators):
 
     def get_device(self) -> int:
         """The number of the CUDA device; -1 on the CPU."""
-        return -1
+        name = self._storage.value.type.device
+        return -1 if name is None else int(name.partition(":")[2])
 
     def size(self, dim: int | None = None) -> Any:
         """The shape, or its extent along `dim`."""
@@ -108,7 +110,7 @@ class Description(Operators):
 
     @property
     def is_cuda(self) -> bool:
-        return False
+        return self._storage.value.type.device is not None
 
     @property
     def _version(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..ir.graph import Graph, Node, Value
+from ..ir.types import placed_type
 from ..runtime.buffers import Buffer, copy_of
 from ..runtime.executable import interpret
 from .values import TracedValue
@@ -44,10 +45,12 @@ def computed_alone(value: TracedValue) -> Buffer | None:
         copy = Node(
             node.op, tuple(env[o] for o in operands[node]), node.attrs, node.loc, node.phase, node.regions
         )
-        copy.results = tuple(Value(r.type, copy, i) for i, r in enumerate(node.results))
+        copy.results = tuple(Value(placed_type(r.type, None), copy, i) for i, r in enumerate(node.results))
         for r, c in zip(node.results, copy.results):
             env.setdefault(r, c)
         graph.nodes.append(copy)
     graph.outputs = [env[value]]
     (out,), _ = interpret(graph, [b.array for b in inputs.values()])
-    return copy_of(out, value.type.dtype)
+    made = copy_of(out, value.type.dtype)
+    device = value.type.device
+    return made if device is None else made.on(device)

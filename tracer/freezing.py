@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..ir.graph import Graph, Node, Value
+from ..ir.op import REGISTRY
+from ..ir.types import placed_type
+from .placement import TO_DEVICE
+
+_ALIAS = REGISTRY["alias"]
 
 
 def freeze(
@@ -15,7 +20,8 @@ def freeze(
     updates: Sequence[tuple[Value, Value]] = (),
     names: dict[Value, str] | None = None,
 ) -> Graph:
-    """A Graph of plain IR values from recorded nodes: only what outputs and updates need."""
+    """A Graph of plain IR values from recorded nodes: only what outputs and updates need. It says nothing of
+    devices."""
     needed: set[Node] = set()
     wanted = {v.node for v in [*outputs, *(new for _, new in updates)] if v.node is not None}
     env: dict[Value, Value] = {}
@@ -29,10 +35,9 @@ def freeze(
     for node in nodes:
         if node not in needed:
             continue
-        copy = Node(
-            node.op, tuple(env[v] for v in node.operands), node.attrs, node.loc, node.phase, node.regions
-        )
-        copy.results = tuple(Value(r.type, copy, i) for i, r in enumerate(node.results))
+        op, attrs = (_ALIAS, {}) if node.op is TO_DEVICE else (node.op, node.attrs)
+        copy = Node(op, tuple(env[v] for v in node.operands), attrs, node.loc, node.phase, node.regions)
+        copy.results = tuple(Value(placed_type(r.type, None), copy, i) for i, r in enumerate(node.results))
         for r, c in zip(node.results, copy.results):
             env.setdefault(r, c)
         graph.nodes.append(copy)

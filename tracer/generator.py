@@ -26,30 +26,31 @@ from ..ir.op import REGISTRY
 from ..runtime.buffers import copy_of
 from . import mt19937
 from .level import Level
+from .devices import resolved
 from .library import ArgumentError, ArgumentTypeError, overwrite
 from .recording import STATE, Trace, outside_traces, recording_into
 from .tensor import Tensor, concrete, device, ready
-from .tensor import device as Device
 
 #: bytes of PyTorch's own state; ours has Philox's two numbers behind them
 _MT_BYTES, _PHILOX_BYTES = 5056, 16
 
 
 class Generator:
-    """A random number generator on the CPU, of PyTorch's numbers where code runs as it is written.
+    """A random number generator, of PyTorch's CPU numbers where code runs as it is written, whatever the
+    device; that is where programs draw.
 
     Attributes:
+        place: the device's name; None for the CPU.
         engine: the mt19937 part.
         philox: `i64[2]`, seed and number of draws so far, of the Philox part.
     """
 
     def __init__(self, device: Any = "cpu") -> None:
-        if Device(device).type != "cpu":
-            raise ArgumentError(f"Generator(): there are generators on 'cpu' only, not {device!r:.60}")
+        self.place = resolved(device)
         self.engine = mt19937.MT19937()
         self.lock = threading.RLock()
         with outside_traces():
-            self.philox = concrete(copy_of(self._start(), dtypes.int64))
+            self.philox = concrete(copy_of(self._start(), dtypes.int64).on(self.place))
 
     def _start(self) -> np.ndarray:
         """Philox's state right after seeding."""
@@ -57,7 +58,7 @@ class Generator:
 
     @property
     def device(self) -> device:
-        return device("cpu")
+        return device(self.place or "cpu")
 
     def manual_seed(self, seed: int) -> Generator:
         """Restarts both streams from a seed, any int of 64 bits. Inside a compiled function: at each call,
@@ -110,7 +111,7 @@ class Generator:
 
     def clone_state(self) -> Generator:
         """A new generator in the same state."""
-        made = Generator()
+        made = Generator(self.place or "cpu")
         made.set_state(self.get_state())
         return made
 
@@ -180,6 +181,8 @@ def draw(name: str, *tensors: Tensor, generator: Generator | None = None, **attr
     """
     g = generator or default_generator
     trace: Any = STATE.trace
+    if generator is None and tensors and (place := tensors[0]._storage.value.type.device) is not None:
+        g = generator_on(place)
     if trace.walked_back:
         ready(trace, *tensors)
     with g.lock:
@@ -221,6 +224,20 @@ def _state_inside(g: Generator) -> Any:
     return state
 
 
+#: the default generators of devices, made when they are first drawn from
+_ON_DEVICES: dict[str, Generator] = {}
+
+
+def generator_on(place: str) -> Generator:
+    """The default generator of a device, which starts from the default generator's seed."""
+    found = _ON_DEVICES.get(place)
+    if found is None:
+        with outside_traces():
+            found = _ON_DEVICES[place] = Generator(place)
+            found.manual_seed(default_generator.initial_seed())
+    return found
+
+
 def generator_of(generator: Generator | None) -> mt19937.MT19937:
     """The mt19937 engine to draw from. Drawing from it inside a compiled function would bake one draw into
     it: an error."""
@@ -234,7 +251,9 @@ def generator_of(generator: Generator | None) -> mt19937.MT19937:
 
 
 def manual_seed(seed: int) -> Generator:
-    """Seeds the default generator; the same seed gives PyTorch's numbers."""
+    """Seeds the default generator, and those of GPUs; the same seed gives PyTorch's numbers."""
+    for g in _ON_DEVICES.values():
+        g.manual_seed(seed)
     return default_generator.manual_seed(seed)
 
 

@@ -75,13 +75,20 @@ def add_hook(
     return handle
 
 
-def filled_state(shape: tuple[int, ...], value: float, dtype: DType) -> Tensor:
-    """A concrete tensor of `value`, also while a function is being compiled: it becomes state of that
-    function."""
+def filled_state(
+    shape: tuple[int, ...], value: float, dtype: DType, device: str | None = None
+) -> Tensor:
+    """A concrete tensor of `value` on a device (None: the CPU), also while a function is being compiled: it
+    becomes state of that function."""
     buffer = empty(Type(dtype, shape))
     buffer.array.fill(value)
     with outside_traces():
-        return concrete(buffer)
+        return concrete(buffer.on(device))
+
+
+def device_name(t: Tensor) -> str | None:
+    """The device of a tensor as types name it: `cuda:0`, None for the CPU."""
+    return t._storage.value.type.device
 
 
 def recorded_once(
@@ -110,7 +117,8 @@ def recorded_once(
 
 def overwrite(t: Tensor, array: np.ndarray) -> Tensor:
     """Replaces all contents of `t` by a copy of `array`, which has its shape, without recording anything."""
-    value = TracedValue(Type(t.dtype, tuple(t.shape)), None, 0, None, copy_of(array, t.dtype))
+    buffer = copy_of(array, t.dtype).on(t._storage.value.type.device)
+    value = TracedValue(buffer.type, None, 0, None, buffer)
     if t._view is None and t._storage.shared is None and STATE.trace is STATE.lazy:
         return t._put(value)
     return t.copy_(Tensor(value))  # type: ignore[attr-defined]

@@ -50,7 +50,7 @@ class Size(tuple):
 
 
 class device:
-    """Where a tensor lives: `device("cpu")`."""
+    """Where a tensor lives: `device("cpu")`, `device("cuda")` or `device("cuda:0")`."""
 
     __slots__ = ("index", "type")
 
@@ -72,13 +72,15 @@ class device:
         return hash((self.type, self.index))
 
     def __enter__(self) -> device:
-        """Tensors made in the `with` block are on this device: on the CPU, as all are."""
-        if self.type != "cpu":
+        """Tensors made in the `with` block are on this device unless they say otherwise."""
+        if self.type != "cpu" and why_not() is not None:
             raise TraceError(unavailable(self))
+        _ENTERED.append(DEFAULT[0])
+        DEFAULT[0] = self
         return self
 
     def __exit__(self, *exc: Any) -> None:
-        """Nothing to undo."""
+        DEFAULT[0] = _ENTERED.pop()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (device, (self.type, self.index))
@@ -91,19 +93,14 @@ class device:
 
 
 CPU = device("cpu")
+#: where tensors are made that don't say it: of the innermost `with device(...)` block, else None, the CPU
+DEFAULT: list[device | None] = [None]
+_ENTERED: list[device | None] = []
 
 
 def unavailable(where: Any) -> str:
-    """Why no tensor can be on a device other than the CPU."""
-    if not isinstance(where, int) and device(where).type != "cuda":
-        return f"device {where!r} is not available here; tensors live on 'cpu'"
-    missing = why_not()
-    if missing is not None:
-        return f"device {where!r} is not available here: {missing}; tensors live on 'cpu'"
-    return (
-        f"tensors live on 'cpu', not on {where!r}: what runs on a GPU are compiled functions, by "
-        f"step.lower(..., backend='cuda').compile()"
-    )
+    """Why no tensor can be on a device that is not there."""
+    return f"device {where!r} is not available here: {why_not()}; tensors live on 'cpu'"
 View = tuple[tuple[Op, dict[str, Any]], ...]
 
 

@@ -29,6 +29,7 @@ from .generator import (
     draw,
     fork_rng,
     generator_of,
+    generator_on,
     get_rng_state,
     in_program,
     initial_seed,
@@ -37,10 +38,11 @@ from .generator import (
     set_rng_state,
 )
 from .library import ArgumentError, ArgumentTypeError, overwrite
-from .meta import unavailable
+from .devices import on_device, resolved
+from .meta import DEFAULT
 from .operands import get_default_dtype, tensor_operand
 from .recording import STATE
-from .tensor import Tensor, concrete, device
+from .tensor import Tensor, concrete
 
 _F: dict[str, Callable[..., Any]] = elementwise.FUNCTIONS
 _Shape = tuple[int, ...]
@@ -139,16 +141,20 @@ def _sample(name: str, shape: _Shape, dtype: DType, generator: Generator | None,
 
 
 def _create(
-    name: str, shape: _Shape, dtype: DType, generator: Generator | None, requires_grad: bool, *args: Any
-) -> Tensor:
+    name: str, shape: _Shape, dtype: DType, generator: Generator | None, requires_grad: bool, *args: Any,
+    device: Any = None,
+) -> Tensor:  # fmt: skip
+    place = resolved(where) if (where := DEFAULT[0] if device is None else device) is not None else None
+    if place is not None and generator is None and in_program():
+        generator = generator_on(place)
     made = _sample(name, shape, dtype, generator, *args)
     t = made if isinstance(made, Tensor) else concrete(copy_of(made, dtype))
+    t = on_device(t, place)
     return t.requires_grad_() if requires_grad else t
 
 
-def _on_cpu(where: Any) -> None:
-    if where is not None and device(where).type != "cpu":
-        raise DTypeError(unavailable(where))
+def _like_where(t: Tensor, where: Any) -> Any:
+    return t.device if where is None and t.is_cuda else where
 
 
 # --- creation -----------------------------------------------------------------------------------------------
@@ -163,8 +169,8 @@ def rand(
     **_: Any,
 ) -> Tensor:
     """Samples of U[0, 1)."""
-    _on_cpu(device)
-    return _create("uniform", shape_of(size), dtype or get_default_dtype(), generator, requires_grad)
+    d = dtype or get_default_dtype()
+    return _create("uniform", shape_of(size), d, generator, requires_grad, device=device)
 
 
 def randn(
@@ -176,8 +182,8 @@ def randn(
     **_: Any,
 ) -> Tensor:
     """Samples of the standard normal distribution."""
-    _on_cpu(device)
-    return _create("normal", shape_of(size), dtype or get_default_dtype(), generator, requires_grad)
+    d = dtype or get_default_dtype()
+    return _create("normal", shape_of(size), d, generator, requires_grad, device=device)
 
 
 def randint(
@@ -196,12 +202,11 @@ def randint(
         low, high, size = 0, low, high
     elif high is None:
         low, high = 0, low
-    _on_cpu(device)
     if isinstance(size, int):
         raise ArgumentTypeError(f"randint(): size must be a sequence of integers, e.g. ({size},), not {size}")
     low, high = index(low), index(high)
     d = dtype or dtypes.int64
-    return _create("randint", shape_of((size,)), d, generator, requires_grad, low, high)
+    return _create("randint", shape_of((size,)), d, generator, requires_grad, low, high, device=device)
 
 
 def randperm(
@@ -214,15 +219,17 @@ def randperm(
     **_: Any,
 ) -> Tensor:
     """A random permutation of 0 .. n-1."""
-    _on_cpu(device)
     d = dtype or dtypes.int64
+    place = resolved(where) if (where := DEFAULT[0] if device is None else device) is not None else None
     if not in_program():
         t = concrete(copy_of(mt19937.randperm(generator_of(generator), n, d.numpy), d))
     else:
+        generator = generator_on(place) if generator is None and place is not None else generator
         keys: Any = draw(
             "random_int", generator=generator, shape=(n,), low=0, high=1 << 63, dtype=dtypes.int64
         )
         t = keys.argsort().to(d)
+    t = on_device(t, place)
     return t.requires_grad_() if requires_grad else t
 
 
@@ -237,8 +244,8 @@ def _like(name: str) -> Callable[..., Tensor]:
         **_: Any,
     ) -> Tensor:
         shape = tuple(tensor_operand(input, "input").shape)
-        _on_cpu(device)
-        return _create(name, shape, dtype or input.dtype, generator, requires_grad, *args)
+        where = _like_where(input, device)
+        return _create(name, shape, dtype or input.dtype, generator, requires_grad, *args, device=where)
 
     return like
 
@@ -275,12 +282,15 @@ def normal(
     if not tensors:
         if size is None:
             raise ArgumentError("normal(): with two numbers, say which size, e.g. normal(0.0, 1.0, (2, 3))")
-        _on_cpu(device)
         d = dtype or get_default_dtype()
-        return _create("normal", shape_of((size,)), d, generator, requires_grad, float(mean), float(std))
+        return _create(
+            "normal", shape_of((size,)), d, generator, requires_grad, float(mean), float(std), device=device
+        )
     like: Any = tensors[0] if len(tensors) == 1 else mean + std
     scale = 1.0 if isinstance(std, Tensor) else float(std)
-    made: Any = _create("normal", tuple(like.shape), like.dtype, generator, False, 0.0, scale)
+    made: Any = _create(
+        "normal", tuple(like.shape), like.dtype, generator, False, 0.0, scale, device=like.device
+    )
     if isinstance(std, Tensor):
         made = made * std.detach()
     made = made + (mean.detach() if isinstance(mean, Tensor) else mean)
@@ -300,7 +310,7 @@ def bernoulli(
     """Ones with the probabilities in `input` (or `p`, in its shape), else zeros."""
     t = tensor_operand(input, "bernoulli(): input")
     if p is not None:
-        return _create("bernoulli", tuple(t.shape), t.dtype, generator, False, float(p))
+        return _create("bernoulli", tuple(t.shape), t.dtype, generator, False, float(p), device=t.device)
     if t.dtype.kind != "f":
         raise DTypeError(f"bernoulli() takes a floating-point tensor of probabilities, got {t._value().type}")
     return _sampled("sampled_bernoulli", _bernoulli_of(t, t.dtype, generator), t)
@@ -311,7 +321,7 @@ def _bernoulli_of(
 ) -> Tensor:
     if not in_program():
         made = mt19937.bernoulli(generator_of(generator), p.detach()._array(), shape, dtype=dtype.numpy)
-        return concrete(copy_of(made, dtype))
+        return on_device(concrete(copy_of(made, dtype)), p._storage.value.type.device)
     p = p.detach()
     if shape is not None and shape != tuple(p.shape):
         p = p.expand(shape)  # type: ignore[attr-defined]
@@ -330,7 +340,7 @@ def multinomial(
     p: Any = tensor_operand(input, "multinomial(): input").detach()
     if not in_program():
         made = mt19937.multinomial(generator_of(generator), p._array(), num_samples, replacement)
-        return concrete(copy_of(made, dtypes.int64))
+        return on_device(concrete(copy_of(made, dtypes.int64)), p._storage.value.type.device)
     k = p.shape[-1] if p.dim() else 0
     if p.dim() not in (1, 2) or num_samples < 1 or (not replacement and num_samples > k):
         raise OpError(

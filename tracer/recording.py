@@ -25,8 +25,9 @@ from ..ir.graph import Graph, Location, Node, Value
 from ..ir.op import REGISTRY, Op
 from ..ir.regions import structure
 from ..ir.types import Type
-from ..runtime.buffers import Buffer, copy_of
+from ..runtime.buffers import Buffer
 from .elsewhere import computed_alone
+from .placement import TO_DEVICE, infer_placed
 from .segments import Segment, fill
 from .trie import LIFTED, TrieNode, prune
 from .values import Pending, Storage, TracedValue
@@ -40,6 +41,11 @@ _CONSTANT = REGISTRY["constant"]
 def is_ours(file: str) -> bool:
     """Whether a source file is of this package (not a test or an example of it)."""
     return file.startswith(_OURS)
+
+
+def is_ours_calling(depth: int) -> bool:
+    """Whether the frame so many calls above the caller's is of this package."""
+    return is_ours(sys._getframe(depth + 1).f_code.co_filename)
 
 
 def user_location() -> Location | None:
@@ -180,7 +186,10 @@ class Trace(Builder):
         regions: tuple[Graph, ...] = (),
     ) -> tuple[tuple[Type, ...], tuple[bool, ...], Location | None]:
         loc = self.loc or user_location()
-        types = infer_or_explain(op, operands, attrs, loc, regions)
+        if op is TO_DEVICE or any([v.type.device is not None for v in operands]):
+            types = infer_placed(op, operands, attrs, loc, regions)
+        else:
+            types = infer_or_explain(op, operands, attrs, loc, regions)
         grad = self.grad_enabled and op.differentiable and any(v.requires_grad for v in operands)
         return types, tuple(grad and t.dtype.kind == "f" for t in types), loc
 
@@ -259,7 +268,7 @@ class LazyTrace(Trace):
                 "a tensor's contents are gone: it was made inside a compiled function that did not return it"
             )
         if buffer.shared_outside():
-            buffer = copy_of(buffer.array, value.type.dtype)
+            buffer = buffer.copy()
         self._advance((value.type, value.requires_grad, value.leaf is None))
         slot = self.slots[value] = len(self.values)
         self.values.append(value)

@@ -17,8 +17,9 @@ from ..ir.builder import Builder
 from ..ir.errors import TraceError
 from ..ir.graph import Graph, Node, Value
 from ..ir.op import REGISTRY, Op
-from ..runtime.buffers import Buffer, copy_of, empty
+from ..runtime.buffers import Buffer, empty
 from ..runtime.executable import Context, Executable, Lowered
+from .attributes import is_whole
 from .compile_trace import Consumed, Output, Place, Traced
 from .lazy import part_from_native, scalar_buffer
 from .recording import STATE, LazyTrace, user_location
@@ -75,7 +76,9 @@ class Specialization:
         self.single = traced.result == Output(0) and isinstance(traced.result, Output)
         self.carries_grad = True in traced.grad_outputs
         self.plain = (
-            self.single and len(traced.graph.outputs) == 1 and not self.carries_grad and not self.other_grads
+            self.single
+            and len(traced.graph.outputs) == 1
+            and not (self.carries_grad or self.other_grads or traced.assigned)
         )
         self._idle: list[_Binding] = []
         self._executable: Executable | None = None
@@ -87,11 +90,17 @@ class Specialization:
             self._executable = Executable(self.lowered)
         return self._executable
 
-    def valid(self) -> bool:
-        """Whether everything the trace relied on is still so."""
-        for t, was_none in self.traced.grad_guards:
+    def valid(self, tensors: list[Tensor]) -> bool:
+        """Whether everything the trace relied on is still so, for these tensor arguments."""
+        for owner, was_none in self.traced.grad_guards:
+            t = tensors[owner] if owner.__class__ is int else owner
             if (t._grad is None) != was_none:
                 return False
+        for a in self.traced.assigned:
+            if a.tensors() is None:
+                return False
+        if self.traced.followed and not self._follow(tensors):
+            return False
         if self.epoch != EPOCH[0]:
             for module, state in self.traced.module_guards:
                 if module._trace_state() != state:
@@ -102,10 +111,51 @@ class Specialization:
             self.epoch = EPOCH[0]
         return True
 
+    def _followed_already(self, tensors: list[Tensor]) -> bool:
+        places = self.traced.places
+        for owner, i, _ in self.traced.followed:
+            g = _held(owner, tensors)
+            if g.__class__ is not Tensor or g._storage is not places[i].storage:  # type: ignore[union-attr]
+                return False
+        return True
+
+    def _follow(self, tensors: list[Tensor]) -> bool:
+        """Takes what is `.grad` (or an attribute) now for what was it when traced: after `.grad = None` a
+        backward leaves another tensor. False where that needs another program."""
+        if self._followed_already(tensors):
+            return True
+        moved: dict[int, Any] = {}
+        for owner, i, pinned in self.traced.followed:
+            g: Any = _held(owner, tensors)
+            if not isinstance(g, Tensor) or (pinned is not None and g is not pinned):
+                return False
+            value = g._storage.value
+            if pinned is None and (not is_whole(g) or value.type != self.traced.places[i].value.type):
+                return False
+            if moved.setdefault(i, g._storage) is not g._storage:
+                return False  # what was one tensor in two places is two
+            if value.requires_grad != self.requires[self.state_slots.index(i)][1]:
+                return False
+        if len(set(moved.values())) < len(moved):
+            return False  # what was two is one
+        for i, storage in moved.items():
+            p, j = self.traced.places[i], self.state_slots.index(i)
+            if p.storage in self.written_states:
+                self.written_states.discard(p.storage)
+                self.written_states.add(storage)
+                storage.claim()
+            p.storage = self.states[j] = storage
+            p.value, self.requires[j] = storage.value, (storage, self.requires[j][1])
+        REPLACED[0] += 1  # what is bound is looked up again
+        return True
+
     def stable(self) -> bool:
         """Whether a call leaves the guards as they are, so that calls can be repeated natively."""
-        after = {id(owner): grad is None for owner, grad in self.traced.grads if isinstance(owner, Tensor)}
-        return all(after.get(id(t), was_none) == was_none for t, was_none in self.traced.grad_guards)
+        if self.traced.assigned:
+            return False
+        key = lambda owner: owner if owner.__class__ is int else id(owner)  # noqa: E731
+        after = {key(owner): grad is None for owner, grad in self.traced.grads}
+        return all(after.get(key(t), was_none) == was_none for t, was_none in self.traced.grad_guards)
 
     def bind(self, tensors: list[Tensor]) -> _Binding:
         """A call context whose table holds the addresses of all inputs."""
@@ -133,7 +183,7 @@ class Specialization:
         if not self.plain or self.args:
             return None
         idle, enabled, guards = self._idle, self.grad_enabled, self.traced.grad_guards
-        grads = list(zip(self.fixed_owners, self.fixed_values))
+        grads, follows = list(zip(self.fixed_owners, self.fixed_values)), bool(self.traced.followed)
         type = self.executable.output_types[0]
         recycled = type.nbytes <= _RECYCLED
 
@@ -143,6 +193,8 @@ class Specialization:
             for t, was_none in guards:
                 if (t._grad is None) is not was_none:
                     return None
+            if follows and not self._followed_already([]):
+                return None
             try:
                 binding = idle.pop()
             except IndexError:
@@ -175,7 +227,7 @@ class Specialization:
         for i, index in self.args:
             t, buffer = tensors[index], binding.arguments[index]
             if index not in self.written_args and t._storage in written:
-                buffer = binding.arguments[index] = copy_of(buffer.array, buffer.type.dtype)
+                buffer = binding.arguments[index] = buffer.copy()
             elif index in self.written_args:
                 t._storage.claim()
             binding.context.table[i] = buffer.ptr
@@ -247,6 +299,8 @@ class Specialization:
             for owner, grad in self.other_grads:
                 t = tensors[owner] if owner.__class__ is int else owner
                 t._grad = made[grad.index] if isinstance(grad, Output) else grad
+        for a in self.traced.assigned:
+            a.set(fill(a.new, made))
         if self.single:
             return made[0]
         return fill(self.traced.result, made)
@@ -258,8 +312,8 @@ class Specialization:
         for v, p in zip(self.traced.graph.inputs, self.traced.places):
             value = _current(p, tensors)
             if v in updated:
-                buffer = copy_of((value.buffer or contents_of(value)).array, v.type.dtype)
-                value, old = TracedValue(v.type, None, 0, None, buffer, value.requires_grad), value
+                buffer = (value.buffer or contents_of(value)).copy()
+                value, old = TracedValue(value.type, None, 0, None, buffer, value.requires_grad), value
                 value.leaf, value.node = old.leaf, old.node
             else:
                 part_from_native(value)
@@ -318,6 +372,14 @@ class _Binding:
             buffer = value.buffer or contents_of(value)
             self.keep.append(buffer)
             ctx.table[i] = buffer.ptr
+
+
+def _held(owner: Any, tensors: list[Tensor]) -> Any:
+    """What is now where `Traced.followed` says."""
+    if owner.__class__ is tuple:
+        held = owner[0].tensors()
+        return held and held[owner[1]]
+    return (tensors[owner] if owner.__class__ is int else owner)._grad
 
 
 def contents_of(value: TracedValue) -> Buffer:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..ir import dtypes
-from ..ir.errors import DTypeError, GradError, TraceError
+from ..ir.errors import DeviceError, DTypeError, GradError, TraceError
 from ..ir.op import REGISTRY, Op
 from ..runtime.buffers import Buffer
 from ..runtime.tensor_bytes import from_bytes, to_bytes
@@ -26,6 +26,7 @@ from .hooks import HookHandle, HookTable, own_hooks, retain
 from .meta import GradFn, View
 from .meta import Size as Size
 from .meta import device as device
+from .placement import TO_DEVICE
 from .recording import STATE, Trace
 from .values import Storage, TracedValue, history
 
@@ -114,6 +115,9 @@ class Tensor(Description):
         """Replaces the contents in place (`new` freshly recorded, of this tensor's type)."""
         storage = self._storage
         trace = STATE.trace
+        device = storage.value.type.device
+        if new.type.device is not device and new.type.device != device:
+            new = _across(trace, new, device)
         unseen = not trace.grad_enabled or _goes_through_detach(self._view)
         if storage.leaf is not None and not unseen:
             raise GradError(
@@ -172,6 +176,13 @@ class Tensor(Description):
         """The contents as a NumPy array that shares memory. Raises for tensors that require grad, as
         PyTorch.
         """
+        if self._storage.value.type.device is not None:
+            if not force:
+                raise DeviceError(
+                    f"can't convert a tensor of type {self._value().type} to numpy: it is not on the CPU; use "
+                    f"tensor.cpu() to copy it there first"
+                )
+            return self.detach().cpu().numpy()
         if self.requires_grad and not force:
             raise GradError("can't call numpy() on a tensor that requires grad; use tensor.detach().numpy()")
         buffer = self._memory()
@@ -402,6 +413,14 @@ class Tensor(Description):
         from .autograd import backward
 
         backward([self], [gradient], retain_graph, create_graph, inputs)
+
+
+def _across(trace: Trace, value: Any, device: str | None) -> Any:
+    """A value that is about to be written into a storage on another device, there."""
+    if trace is STATE.lazy and value.buffer is not None and not (value.requires_grad and trace.grad_enabled):
+        buffer = value.buffer.on(device)
+        return TracedValue(buffer.type, None, 0, None, buffer)
+    return trace.emit(TO_DEVICE, (value,), {"device": device, "source": value.type.device})
 
 
 def _with_history(trace: Trace, storage: Storage, value: Any) -> Any:

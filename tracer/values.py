@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..ir.graph import Node, Value
 from ..ir.types import Type
-from ..runtime.buffers import Buffer, copy_of
+from ..runtime.buffers import Buffer
 
 if TYPE_CHECKING:
     from .recording import Trace
@@ -172,7 +172,7 @@ class Storage:
         new = TracedValue(old.type, old.node, old.index, None, old.buffer, old.requires_grad)
         new.leaf, new.storage = old.leaf, self.ref
         self.hold(new)
-        old.buffer = copy_of(old.buffer.array, old.type.dtype)
+        old.buffer = old.buffer.copy()
 
     def put(self, value: TracedValue) -> None:
         """Replaces the contents by a freshly recorded value; a leaf stays the leaf it was."""

@@ -20,11 +20,11 @@ from ...ir.expr import Load, Var, walk
 from ...ir.graph import Location
 from ...ir.loop_text import used_buffers
 from ...ir.loops import Buffer, Kernel, LoopProgram, expressions, statements
-from .emit_expr import UnitState
 from .emit_host import HostWriter
 from .emit_kernel import Emitted, KernelWriter
 from .emit_math import HELPERS
 from .emit_names import Names
+from .emit_text import UnitState
 
 _LAUNCH = """
 #ifndef LAUNCH

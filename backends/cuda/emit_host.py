@@ -10,9 +10,20 @@ import itertools
 
 from ...ir.expr import Var
 from ...ir.loop_text import used_buffers
-from ...ir.loops import Branch, Buffer, Kernel, LoopProgram, Repeat, Rotation, Step, WhileStep, walk_steps
-from .emit_expr import UnitState
+from ...ir.loops import (
+    Branch,
+    Buffer,
+    Kernel,
+    LoopProgram,
+    Repeat,
+    Rotation,
+    Step,
+    WhileStep,
+    control_buffers,
+    walk_steps,
+)
 from .emit_names import EmitError, Names
+from .emit_text import UnitState
 
 
 class HostWriter:
@@ -39,9 +50,10 @@ class HostWriter:
                 extra.append((i, b))
             else:
                 slots[b] = i
-        used = {*used_buffers(p), *(b for _, b in extra)}
-        arena = [b for b in used_buffers(p) if b.space == "arena"]
-        self._constants_used(p)
+        self._all_written(p)
+        passed = self._passed()
+        used = {*passed, *(b for _, b in extra)}
+        arena = [b for b in passed if b.space == "arena"]
         rotated = {
             b for s in walk_steps(p.steps) if isinstance(s, (Repeat, WhileStep)) for r in s.rotate for b in r
         }
@@ -86,7 +98,17 @@ class HostWriter:
 
     _body_at = 0
 
-    def _constants_used(self, p: LoopProgram) -> None:
+    def _passed(self) -> list[Buffer]:
+        """What is passed to kernels, or named by control flow: kernels may do without a buffer that the
+        schedule has them load."""
+        found: dict[Buffer, None] = {}
+        for s in walk_steps(self.program.steps):
+            for b in self.launches[s].arguments if isinstance(s, Kernel) else control_buffers(s):
+                if isinstance(b, Buffer):
+                    found.setdefault(b)
+        return [b for b in used_buffers(self.program) if b in found]
+
+    def _all_written(self, p: LoopProgram) -> None:
         for s in walk_steps(p.steps):
             if not isinstance(s, Kernel):
                 continue

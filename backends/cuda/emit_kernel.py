@@ -11,13 +11,12 @@ How loops are placed:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
 from ...ir.dtypes import int64
-from ...ir.expr import Const, Expr, Load, Local, Prim, Var, terms, walk
+from ...ir.expr import Const, Expr, Load, Var, walk
 from ...ir.loops import (
     Alloc,
     Barrier,
@@ -32,8 +31,11 @@ from ...ir.loops import (
     expressions,
     statements,
 )
-from .emit_expr import ExprWriter, Text, UnitState, fits, flat_index
+from .emit_expr import ExprWriter, flat_index
+from .emit_lines import without_unused, wrapped
 from .emit_names import EmitError, Names
+from .emit_text import Text, UnitState, fits
+from .emit_vector import wide_accesses
 
 _AXES = ("x", "y", "z")
 _MAX_THREADS = 1024
@@ -116,8 +118,11 @@ class KernelWriter(ExprWriter):
         seen: set[Expr] = set()
         listed = list(statements(self.kernel.body))
         dead: set[Stmt] = set()
+        scratch = {s.buffer for s in listed if isinstance(s, Alloc)} - _loaded(listed)
         for s in reversed(listed):  # names are used after they are made
-            if isinstance(s, Let) and s.local not in self.used:
+            if (isinstance(s, Let) and s.local not in self.used) or (
+                isinstance(s, Store) and s.buffer in scratch
+            ):
                 dead.add(s)
                 continue
             for root in expressions(s):
@@ -150,6 +155,7 @@ class KernelWriter(ExprWriter):
                         free.setdefault(e)
                     elif hasattr(e, "var"):
                         inner.add(e.var)  # type: ignore[attr-defined]
+        self.dead = dead
         self.flat = flat
         self.plain = {b for b in self.own if b.size == 1 and b.space != "shared"}
         found: list[Buffer | Var] = [
@@ -242,6 +248,8 @@ class KernelWriter(ExprWriter):
     def block_body(self, body: list[Stmt]) -> None:
         """Statements in order."""
         for s in body:
+            if s in self.dead:
+                continue
             if isinstance(s, For) and s.kind == "thread" and not self.inside:
                 self.thread_nest(s)
             elif isinstance(s, For):
@@ -331,7 +339,7 @@ class KernelWriter(ExprWriter):
 
     def alloc(self, b: Buffer) -> None:
         if b not in self.loaded and b not in self.stored:
-            return
+            return  # nothing reads it
         if b.space == "shared" and self.inside:
             raise EmitError(f"kernel {self.name}: shared buffer {b.name} inside a thread loop")
         name = self.names.define(b, b.name)
@@ -414,7 +422,7 @@ class KernelWriter(ExprWriter):
         there are none: then it is an ordinary loop."""
         if not self.inside and self.threads > 1:
             return False
-        loads, stores = self._wide_accesses(s)
+        loads, stores = wide_accesses(s, self.steps)
         if not loads and not stores:
             return False
         n = s.extent
@@ -468,77 +476,10 @@ class KernelWriter(ExprWriter):
             name = f"&{name}[0]" + "[0]" * (len(b.shape) - 1 if b not in self.flat else 0)
         return name if at.text == "0" else f"{name} + {at.at(9)}"
 
-    def _wide_accesses(self, s: For) -> tuple[dict[Load, Expr], dict[Store, Expr]]:
-        """The loads and stores of a vector loop's own statements that are one aligned run of elements, with
-        their first index. Loads move before the loop and stores behind it, so nothing between may touch
-        what they touch."""
-        loads: dict[Load, Expr] = {}
-        stores: dict[Store, Expr] = {}
-        own = {x.local for x in s.body if isinstance(x, Let)}
-        written: set[Buffer] = set()
-        deep = [x for x in s.body if isinstance(x, For)]
-        inner = {b.buffer for f in deep for b in statements(f.body) if isinstance(b, Store)}
-        count: dict[Buffer, int] = {}
-        for x in s.body:
-            if isinstance(x, Store):
-                count[x.buffer] = count.get(x.buffer, 0) + 1
-        for at, x in enumerate(s.body):
-            for root in expressions(x):
-                for e in walk(root):
-                    if isinstance(e, Load) and e not in loads and e.buffer not in written | inner:
-                        base = self._wide(s, e.buffer, e.index, e.mask, own)
-                        if base is not None and not _mentions(e.other, s.var, own):
-                            loads[e] = base
-            if isinstance(x, Store):
-                later = [e for y in s.body[at + 1 :] for r in expressions(y) for e in walk(r)]
-                read = any(isinstance(e, Load) and e.buffer is x.buffer for e in later)
-                base = self._wide(s, x.buffer, x.index, x.mask, own)
-                if base is not None and not read and not deep and count[x.buffer] == 1:
-                    stores[x] = base
-                written.add(x.buffer)
-        return loads, stores
 
-    def _wide(
-        self, s: For, b: Buffer, index: tuple[Expr, ...], mask: Expr | None, own: set[Local]
-    ) -> Expr | None:
-        """The index of the first lane, if all lanes are an aligned run of at most 16 bytes."""
-        n = s.extent
-        if n & (n - 1) or n * b.dtype.itemsize > 16 or _mentions(mask, s.var, own):
-            return None
-        if b.space in ("register", "const", "local") or (b.space == "shared" and b.nbytes % 16):
-            return None
-        items, const = terms(flat_index(b, index))
-        rest: list[tuple[Expr, int]] = []
-        for atom, k in items:
-            if atom is s.var:
-                if k != 1:
-                    return None
-                continue
-            if _mentions(atom, s.var, own) or any(isinstance(x, Load) for x in walk(atom)):
-                return None
-            step = self.steps.get(atom, 1) if isinstance(atom, Var) else _multiple(atom)
-            if k * step % n:
-                return None
-            rest.append((atom, k))
-        if len(rest) == len(items) or const % n:
-            return None
-        out: Expr = Const(const)
-        for atom, k in rest:
-            out = atom * k + out
-        return out
-
-
-def _multiple(e: Expr) -> int:
-    """A number that divides every value of an index atom, as far as one sees."""
-    return (
-        int(e.args[1].value)
-        if isinstance(e, Prim) and e.name == "mul" and isinstance(e.args[1], Const)
-        else 1
-    )
-
-
-def _mentions(e: Expr | None, var: Var, own: set[Local]) -> bool:
-    return e is not None and any(x is var or x in own for x in walk(e))
+def _loaded(listed: list[Stmt]) -> set[Buffer]:
+    """The buffers that something is loaded from."""
+    return {e.buffer for s in listed for root in expressions(s) for e in walk(root) if isinstance(e, Load)}
 
 
 def _linear(dims: list[int]) -> str:
@@ -549,48 +490,3 @@ def _linear(dims: list[int]) -> str:
     if len(dims) > 2:
         text = f"threadIdx.z * {dims[0] * dims[1]} + {text}"
     return text
-
-
-_DECLARATION = re.compile(r"^( *)(\w[\w ]*) (\w+);$")
-_DEFINITION = re.compile(r"^( *)const [\w ]+ (\w+) = ")
-
-
-def without_unused(lines: list[str]) -> list[str]:
-    """The lines without definitions of names that nothing uses (conditions that folded, sums that an fma took
-    in), and with variables initialised where they are declared."""
-    out: list[str] = []  # backwards
-    for line in reversed(lines):
-        m = _DEFINITION.match(line)
-        if m and not _used_later(out, len(m.group(1)), m.group(2)):
-            continue
-        d = _DECLARATION.match(line)
-        if d and out and out[-1].startswith(f"{d.group(1)}{d.group(3)} = "):
-            line = f"{d.group(1)}{d.group(2)} {out.pop().lstrip()}"
-        out.append(line)
-    return out[::-1]
-
-
-def _used_later(later: list[str], pad: int, name: str) -> bool:
-    """Whether a name occurs before its block ends. `later` is backwards."""
-    word = re.compile(rf"\b{name}\b")
-    for line in reversed(later):
-        if line.startswith("#"):
-            continue
-        if len(line) - len(line.lstrip(" ")) < pad:
-            return False
-        if word.search(line):
-            return True
-    return False
-
-
-def wrapped(head: str, parts: list[str], tail: str, indent: int) -> str:
-    """A list in parentheses on lines of at most 100 columns."""
-    lines, line = [], head
-    for i, part in enumerate(parts):
-        piece = part + (", " if i < len(parts) - 1 else "")
-        if len(line) + len(piece) > 100 and line.strip():
-            lines.append(line.rstrip())
-            line = " " * min(indent, 8)
-        line += piece
-    lines.append(line + tail)
-    return "\n".join(lines)

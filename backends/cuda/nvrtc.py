@@ -88,4 +88,4 @@ def include_folders() -> list[Path]:
 def _checked(nvrtc: Any, result: tuple[Any, ...]) -> tuple[Any, ...]:
     if result[0] != nvrtc.nvrtcResult.NVRTC_SUCCESS:
         raise NvrtcError(f"NVRTC failed: {result[0]}")
-    return result if len(result) > 1 else (result[0], None)
+    return result if len(result) > 1 else (*result, None)

@@ -53,10 +53,7 @@ class ContractEmitter(ContractTile):
             self.blocked_loops(scope, inside)
         else:
             self.tile_loops(scope)
-        while scope is not top:
-            scope.close()
-            assert scope.parent is not None
-            scope = scope.parent
+        scope.close_to(top)
         return top.stmts
 
     # --- loops over tiles
@@ -86,13 +83,15 @@ class ContractEmitter(ContractTile):
         inner.close()
 
     def blocked_loops(self, scope: Scope, inside: list[Dim]) -> None:
-        """Every block of B is packed by the thread that uses it, right before it does."""
+        """Blocks of B, each used before the next is read. What is packed is so by the thread that uses it,
+        right before it does."""
         width = self.width("b")
         letters = self.n.letters
 
         def panels(at: Scope, nb: Expr, columns: int) -> None:
             def block(b_scope: Scope, part: Block) -> None:
-                self.pack_block(b_scope, nb, columns, part)
+                if self.s.pack_b:
+                    self.pack_block(b_scope, nb, columns, part)
                 row_scope = b_scope
                 for d in inside:
                     if isinstance(d.var, Var):
@@ -100,13 +99,11 @@ class ContractEmitter(ContractTile):
                 self.row_tiles(row_scope, lambda o, mb, mr:
                     self.tiles(o, letters, columns, width, lambda i, at, n:
                         self.one_tile(i, mb, mr, index_add(nb, at), n, part), self.s.flat))  # fmt: skip
-                while row_scope is not b_scope:
-                    row_scope.close()
-                    assert row_scope.parent is not None
-                    row_scope = row_scope.parent
+                row_scope.close_to(b_scope)
 
-            size = -(-columns // width) * width * self.s.kc
-            self.packed["b"] = at.alloc("panel", self.g.acc, size, "local")
+            if self.s.pack_b:
+                size = -(-columns // width) * width * self.s.kc
+                self.packed["b"] = at.alloc("panel", self.g.acc, size, "local")
             self.k_blocks(at, block)
 
         self.tiles(scope, letters, self.n.size, self.s.nc, panels, self.s.flat)

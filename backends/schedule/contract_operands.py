@@ -22,6 +22,8 @@ from .tiles import splits
 #: epilogues costlier than this per element run as a loop over the rows of a spilled tile, to keep the code
 #: small
 LONG_EPILOGUE = 8.0
+#: cache lines of a narrow panel that are packed at a time
+ROWS = 12
 
 
 @dataclass
@@ -183,10 +185,7 @@ class ContractOperands:
             outer_at = index_add(index_mul(outer_at, d.size), value)
         base = index_mul(outer_at, tiles * width * self.K)
         self.pack_panels(scope, which, buffer, ZERO, dim.size, base, self.whole)
-        while scope is not top:
-            scope.close()
-            assert scope.parent is not None
-            scope = scope.parent
+        scope.close_to(top)
         self.packed[which] = buffer
         self.pack_dims[which] = dims
 
@@ -194,37 +193,72 @@ class ContractOperands:
         self, scope: Scope, which: str, buffer: Buffer, first: Expr, count: int, base: Expr, block: Block
     ) -> None:
         """Panels of `count` rows (columns) from `first` on and a block of k, to `base`. What is copied along
-        memory is read row after row, as it lies there."""
+        memory is read some rows at a time, as it lies there."""
         width = self.width(which)
         turned = self.turned(which) and count > 1
         dim = self.m if which == "a" else self.n
-        rows_first = not turned and not dim.parts
-        outer, k = self.k_loops(scope, len(self.g.inner), block) if rows_first else (scope, {})
-        done = 0
-        for tiles, size in splits(count, width):
-            inner, start = outer, Const(done)
-            if tiles > 1:
-                v = Var("t", tiles)
-                inner = outer.loop(v, tiles, "serial")
-                start = index_add(index_mul(v, width), start)
-            at, to = index_add(first, start), index_add(base, index_mul(start, block.size))
-            if turned:
-                self.pack_turned(inner, which, buffer, at, to, size, block)
-            else:
-                deep, where = (inner, k) if rows_first else self.k_loops(inner, len(self.g.inner), block)
+        if turned or dim.parts:
+
+            def whole(s: Scope, at: Expr, to: Expr, size: int) -> None:
+                if turned:
+                    self.pack_turned(s, which, buffer, at, to, size, block)
+                    return
+                deep, where = self.k_loops(s, len(self.g.inner), block)
                 to = index_add(to, index_mul(self.row_of(where, block), width))
                 self.pack_row(deep, which, buffer, at, to, size, where)
-                while deep is not inner:
-                    deep.close()
-                    assert deep.parent is not None
-                    deep = deep.parent
-            if inner is not outer:
-                inner.close()
+                deep.close_to(s)
+
+            self.panels(scope, count, width, first, base, block, whole)
+            return
+        outer, k = self.k_loops(scope, len(self.g.inner) - 1, block)
+        last, (begin, steps) = self.g.inner[-1], block.ranges[-1]
+        # Narrow panels get several rows each, so that a line is written at once; wide ones row by row.
+        chunk = max(1, min(steps, ROWS * 64 // (width * self.g.acc.itemsize) // 8 * 8))
+        done = 0
+        for chunks, rows in splits(steps, chunk):
+            inner, start = outer, Const(done)
+            if chunks > 1:
+                v = Var("kp", chunks * rows)
+                inner = outer.loop(v, chunks * rows, "serial", rows)
+                start = index_add(v, start)
+
+            def some(s: Scope, at: Expr, to: Expr, size: int, start: Expr = start, rows: int = rows) -> None:
+                deep, row = s, start
+                if rows > 1:
+                    v = Var(last.var.name if isinstance(last.var, Var) else "k", rows)
+                    deep = s.loop(v, rows, "serial")
+                    row = index_add(v, start)
+                where = {**k, last.var: index_add(begin, row)}
+                to = index_add(to, index_mul(self.row_of(where, block), width))
+                self.pack_row(deep, which, buffer, at, to, size, where)
+                deep.close_to(s)
+
+            self.panels(inner, count, width, first, base, block, some)
+            inner.close_to(outer)
+            done += chunks * rows
+        outer.close_to(scope)
+
+    def panels(
+        self,
+        scope: Scope,
+        count: int,
+        width: int,
+        first: Expr,
+        base: Expr,
+        block: Block,
+        body: Callable[[Scope, Expr, Expr, int], None],
+    ) -> None:
+        """`body(scope, first row or column, where its panel starts, size)` for every panel."""
+        done = 0
+        for tiles, size in splits(count, width):
+            inner, start = scope, Const(done)
+            if tiles > 1:
+                v = Var("t", tiles)
+                inner = scope.loop(v, tiles, "serial")
+                start = index_add(index_mul(v, width), start)
+            body(inner, index_add(first, start), index_add(base, index_mul(start, block.size)), size)
+            inner.close_to(scope)
             done += tiles * size
-        while outer is not scope:
-            outer.close()
-            assert outer.parent is not None
-            outer = outer.parent
 
     def turned(self, which: str) -> bool:
         """Whether an operand's rows (columns) are contiguous along k: turned in squares then."""
@@ -305,10 +339,7 @@ class ContractOperands:
             if inner is not outer_scope:
                 inner.close()
             done += count * rows
-        while outer_scope is not scope:
-            outer_scope.close()
-            assert outer_scope.parent is not None
-            outer_scope = outer_scope.parent
+        outer_scope.close_to(scope)
 
     def pack_block(self, scope: Scope, at: Expr, columns: int, block: Block) -> None:
         """Copies columns [at, at + columns) of B and a block of its rows into panels of this thread."""

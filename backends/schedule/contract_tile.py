@@ -69,10 +69,7 @@ class ContractTile(ContractOperands):
             rows.close()
 
         self.k_steps(block, self.g.inner[-1], mr * nr, k, step, part)
-        while block is not scope:
-            block.close()
-            assert block.parent is not None
-            block = block.parent
+        block.close_to(scope)
         if part.last is not True:
             kept = scope if part.last is False else scope.branch(S.prim("not_", part.last))
             target = self.partial()
@@ -212,10 +209,7 @@ class ContractTile(ContractOperands):
             step(block, ZERO, lanes)
         if whole < last.size:
             step(block, Const(whole), last.size - whole)
-        while block is not scope:
-            block.close()
-            assert block.parent is not None
-            block = block.parent
+        block.close_to(scope)
         wide = power_of_two(nr)
         tile = scope.alloc("tile", acc_type, mr * wide, "local")
         i, j = Var("i", mr), Var("j", nr)

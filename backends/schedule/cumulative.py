@@ -167,10 +167,7 @@ class CumulativeEmitter:
             if here:
                 self.low.floor = scope.depth
         self.blocks(scope, heavy and scope is top)
-        while scope is not top:
-            scope.close()
-            assert scope.parent is not None
-            scope = scope.parent
+        scope.close_to(top)
         return top.stmts
 
     def blocks(self, scope: Scope, parallel: bool) -> None:
@@ -247,10 +244,7 @@ class CumulativeEmitter:
                 body = body.loop(loop, size, "serial")
                 body.define(var, loop)
         each(body, step)
-        while body is not scope:
-            body.close()
-            assert body.parent is not None
-            body = body.parent
+        body.close_to(scope)
 
 
 def emit_cumulative(

@@ -33,6 +33,7 @@ class Elements:
         bindings: what every local stands for, definitions before uses.
         origin: the graph's node that a local comes from.
         memo: elements by value, index and mask.
+        work: cycles of all scalar ops bound here, each once.
         owner: the group; asked about values that are not simply computed (`owner.resolve`).
     """
 
@@ -42,13 +43,15 @@ class Elements:
         self.bindings: dict[Local, Expr] = {}
         self.origin: dict[Local, Node] = {}
         self.memo: dict[tuple[Any, ...], Expr] = {}
+        self.work = 0.0
 
     # trial and error: everything after a mark can be taken back
 
-    def mark(self) -> tuple[int, int]:
-        return len(self.bindings), len(self.memo)
+    def mark(self) -> tuple[int, int, float]:
+        return len(self.bindings), len(self.memo), self.work
 
-    def rollback(self, mark: tuple[int, int]) -> None:
+    def rollback(self, mark: tuple[int, int, float]) -> None:
+        self.work = mark[2]
         for _ in range(len(self.bindings) - mark[0]):
             self.bindings.popitem()
         for _ in range(len(self.memo) - mark[1]):
@@ -92,6 +95,7 @@ class Elements:
                 args.append(
                     self.at(o, index if shape == v.type.shape else broadcast_index(index, shape), mask)
                 )
+            self.work += 1 + scalar_cost(node)
             return self.bind(apply_scalar(S, op, v.type, args, node.attrs), v.name or op.name, node)
         if op.pull is not None:
             return self.pulled(node, v, index, mask)
@@ -234,10 +238,18 @@ def letter_sizes(node: Node) -> dict[str, int]:
 
 
 _costs: dict[tuple[Any, ...], float] = {}
+_last: tuple[Node | None, float] = (None, 0.0)
 
 
 def scalar_cost(node: Node) -> float:
     """Rough cycles per element of a scalar op (in a vector, per lane, times the lanes)."""
+    global _last
+    if _last[0] is not node:  # it is asked for every element of short values
+        _last = (node, _scalar_cost(node))
+    return _last[1]
+
+
+def _scalar_cost(node: Node) -> float:
     key = (node.op.name, node.results[0].type.dtype.name, *(o.type.dtype.name for o in node.operands),
            *sorted((k, str(a)) for k, a in node.attrs.items()))  # fmt: skip
     got = _costs.get(key)

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from .plan import Planner
 
 
+#: cycles of work that one group takes on: what LLVM needs for a function grows faster than the function
+MOST_WORK = 1200.0
+
+
 def domain_var(name: str, extent: int) -> Expr:
     """A loop variable, or zero where there is nothing to loop over."""
     return Var(name, extent) if extent != 1 else ZERO
@@ -54,6 +58,11 @@ class Group:
         self.stored: list[Value] = []
         self.pending: list[Value] = []
         self.pending_reads: list[Value] = []
+
+    @property
+    def full(self) -> bool:
+        """Whether what comes next is better computed in another group."""
+        return self.elements.work > MOST_WORK
 
     def owns(self, b: Buffer) -> bool:
         """Whether the group needs just this buffer, so that it can't be exchanged for another."""

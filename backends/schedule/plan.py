@@ -302,7 +302,7 @@ class Planner:
         if not homes and not must and not (v.type.numel <= TINY and cost > CHEAP):
             return
         for g in self.of_mask(homes):
-            if g.try_join(v):
+            if not g.full and g.try_join(v):
                 return
         if v.type.numel <= TINY and (cost > CHEAP or must or self.is_tiny(node)) and self.home_tiny(v):
             return
@@ -322,14 +322,16 @@ class Planner:
 
     def visit_shared(self, v: Value) -> None:
         """Gives a floating value a group: one that its operands come from, if its index fits there."""
-        if not any(g.try_join(v) for g in self.of_mask(self.reach[v])):
+        if not any(not g.full and g.try_join(v) for g in self.of_mask(self.reach[v])):
             self.home_pointwise(v)
         self.reach[v] = 1 << self.home[v].id
 
     def home_tiny(self, v: Value) -> bool:
         want = self.closure(self.reach[v])
         for g in reversed(self.groups):
-            if isinstance(g, TinyGroup) and self.anc[g.id] | 1 << g.id == want | 1 << g.id and g.try_join(v):
+            if not isinstance(g, TinyGroup) or g.full or self.anc[g.id] | 1 << g.id != want | 1 << g.id:
+                continue
+            if g.try_join(v):
                 return True
         group = self.new_group(TinyGroup)
         if not group.try_join(v):  # it reads a reduction here at a place that is data
@@ -366,6 +368,7 @@ class Planner:
             and (copy or self.anc[g.id] & ~want == 0)
             and not self.depends_any(want, g)
             and len(g.stored) < MOST_STORED
+            and not g.full
         )
 
     def home_pointwise(self, v: Value) -> None:
@@ -399,6 +402,8 @@ class Planner:
             return
         spec = ReduceSpec.of(node)
         for g in self.of_mask(self.reach[v]):
+            if g.full:
+                continue
             if isinstance(g, RowGroup) and g.try_reduce(node):
                 return
             if isinstance(g, PointwiseGroup) and g.n == spec.O * spec.R:
@@ -409,6 +414,7 @@ class Planner:
         for g in reversed(self.groups):
             if (
                 isinstance(g, RowGroup)
+                and not g.full
                 and g.signature == (spec.shape, spec.axes)
                 and self.anc[g.id] == want
                 and g.try_reduce(node)
@@ -420,7 +426,7 @@ class Planner:
 
     def visit_tiny(self, v: Value) -> bool:
         for g in self.of_mask(self.reach[v]):
-            if isinstance(g, TinyGroup) and g.try_join(v):
+            if isinstance(g, TinyGroup) and not g.full and g.try_join(v):
                 return True
         return self.home_tiny(v)
 

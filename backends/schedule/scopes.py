@@ -174,6 +174,14 @@ class Scope:
         for x in [x for x, d in depth_of.items() if d >= self.depth]:
             del depth_of[x]
 
+    def close_to(self, outer: Scope) -> None:
+        """Closes this scope and those around it, up to `outer`, which stays open."""
+        scope = self
+        while scope is not outer:
+            scope.close()
+            assert scope.parent is not None
+            scope = scope.parent
+
     def define(self, var: Expr, value: Expr) -> None:
         """Gives a domain variable its value in this scope."""
         if isinstance(var, Var):

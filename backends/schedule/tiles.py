@@ -14,26 +14,36 @@ from math import gcd
 from ..machine import MachineModel
 
 #: cycles per element to copy an operand into panels: along memory, across it (squares turned in registers),
-#: element by element
-COPY, TURN, GATHER = 0.3, 0.6, 1.4
-#: cycles per load of a tile's step, hidden or not
-PER_LOAD = 0.35
+#: element by element; and more where it does not fit the second cache
+COPY, TURN, GATHER, COPY_FAR = 0.35, 0.45, 1.4, 0.65
+#: cycles per multiply-add of vectors where two can begin at once, and per load of vectors this wide
+PER_FMA, PER_LOAD = 1.04, 1.0
+#: cycles more per vector that begins anywhere and so is in two lines
+CROSSING = 0.35
 #: cycles more per vector of B that comes from the second cache, as all do where a panel exceeds the first
 FROM_L2 = 0.15
 #: and where panels exceed the second
 FROM_L3 = 2.0
 #: and where B is read in place, has rows apart from each other, and more of them than the first cache holds
 APART = 1.0
+#: cycles to bring a line from beyond the second cache: one after the other in memory, or each on another page
+STREAM, JUMP = 6.0, 16.0
+#: and from the second where nothing hides it
+LINE_L2 = 1.0
+#: cycles per vector of partial sums kept in memory between blocks of k
+PARTIAL = 3.0
 #: cycles more per element of A where a tile's rows fall into too few sets of the first cache to stay there
 COLLIDE = 0.6
 #: and where every step of k needs another line of A, and these are more than the first cache holds
-FAR = 4.0
+FAR = 3.0
 #: cycles of a vector store to scattered places, per lane; of storing a square that is turned first, per row
 SCATTER, TURNED = 5.0, 7.0
 #: cycles to begin another row of dot products, where k is not contiguous as a whole
 PER_ROW = 20.0
 #: cycles for a tile's prologue and epilogue, per accumulator
 PER_VECTOR = 3.0
+#: rows of B in a block that is read in place: as many streams as the hardware follows
+STREAMS = 32
 
 
 @dataclass(frozen=True)
@@ -112,7 +122,8 @@ class Strategy:
         kc: k in blocks of this many, partial sums kept in memory.
         spread: every vector of the tile is another short row of columns, filled up with idle lanes.
         flat: all dimensions of the columns are one, told apart while B is packed.
-        nc: B is packed in blocks of this many columns, each before it is used; 0: as a whole.
+        nc: B is used in blocks of this many columns (and `kc` rows), each packed before, if it is; 0: as a
+            whole.
         cycles: estimate.
     """
 
@@ -158,13 +169,14 @@ def _share(p: Problem, s: Strategy, machine: MachineModel) -> float:
     q = p.swapped() if s.swap else p
     columns = q.flat_n.size if s.flat and q.flat_n is not None else q.N
     outer = (q.each_b if s.nc else q.batch) * q.N // columns
-    tiles = columns // (s.nc or (s.nr if s.dot else s.nr * s.lanes))
-    count = outer if outer > 1 else tiles
-    if not s.nc and count < 4:
-        count = max(count, q.M // s.mr)
+    width = s.nc or (s.nr if s.dot else s.nr * s.lanes)
+    # What is left of the tiles is done by one thread.
+    count, size, extent = (outer, 1, outer) if outer > 1 else (columns // width, width, columns)
+    if not s.nc and count < 4 and q.M // s.mr > count:
+        count, size, extent = q.M // s.mr, s.mr, q.M
     if count < 2:
         return 1.0
-    return -(-count // machine.threads) / count
+    return (-(-count // machine.threads) * size + extent - count * size) / extent
 
 
 def splits(n: int, tile: int) -> list[tuple[int, int]]:
@@ -177,47 +189,54 @@ def _outer(
     p: Problem, swap: bool, machine: MachineModel, spread: bool = False, run: int = 1
 ) -> list[Strategy]:
     lanes = machine.lanes(p.itemsize)
-    per_cycle = max(1.0, machine.flops_per_cycle / (2 * machine.lanes(4)))
+    per_fma = PER_FMA / max(1.0, machine.flops_per_cycle / (2 * machine.lanes(4)))
+    per_load = PER_LOAD * machine.vector_bytes / 64
     vectors = p.n_rows if spread else -(-p.N // lanes)
     batch = p.batch // p.n_rows if spread else p.batch
     strided_store = p.cn != 1
+    far_b = p.K * p.N * p.itemsize > machine.l2_bytes // 2
     out: list[Strategy] = []
     registers = machine.vector_registers
     # Rows so far apart that they share one of 64 sets of the first cache, or two, or four...
     ways = (machine.l1_bytes // 4096 - 2) * (4096 // gcd(p.am * p.itemsize, 4096) if p.ak == 1 else p.M)
-    far = p.am == 1 and p.ak * p.itemsize >= 256 and machine.l1_bytes < p.K * 64
     for nr in range(1, min(vectors, 6) + 1):
         most = max(1, (registers - 1 - nr) // nr)
         for mr in {*range(max(1, most - 8), min(most, p.M) + 1), min(p.M, most)}:
             if mr < 1 or mr > p.M:
                 continue
-            cycles = 0.0
             row_tiles, column_tiles = -(-p.M // mr), -(-vectors // nr)
-            pack_a, cost_a = _pack_a(p, column_tiles)
-            pack_b, cost_b, extra = False, 0.0, 0.0
-            if not spread:
-                pack_b, cost_b, extra = _pack_b(p, row_tiles, nr * lanes, machine, run)
             kc = _k_block(p, row_tiles, nr * lanes, machine)
-            for count_m, m in splits(p.M, mr):
-                for count_n, n in splits(vectors, nr):
-                    step = max(m * n / per_cycle, (m + n) / 2, 4.0) + PER_LOAD * (m + n) + extra * n
-                    if p.K * n * lanes * p.itemsize > machine.l1_bytes:
-                        step += FROM_L2 * n
-                    if pack_b and kc * n * lanes * p.itemsize > machine.l2_bytes // 2:
-                        step += FROM_L3 * n
-                    if m > ways:
-                        step += COLLIDE * m
-                    if far and not pack_a:
-                        step += FAR
-                    once = PER_VECTOR * m * n + 12
-                    if strided_store and p.cm == 1 and m > 1 and machine.masked_memory:
-                        once += TURNED * lanes * n * -(-m // lanes)
-                    elif strided_store:
-                        once += SCATTER * lanes * m * n
-                    cycles += count_m * count_n * (step * p.K + once)
-            total = batch * cycles + p.each_a * cost_a + p.each_b * cost_b
-            nc = _n_block(p, nr * lanes, kc, machine) if pack_b else 0
-            out.append(Strategy(swap, False, mr, nr, lanes, pack_a, pack_b, kc, total, spread, nc=nc))
+            ways_b = [(False, 0.0, 0.0, kc, 0)]
+            if not spread:
+                ways_b = _b_ways(p, row_tiles, nr * lanes, kc, machine, run)
+            for pack_b, cost_b, extra, kc, nc in ways_b:
+                cycles = 0.0
+                blocks = -(-p.K // kc)
+                for count_m, m in splits(p.M, mr):
+                    for count_n, n in splits(vectors, nr):
+                        step = max(m * n * per_fma, (m + n) * per_load, 4.0) + 0.3 + extra * n
+                        if kc * n * lanes * p.itemsize > machine.l1_bytes:
+                            step += FROM_L2 * n
+                        if pack_b and kc * n * lanes * p.itemsize > machine.l2_bytes // 2:
+                            step += FROM_L3 * n
+                        if m > ways:
+                            step += COLLIDE * m
+                        once = PER_VECTOR * m * n + 12
+                        if strided_store and p.cm == 1 and m > 1 and machine.masked_memory:
+                            once += TURNED * lanes * n * -(-m // lanes)
+                        elif strided_store:
+                            once += SCATTER * lanes * m * n
+                        if not pack_b and nc:
+                            once += (blocks - 1) * (PARTIAL * m * n + 12)
+                        cycles += count_m * count_n * (step * p.K + once)
+                    if not pack_b and far_b and not spread and not p.windows_b:
+                        line = JUMP if not nc and p.bk > nr * lanes else STREAM
+                        cycles += line * count_m / row_tiles * p.K * p.N * p.itemsize / 64
+                total = batch * cycles + p.each_b * cost_b
+                passes = -(-vectors * lanes // nc) if nc else column_tiles
+                for pack_a, cost_a in _a_ways(p, mr, batch, column_tiles, passes, machine):
+                    s = Strategy(swap, False, mr, nr, lanes, pack_a, pack_b, kc, total + cost_a, spread, nc=nc)
+                    out.append(s)
     return out
 
 
@@ -242,36 +261,53 @@ def packing(bk: int, run: int, k_last: int, lanes: int) -> float:
     return GATHER
 
 
-def _pack_b(
-    p: Problem, row_tiles: int, width: int, machine: MachineModel, run: int
-) -> tuple[bool, float, float]:
-    """Whether rows of B are copied into panels, what that costs, and what every vector of B costs beyond a
-    load from the second cache."""
+def _b_ways(
+    p: Problem, row_tiles: int, width: int, kc: int, machine: MachineModel, run: int
+) -> list[tuple[bool, float, float, int, int]]:
+    """Ways to read B: whether rows of it are copied into panels, what that costs, what every vector of B
+    costs beyond a load, and blocks of k and of columns."""
     size = p.K * p.N
+    far = COPY_FAR if size * p.itemsize > machine.l2_bytes // 2 else 0.0
+    nc = _n_block(p, width, kc, machine)
     if p.bn != 1:
-        per = packing(p.bk, run, p.k_last, machine.lanes(p.itemsize))
-        return True, (per * size + 20) / p.reuse_b, 0.0
+        per = packing(p.bk, run, p.k_last, machine.lanes(p.itemsize)) + far
+        return [(True, (per * size + 20) / p.reuse_b, 0.0, kc, nc)]
     line = machine.vector_bytes
     crossing = p.bk * p.itemsize % line != 0  # vectors that begin anywhere are in two lines each
     if p.windows_b:  # a panel would be many times as large as what it is packed from
-        return False, 0.0, PER_LOAD * crossing
+        return [(False, 0.0, CROSSING * crossing, kc, 0)]
     # Rows a page apart fall into few cache sets and cost a TLB entry each.
     big = p.K * (width * p.itemsize + line * crossing) > machine.l1_bytes * 2 // 3
     collide = p.bk * p.itemsize % 1024 == 0 and p.K >= 64
-    extra = PER_LOAD * crossing + APART * ((big and p.bk > width) * (1 + crossing) + collide)
-    copy = COPY * size / p.reuse_b
-    used = row_tiles * (p.batch // p.each_b)
-    if extra * size / machine.lanes(p.itemsize) * used > copy:
-        return True, copy, 0.0
-    return False, 0.0, extra
+    extra = CROSSING * crossing + APART * ((big and p.bk > width) * (1 + crossing) + collide)
+    found = [(True, ((COPY + far) * size + 20) / p.reuse_b, 0.0, kc, nc), (False, 0.0, extra, kc, 0)]
+    if len(p.inner) == 1 and p.K >= 2 * STREAMS and p.bk > width and big:
+        # A few rows at a time, along memory, as far as a block of the result stays in the second cache.
+        most = max(1, min(p.N, machine.l2_bytes // 4 // (p.M * p.itemsize), 1024) // width) * width
+        if most >= min(p.N // 2, 256):
+            found.append((False, 0.0, CROSSING * crossing, STREAMS, most))
+    return found
 
 
-def _pack_a(p: Problem, column_tiles: int) -> tuple[bool, float]:
-    """The same for A, whose elements are broadcast. Few rows side by side do in any layout; columns a
-    power of two apart fall into few cache sets, and every column tile would fetch them again."""
-    if p.am == 1 and p.K >= 128 and column_tiles >= 3 and p.ak * p.itemsize % 1024 == 0:
-        return True, COPY * p.M * p.K / p.reuse_a
-    return False, 0.0
+def _a_ways(
+    p: Problem, mr: int, batch: int, column_tiles: int, passes: int, machine: MachineModel
+) -> list[tuple[bool, float]]:
+    """Ways to read A, whose elements are broadcast: where they are, or copied into panels. Few rows side by
+    side do in any layout. Columns, of which every step of k needs another line, do if these stay in the
+    first cache from tile to tile."""
+    if p.am != 1 or p.ak * p.itemsize < 128 or p.K < 32:
+        return [(False, 0.0)]
+    stride = p.ak * p.itemsize
+    kept = p.K * 64 <= machine.l1_bytes // 2 and p.K <= 8 * (4096 // gcd(stride, 4096))
+    kept_l2 = p.K * 64 <= machine.l2_bytes // 4 and p.K <= 16 * (65536 // gcd(stride, 65536))
+    far = p.M * p.K * p.itemsize > machine.l2_bytes // 2
+    row_tiles = -(-p.M // mr)
+    cost = 0.0 if kept else FAR * column_tiles * row_tiles * p.K
+    if far:
+        lines = p.M * p.K * p.itemsize / 64 if kept_l2 else row_tiles * p.K
+        cost += JUMP * passes * lines
+    copy = (2 * COPY + COPY_FAR / 2 * far) * p.M * p.K + 20
+    return [(False, cost * batch), (True, p.each_a * copy / p.reuse_a)]
 
 
 def _n_block(p: Problem, width: int, kc: int, machine: MachineModel) -> int:
@@ -301,17 +337,22 @@ def _k_block(p: Problem, row_tiles: int, width: int, machine: MachineModel) -> i
 
 
 def _dot(p: Problem, swap: bool, machine: MachineModel) -> Strategy:
+    per_fma = PER_FMA / max(1.0, machine.flops_per_cycle / (2 * machine.lanes(4)))
+    per_load = PER_LOAD * machine.vector_bytes / 64
     lanes = machine.lanes(p.itemsize)
-    per_cycle = max(1.0, machine.flops_per_cycle / (2 * machine.lanes(4)))
     nr = min(4, p.N)
     mr = max(1, min(p.M, (machine.vector_registers - 1 - nr) // nr, 6))
     last = p.k_last or p.K
     rows = p.K // max(last, 1)
     steps = rows * -(-last // lanes)
+    # All of B is read for every row of tiles.
+    size = p.N * p.K * p.itemsize
+    line = 0.0 if size <= machine.l1_bytes // 2 else LINE_L2 if size <= machine.l2_bytes // 2 else STREAM
     cycles = 0.0
     for count_m, m in splits(p.M, mr):
+        cycles += count_m * line * size / 64
         for count_n, n in splits(p.N, nr):
-            step = max(m * n / per_cycle, (m + n) / 2, 4.0)
+            step = max(m * n * per_fma, (m + n) * per_load, 4.0)
             once = m * n * 6 + 20 + (PER_ROW * rows if rows > 1 else 0)
             cycles += count_m * count_n * (step * steps + once)
     return Strategy(swap, True, mr, nr, lanes, False, False, p.K, cycles * p.batch)

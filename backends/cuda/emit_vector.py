@@ -1,0 +1,81 @@
+"""Which loads and stores of a vector loop are one wide access of up to 16 bytes. Used by emit_kernel."""
+
+from __future__ import annotations
+
+from ...ir.expr import Const, Expr, Load, Local, Prim, Var, terms, walk
+from ...ir.loops import Buffer, For, Let, Store, expressions, statements
+from .emit_expr import flat_index
+
+
+def wide_accesses(s: For, steps: dict[Var, int]) -> tuple[dict[Load, Expr], dict[Store, Expr]]:
+    """The loads and stores of a vector loop's own statements that are one aligned run of elements, with
+    their first index. Loads move before the loop and stores behind it, so nothing between may touch
+    what they touch."""
+    loads: dict[Load, Expr] = {}
+    stores: dict[Store, Expr] = {}
+    own = {x.local for x in s.body if isinstance(x, Let)}
+    written: set[Buffer] = set()
+    deep = [x for x in s.body if isinstance(x, For)]
+    inner = {b.buffer for f in deep for b in statements(f.body) if isinstance(b, Store)}
+    count: dict[Buffer, int] = {}
+    for x in s.body:
+        if isinstance(x, Store):
+            count[x.buffer] = count.get(x.buffer, 0) + 1
+    for at, x in enumerate(s.body):
+        for root in expressions(x):
+            for e in walk(root):
+                if isinstance(e, Load) and e not in loads and e.buffer not in written | inner:
+                    base = _wide(s, steps, e.buffer, e.index, e.mask, own)
+                    if base is not None and not _mentions(e.other, s.var, own):
+                        loads[e] = base
+        if isinstance(x, Store):
+            later = [e for y in s.body[at + 1 :] for r in expressions(y) for e in walk(r)]
+            read = any(isinstance(e, Load) and e.buffer is x.buffer for e in later)
+            base = _wide(s, steps, x.buffer, x.index, x.mask, own)
+            if base is not None and not read and not deep and count[x.buffer] == 1:
+                stores[x] = base
+            written.add(x.buffer)
+    return loads, stores
+
+
+def _wide(
+    s: For, steps: dict[Var, int], b: Buffer, index: tuple[Expr, ...], mask: Expr | None, own: set[Local]
+) -> Expr | None:
+    """The index of the first lane, if all lanes are an aligned run of at most 16 bytes."""
+    n = s.extent
+    if n & (n - 1) or n * b.dtype.itemsize > 16 or _mentions(mask, s.var, own):
+        return None
+    if b.space in ("register", "const", "local") or (b.space == "shared" and b.nbytes % 16):
+        return None
+    items, const = terms(flat_index(b, index))
+    rest: list[tuple[Expr, int]] = []
+    for atom, k in items:
+        if atom is s.var:
+            if k != 1:
+                return None
+            continue
+        if _mentions(atom, s.var, own) or any(isinstance(x, Load) for x in walk(atom)):
+            return None
+        step = steps.get(atom, 1) if isinstance(atom, Var) else _multiple(atom)
+        if k * step % n:
+            return None
+        rest.append((atom, k))
+    if len(rest) == len(items) or const % n:
+        return None
+    out: Expr = Const(const)
+    for atom, k in rest:
+        out = atom * k + out
+    return out
+
+
+def _multiple(e: Expr) -> int:
+    """A number that divides every value of an index atom, as far as one sees."""
+    return (
+        int(e.args[1].value)
+        if isinstance(e, Prim) and e.name == "mul" and isinstance(e.args[1], Const)
+        else 1
+    )
+
+
+def _mentions(e: Expr | None, var: Var, own: set[Local]) -> bool:
+    return e is not None and any(x is var or x in own for x in walk(e))

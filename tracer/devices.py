@@ -1,0 +1,83 @@
+"""Tensors on devices: what a device is called, and tensors moved to it. Used by the tracer, `nn` and `utils`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..ir.errors import DTypeError
+from ..ir.types import Type, placed_type
+from ..runtime.buffers import Buffer
+from ..runtime.cuda_driver import count, current, why_not
+from .meta import DEFAULT, device, unavailable
+from .placement import TO_DEVICE, floating
+from .recording import STATE, is_ours_calling
+from .tensor import Tensor, concrete
+from .values import TracedValue
+
+#: whether tensors were ever made on a GPU
+USED = [False]
+
+
+def resolved(where: Any) -> str | None:
+    """The name of a device, with its number; None for the CPU. Takes what PyTorch takes: a string, a number, a
+    device.
+
+    Raises DTypeError where there is no such device, saying what is missing.
+    """
+    if isinstance(where, int):
+        where = device("cuda", where)
+    d = where if isinstance(where, device) else device(where)
+    if d.type != "cuda":
+        return None
+    if why_not() is not None:
+        raise DTypeError(unavailable(d))
+    number = current() if d.index is None else d.index
+    if number >= count():
+        raise DTypeError(f"device {str(d)!r} is not available here: there are {count()} GPUs")
+    USED[0] = True
+    return f"cuda:{number}"
+
+
+def on_device(t: Tensor, name: str | None) -> Tensor:
+    """A tensor on a device; itself if it is there. Copied at once, unless gradients flow through or it is yet to
+    be computed from constants."""
+    value = t._value()
+    if value.type.device == name:
+        return t
+    trace = STATE.trace
+    if trace is STATE.lazy and not (value.requires_grad and trace.grad_enabled):
+        if value.buffer is not None or not floating(value):
+            return concrete(t._buffer().on(name))
+    return Tensor(moved_value(value, name))
+
+
+def moved_value(value: TracedValue, name: str | None) -> Any:
+    """A value, recorded to be on a device."""
+    attrs = {"device": name, "source": value.type.device}
+    return STATE.trace.emit(TO_DEVICE, (value,), attrs)
+
+
+def placed(t: Tensor, where: Any) -> Tensor:
+    """A tensor that was just made, where its maker wants it: on `where`, or the default device if that is
+    None."""
+    if where is None:
+        where = DEFAULT[0]
+        if where is None:
+            return _pinned(t) if USED[0] else t
+    name = resolved(where)
+    return _pinned(t) if name is None and USED[0] else on_device(t, name)
+
+
+def _pinned(t: Tensor) -> Tensor:
+    """Says that the user wanted it on the CPU, so that it is an error to use it with tensors elsewhere."""
+    value = t._value()
+    if value.buffer is not None or not value.type.shape or value.type.device or is_ours_calling(2):
+        return t
+    return Tensor(moved_value(value, None))
+
+
+def device_empty_of(type: Type, name: str) -> Buffer:
+    """Uninitialised memory on a device. Raises CudaError, OutOfMemoryError."""
+    from ..runtime.cuda_buffers import device_empty
+
+    return device_empty(placed_type(type, name))

@@ -1,0 +1,76 @@
+"""Programs on a GPU: what lazy programs and compiled functions do differently there. Used by lazy.py and
+compile.py.
+
+A program with an input or an output on a GPU runs there as a whole. What it reads of the CPU is uploaded at each
+run, what it gives to the CPU is downloaded.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..ir.types import Type
+from ..runtime.buffers import Buffer
+from ..runtime.executable import Executable
+from .compile_trace import Place
+from .recording import STATE
+from .specialization import Specialization, contents_of
+from .tensor import Tensor
+
+
+class PlacedSpecialization(Specialization):
+    """One traced signature of a compiled function whose tensors are on a GPU."""
+
+    def __init__(self, traced: Any, epoch: int, grad_enabled: bool) -> None:
+        super().__init__(traced, epoch, grad_enabled)
+        self._placed: Any = None
+
+    @property
+    def placed(self) -> Any:
+        """The program on its device, compiled at first use."""
+        if self._placed is None:
+            from ..runtime.cuda import DeviceExecutable
+
+            self._placed = DeviceExecutable(self.lowered, self.traced.device, self.traced.placed)
+        return self._placed
+
+    @property
+    def executable(self) -> Executable:
+        raise NotImplementedError  # pragma: no cover - it runs by `placed`
+
+    def direct(self) -> None:
+        """There is no shorter way."""
+
+    def _gathered(self, tensors: list[Tensor]) -> tuple[list[Buffer], list[Buffer]]:
+        """The inputs, and the arguments'; what an argument shares with what the program writes is copied."""
+        arguments = [t._buffer() for t in tensors]
+        written = self.written_states | {tensors[k]._storage for k in self.written_args}
+        for _, index in self.args:
+            t = tensors[index]
+            if index not in self.written_args and t._storage in written:
+                arguments[index] = arguments[index].copy()
+            elif index in self.written_args:
+                t._storage.claim()
+        return [self._input(p, arguments) for p in self.traced.places], arguments
+
+    def _input(self, p: Place, arguments: list[Buffer]) -> Buffer:
+        if p.kind == "arg":
+            return arguments[p.index]
+        if p.kind == "scalar":
+            return scalar_of(p)
+        return contents_of(p.storage.value if p.kind == "state" and p.storage is not None else p.value)
+
+    def call(self, tensors: list[Tensor]) -> Any:
+        """One run: outputs as the function's result."""
+        saved = self._save_for_backward(tensors) if self.carries_grad else None
+        inputs, arguments = self._gathered(tensors)
+        outputs = self.placed(inputs)
+        self._put_back(arguments, tensors)
+        return self._deliver(outputs, tensors, saved)
+
+    def call_repeated(self, tensors: list[Tensor], n: int) -> list[Buffer]:
+        """n runs; outputs come stacked along a new first dimension."""
+        inputs, arguments = self._gathered(tensors)
+        outputs = self.placed.repeat(inputs, n)
+        self._put_back(arguments, tensors)
+        return outputs
