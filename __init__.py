@@ -24,8 +24,8 @@ from .ir.dtypes import (
     bool_ as bool,
 )
 from .ir.errors import TracegradError
-from .runtime import cuda_driver as cuda
 from .tracer import autograd_api as autograd
+from .tracer import cuda as cuda
 from .tracer import func as func
 from .tracer import public as _public
 from .tracer import random as random

@@ -55,6 +55,8 @@ class GpuModel:
         shared_bytes: shared memory of a block without opting in to more; `shared_bytes_most`: with.
         registers: 32-bit registers of a multiprocessor.
         l2_bytes: the cache all multiprocessors share.
+        matmul_precision: "highest": contractions of f32 in f32; "high" or "medium": their factors rounded to
+            tf32, on tensor cores.
     """
 
     capability: tuple[int, int] = (8, 0)
@@ -65,6 +67,7 @@ class GpuModel:
     shared_bytes_most: int = 163 << 10
     registers: int = 64 << 10
     l2_bytes: int = 40 << 20
+    matmul_precision: str = "highest"
 
 
 SM_75 = GpuModel((7, 5), 40, shared_bytes_most=64 << 10, l2_bytes=4 << 20)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from ..ir.expr import Const, Load, Local, Prim, Var
 from ..ir.loops import (
     Branch,
@@ -143,22 +145,23 @@ def plan(program: LoopProgram) -> int:
     Large buffers are placed first, each in the tightest gap that is free for its whole lifetime.
     """
     lives = lifetimes(program)
-    placed: list[tuple[int, int, Lifetime]] = []  # start, end, whose
+    order = sorted(lives, key=lambda x: (-x.buffer.nbytes, x.first))
+    starts, ends, firsts, lasts = np.zeros((4, len(order)), np.int64)  # of what is placed
     size = 0
-    for life in sorted(lives, key=lambda x: (-x.buffer.nbytes, x.first)):
+    for k, life in enumerate(order):
         need = -(-max(life.buffer.nbytes, 1) // ALIGNMENT) * ALIGNMENT
-        busy = sorted(
-            (s, e) for s, e, other in placed if other.first <= life.last and life.first <= other.last
-        )
-        best: tuple[int, int] | None = None  # gap, start
-        at = 0
-        for start, end in busy:
-            if start - at >= need and (best is None or start - at < best[0]):
-                best = (start - at, at)
-            at = max(at, end)
-        offset = best[1] if best is not None else at
+        busy = np.flatnonzero((firsts[:k] <= life.last) & (lasts[:k] >= life.first))
+        offset = 0
+        if busy.size:
+            busy = busy[np.argsort(starts[busy], kind="stable")]
+            free = np.maximum.accumulate(ends[busy])  # from where on all below has ended
+            gaps = starts[busy]
+            gaps[1:] -= free[:-1]
+            fits = np.flatnonzero(gaps >= need)
+            best = fits[np.argmin(gaps[fits])] if fits.size else busy.size
+            offset = int(free[best - 1]) if best else 0
         life.buffer.offset = offset
-        placed.append((offset, offset + need, life))
+        starts[k], ends[k], firsts[k], lasts[k] = offset, offset + need, life.first, life.last
         size = max(size, offset + need)
     program.temps = [b for b in program.temps if b.space != "arena"] + [x.buffer for x in lives]
     program.arena_bytes = size

@@ -39,6 +39,10 @@ class TraceError(TracegradError):
     """Python did something with a traced tensor that can't be traced (a branch on its value, `.item()`)."""
 
 
+class SizeError(TraceError, ValueError):
+    """A tensor of several elements where one number is wanted."""
+
+
 class ParseError(TracegradError):
     """Malformed IR text; the message holds line, column and a caret."""
 

@@ -241,7 +241,7 @@ def reads(node: Node, needs: tuple[bool, ...]) -> tuple[tuple[int, ...], tuple[i
         operands = tuple(Value(placed_type(v.type, None)) for v in node.operands)
         dry = Node(node.op, operands, node.attrs, node.loc, node.phase, node.regions)
         dry.results = tuple(Value(placed_type(r.type, None), dry, i) for i, r in enumerate(node.results))
-        seeds = tuple(Value(placed_type(r.type, None)) if r.type.dtype.kind == "f" else None for r in node.results)
+        seeds = tuple(Value(r.type) if r.type.dtype.kind == "f" else None for r in dry.results)
         try:
             out = vjp(b, dry, needs, seeds)
         except GradError:  # the error of a backward that nobody may ask for

@@ -28,6 +28,7 @@ from .loops import (
     Kernel,
     Let,
     LoopProgram,
+    Prefetch,
     Repeat,
     Rotation,
     Step,
@@ -283,7 +284,7 @@ class _Translator:
                 inner = self.common(s, pad + "  ")
                 self.lines.append(f"{pad}  if not {self.expr(s.cond, inner)}: break")
                 self.block(s.body, pad + "  ")
-            elif not isinstance(s, Barrier):
+            elif not isinstance(s, (Barrier, Prefetch)):
                 raise TypeError(f"unknown statement {type(s).__name__}")
 
     def loop(self, s: For, pad: str) -> None:

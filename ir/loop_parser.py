@@ -25,6 +25,7 @@ from .loops import (
     Let,
     LoopProgram,
     Mma,
+    Prefetch,
     Repeat,
     Step,
     Stmt,
@@ -315,6 +316,10 @@ class _Parser:
             return Barrier("\n" not in self.text[self.end : self.start] and self.accept("copies"))
         if word == "mma" and self.accept("."):
             return self.mma()
+        if word == "prefetch" and self.token != "[":
+            word = self.name()
+            write = word == "write" and self.token != "["
+            return Prefetch(*self.place(self.name() if write else word), write)
         ahead = word == "copy" and self.token != "["
         if ahead:
             word = self.name()

@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 from .expr import Cast, Const, Expr, LaneReduce, Load, Local, Prim, Var
-from .loops import Alloc, Buffer, For, If, Kernel, Let, Stmt, Store, While
+from .loops import Alloc, Buffer, For, If, Kernel, Let, Prefetch, Stmt, Store, While
 
 
 class Shape:
@@ -41,6 +41,8 @@ class Shape:
                 mask = None if s.mask is None else self._number(s.mask)
                 index = [self._number(e) for e in s.index]
                 line(("store", self._buffer(s.buffer), mask, self._number(s.value), *index))
+            elif isinstance(s, Prefetch):
+                line(("prefetch", self._buffer(s.buffer), s.write, *[self._number(e) for e in s.index]))
             elif isinstance(s, Let):
                 value = self._number(s.value)
                 line(("let", self._define(s.local), s.local.dtype.name, value))

@@ -23,7 +23,9 @@
 Around kernels there may be `repeat t in 50 reverse rotate (a, b) { }`, `while done most 10 rotate (a, b)
 gives (r, a) { test } do { body }` and `branch c { } else { }` (see ir/loops.py). Literals carry their dtype
 (`f32:0.5`), bare integers are i64. `f32(e)` converts, `bits.u32(e)` reinterprets, `reduce.add(l in 16: e)`
-combines lanes, `warp.add(e)` the threads of a GPU warp. Used by dumps, the CLI and tests.
+combines lanes, `warp.add(e)` the threads of a GPU warp. `copy s[i] = x[j]` is a copy made ahead, which
+`barrier copies` waits for, and `mma.tf32 c[i], a[j], b[k]` a product of small matrices by a warp. Used by
+dumps, the CLI and tests.
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ from .loops import (
     Let,
     LoopProgram,
     Mma,
+    Prefetch,
     Repeat,
     Rotation,
     Step,
@@ -186,6 +189,9 @@ def _block(body: list[Stmt], names: _Names, indent: str, out: list[str]) -> None
             out.append(f"{indent}while {_expr(s.cond, names)} {{")
         elif isinstance(s, Barrier):
             out.append(f"{indent}barrier{' copies' * s.copies}")
+        elif isinstance(s, Prefetch):
+            index = ", ".join(_expr(i, names) for i in s.index)
+            out.append(f"{indent}prefetch {'write ' * s.write}{names.get(s.buffer)}[{index}]")
         elif isinstance(s, Mma):
             parts = ((s.sums, s.sums_at), (s.a, s.a_at), (s.b, s.b_at))
             shown = ", ".join(f"{names.get(b)}[{_expr(at, names)}]" for b, at in parts)

@@ -34,6 +34,7 @@ from .loops import (
     Let,
     LoopProgram,
     Mma,
+    Prefetch,
     Repeat,
     Step,
     Stmt,
@@ -191,6 +192,10 @@ class _Checker:
                 self.block(s.body, loops)
             elif isinstance(s, Mma):
                 self.mma(s)
+            elif isinstance(s, Prefetch):
+                for e in s.index:
+                    self.expr(e)
+                self.access(s.buffer, s.index)
             elif not isinstance(s, Barrier):
                 raise self.fail(f"unknown statement {type(s).__name__}")
         self.locals, self.allocated = locals_, allocated

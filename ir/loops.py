@@ -12,9 +12,9 @@ the one that neighbours differ in (x), as with block loops (only that one may ex
 `local` buffers are one per thread wherever they are allocated. A `Barrier` stands between thread loops or in
 one, there also in serial loops, but not where threads may differ in whether they reach it (`If`, `While`).
 Kernels that run one after another see each other's writes; within a kernel, threads see what others of their
-block wrote before a barrier (copies made ahead: before one that waits for copies). Of memory, no thread reads or writes what another one writes between two
-barriers, or what any thread of another block writes at all. Vector loops are 2, 4 or 8 wide: one wide access
-to memory, where that is contiguous and aligned.
+block wrote before a barrier (copies made ahead: before one that waits for copies). Of memory, no thread reads
+or writes what another one writes between two barriers, or what any thread of another block writes at all.
+Vector loops are 2, 4 or 8 wide: one wide access to memory, where that is contiguous and aligned.
 """
 
 from __future__ import annotations
@@ -109,6 +109,16 @@ class Store(Stmt):
     value: Expr
     mask: Expr | None = None
     ahead: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class Prefetch(Stmt):
+    """Has the line of `buffer[index]` brought near, to be read or, with `write`, to be written. It changes
+    nothing."""
+
+    buffer: Buffer
+    index: tuple[Expr, ...]
+    write: bool = False
 
 
 @dataclass(eq=False, slots=True)
@@ -338,6 +348,8 @@ def expressions(s: Stmt) -> tuple[Expr, ...]:
         return (*s.index, s.value, *(() if s.mask is None else (s.mask,)))
     if isinstance(s, Let):
         return (s.value,)
+    if isinstance(s, Prefetch):
+        return s.index
     if isinstance(s, (If, While)):
         return (s.cond,)
     if isinstance(s, Mma):

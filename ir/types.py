@@ -58,8 +58,8 @@ class Type:
 
 
 class PlacedType(Type):
-    """The type of a tensor that is not on the CPU, written `f32[64,1000]@cuda:0`. The tracer's values have such
-    types; graphs, which are compiled for a device as a whole, don't.
+    """The type of a tensor that is not on the CPU, written `f32[64,1000]@cuda:0`. The tracer's values have
+    such types; graphs, which are compiled for a device as a whole, don't.
 
     Attributes:
         device: its name, with a number.

@@ -339,6 +339,21 @@ class ParameterDict(Module):
         del self[key]
         return value
 
+    def popitem(self) -> tuple[str, Any]:
+        """Takes the last entry out and gives it with its name."""
+        key = list(self._keys)[-1]
+        return key, self.pop(key)
+
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        """The entry, which is added as `default` if it is missing."""
+        if key not in self._keys:
+            self[key] = default
+        return self[key]
+
+    def copy(self) -> ParameterDict:
+        """A ParameterDict of the same parameters."""
+        return ParameterDict(dict(self.items()))
+
     def clear(self) -> None:
         """Removes all entries."""
         for key in list(self._keys):

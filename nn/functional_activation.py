@@ -9,7 +9,7 @@ from typing import Any
 from ..ir.dtypes import DType
 from ..ir.op import REGISTRY
 from ..tracer.functions import elementwise, reductions
-from ..tracer.library import ArgumentError
+from ..tracer.library import ArgumentError, ArgumentTypeError
 from ..tracer.methods import inplace as write
 from ..tracer.operands import get_default_dtype, tensor_operand
 from ..tracer.recording import warn
@@ -41,6 +41,11 @@ def _activation(
                     raise ArgumentError(f"{name}() takes an input and {', '.join(order)}, got {key!r}")
                 given[key] = value
             overwrite = can_overwrite and given.pop("inplace", False)
+            for key, value in given.items():
+                if isinstance(parameters[key], (int, float)) and not hasattr(value, "__float__"):
+                    raise ArgumentTypeError(
+                        f"{name}(): {key} must be a number, got {type(value).__name__}: {value!r:.60}"
+                    )
             attrs.update(given)
             if check is not None:
                 check(**attrs)

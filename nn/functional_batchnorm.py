@@ -12,7 +12,7 @@ from ..tracer.autograd import no_grad
 from ..tracer.library import ArgumentError
 from ..tracer.operands import tensor_operand
 from ..tracer.tensor import Tensor, apply
-from .functional_norm import _affine
+from .functional_norm import _affine, checked_eps
 
 T = Any
 
@@ -54,6 +54,7 @@ def batch_norm(
     if tuple(input.shape) == (0,):  # no channels of no batch
         row = input.unsqueeze(0)
         return batch_norm(row, running_mean, running_var, weight, bias, training, momentum, eps)[0]
+    checked_eps("batch_norm", eps)
     running = {"running_mean": running_mean, "running_var": running_var}
     _check_channels("batch_norm", input, {**running, "weight": weight, "bias": bias})
     more = _affine(input, weight, bias, (input.shape[1],))
@@ -70,7 +71,7 @@ def batch_norm(
             f"{input._value().type}; use a larger batch, or eval()"
         )
     out, mean, var = apply(REGISTRY["batch_norm"], input, *more, eps=eps)
-    if running_mean is not None:
+    if running_mean is not None and n:  # no samples say nothing of the statistics
         with no_grad():
             _moved(running_mean, mean.detach(), momentum)
             if running_var is not None:
@@ -91,6 +92,7 @@ def instance_norm(
             if not `use_input_stats`.
         weight, bias: `[C]` or None.
     """
+    checked_eps("instance_norm", eps)
     running = {"running_mean": running_mean, "running_var": running_var}
     _check_channels("instance_norm", input, {**running, "weight": weight, "bias": bias})
     if not use_input_stats:

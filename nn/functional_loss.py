@@ -148,7 +148,7 @@ def nll_loss(
     return apply(op, tensor_operand(input), target, *more, reduction=mode, ignore_index=ignore_index)
 
 
-def _check_classes(name: str, input: T, target: T, ignore_index: int) -> None:
+def _check_classes(name: str, input: T, target: T, ignore_index: int | None, low: int = 0) -> None:
     """Raises for classes that are known and not there; the op knows nothing of values."""
     known = tensor_operand(target, f"{name}(): target")._value().buffer
     if known is None or known.type.dtype.kind == "f" or not known.type.numel:
@@ -157,8 +157,9 @@ def _check_classes(name: str, input: T, target: T, ignore_index: int) -> None:
     if not count:
         return
     classes = known.array
-    if classes.min() < 0 or classes.max() >= count[0]:
-        wrong = classes[((classes < 0) | (classes >= count[0])) & (classes != ignore_index)]
+    if classes.min() < low or classes.max() >= count[0]:
+        wrong = (classes < low) | (classes >= count[0])
+        wrong = classes[wrong if ignore_index is None else wrong & (classes != ignore_index)]
         if wrong.size:
             raise IndexOutOfRange(
                 f"{name}({input._value().type}, {known.type}): target {wrong.flat[0]} is not one of "
@@ -236,6 +237,9 @@ def gaussian_nll_loss(
         if var < 0:
             raise ArgumentError(f"gaussian_nll_loss(): var must not be negative, got {var}")
         var = input.new_full(tuple(input.shape), var)
+    known = tensor_operand(var, "gaussian_nll_loss(): var")._value().buffer
+    if known is not None and (known.array < 0).any():
+        raise ArgumentError(f"gaussian_nll_loss(): var {known.type} must not be negative; pass its square")
     size, have = tuple(input.shape), tuple(var.shape)
     if have != size:
         if have == size[:-1]:
@@ -342,6 +346,7 @@ def multi_margin_loss(
     if p not in (1, 2):
         raise ArgumentError(f"multi_margin_loss(): p must be 1 or 2, got {p}")
     x, t = _rows("multi_margin_loss", input, target, 0)
+    _check_classes("multi_margin_loss", x, t, None)
     classes = x.shape[1]
     z = (margin - x.gather(1, t.unsqueeze(1)) + x).clamp_min(0)
     z = z * z if p == 2 else z
@@ -368,6 +373,7 @@ def multilabel_margin_loss(
         raise ArgumentError(
             f"multilabel_margin_loss(): the target must have the input's shape {list(input.shape)}"
         )
+    _check_classes("multilabel_margin_loss", x, t, None, -1)
     classes = x.shape[1]
     k: T = arange(classes)
     ended = ((t < 0).unsqueeze(1) & (k.unsqueeze(0) <= k.unsqueeze(1))).any(2)  # [N, k]: a -1 at or before k

@@ -7,7 +7,7 @@ from typing import Any
 from ..ir.op import REGISTRY
 from ..tracer.creation import arange, ones, zeros
 from ..tracer.functions import linear as products
-from ..tracer.library import ArgumentError
+from ..tracer.library import ArgumentError, ArgumentTypeError
 from ..tracer.operands import tensor_operand
 from ..tracer.tensor import Tensor, apply
 
@@ -23,6 +23,13 @@ def _affine(input: T, weight: T, bias: T, shape: tuple[int, ...]) -> tuple[T, ..
     return weight, zeros(shape, dtype=input.dtype) if bias is None else bias
 
 
+def checked_eps(name: str, eps: Any, optional: bool = False) -> Any:
+    """`eps`, a number; it is used when the program runs, when the user's line is far."""
+    if not hasattr(eps, "__float__") and not (optional and eps is None):
+        raise ArgumentTypeError(f"{name}(): eps must be a number, got {type(eps).__name__}: {eps!r:.60}")
+    return eps
+
+
 def layer_norm(
     input: T, normalized_shape: Any, weight: T = None, bias: T = None, eps: float = 1e-5
 ) -> Tensor:
@@ -35,6 +42,7 @@ def layer_norm(
     shape = tuple(normalized_shape)
     tensor_operand(input)
     more = (weight,) if bias is None and weight is not None else _affine(input, weight, bias, shape)
+    eps = checked_eps("layer_norm", eps)
     return apply(REGISTRY["layer_norm"], input, *more, normalized_shape=shape, eps=eps)
 
 
@@ -47,6 +55,7 @@ def rms_norm(input: T, normalized_shape: Any, weight: T = None, eps: float | Non
     """
     more = () if weight is None else (weight,)
     op = REGISTRY["rms_norm"]
+    eps = checked_eps("rms_norm", eps, optional=True)
     return apply(op, tensor_operand(input), *more, normalized_shape=tuple(normalized_shape), eps=eps)
 
 
@@ -59,6 +68,7 @@ def group_norm(input: T, num_groups: int, weight: T = None, bias: T = None, eps:
         weight, bias: `[C]` or None.
     """
     more = _affine(tensor_operand(input), weight, bias, tuple(input.shape[1:2]))
+    eps = checked_eps("group_norm", eps)
     return apply(REGISTRY["group_norm"], input, *more, num_groups=num_groups, eps=eps)
 
 

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from typing import Any
 
 from ..tracer.library import ArgumentError, ArgumentTypeError, MissingForward, MissingName
+from ..tracer.outside import RELIED, TRACKED
 from ..tracer.recording import STATE
 from ..tracer.tensor import Tensor, note_change
 from .module_hooks import CALLS, REGISTRATIONS, HookMixin, registered
@@ -181,7 +182,7 @@ class Module(HookMixin, TreeMixin, StateMixin):
             self._forget(name, "_buffers")
             self.register_buffer(name, value, persistent)
         else:
-            if name == "training" and d.get("training") != value:
+            if (name == "training" and d.get("training") != value) or (id(d), name) in RELIED:
                 note_change()
             object.__setattr__(self, name, value)
 
@@ -202,6 +203,7 @@ class Module(HookMixin, TreeMixin, StateMixin):
         if name not in self.__dict__:
             raise MissingName(f"{type(self).__name__!r} object has no attribute {name!r}")
         object.__delattr__(self, name)
+        note_change()
 
     def __dir__(self) -> list[str]:
         names = {*dir(type(self)), *self.__dict__, *self._parameters, *self._buffers, *self._modules}
@@ -223,6 +225,9 @@ class Module(HookMixin, TreeMixin, StateMixin):
         if not children and len(lines) <= 1:
             return f"{self._get_name()}({extra})"
         return f"{self._get_name()}(\n  " + "\n  ".join(lines + children) + "\n)"
+
+
+TRACKED.append(Module)
 
 
 def _indented(text: str) -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _EXTRA = "_extra_state"
 
 
-class IncompatibleKeys(namedtuple("IncompatibleKeys", ["missing_keys", "unexpected_keys"])):
+class _IncompatibleKeys(namedtuple("IncompatibleKeys", ["missing_keys", "unexpected_keys"])):
     """What `load_state_dict` did not find and did not use."""
 
     __slots__ = ()
@@ -205,7 +205,7 @@ class StateMixin:
                 if child is not None:
                     start = f"{prefix}{name}."
                     load(child, start, OrderedDict((k, v) for k, v in part.items() if k.startswith(start)))
-            keys = IncompatibleKeys(missing, unexpected)
+            keys = _IncompatibleKeys(missing, unexpected)
             for hook in list(module._load_state_dict_post_hooks.values()):
                 hook(module, keys)
 
@@ -225,7 +225,7 @@ class StateMixin:
             restore()
             raise
         note_change()
-        return IncompatibleKeys(missing, unexpected)
+        return _IncompatibleKeys(missing, unexpected)
 
     def _snapshot(self) -> Callable[[], None]:
         """A function that puts every tensor of the tree back to what it holds now. Values are immutable, so

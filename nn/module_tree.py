@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..ir.dtypes import DType, bfloat16, float16, float32, float64
 from ..ir.errors import DTypeError
+from ..tracer.devices import on_device, resolved
 from ..tracer.library import ArgumentTypeError, MissingName
 from ..tracer.tensor import Tensor, note_change
 from ..tracer.tensor import device as Device
@@ -173,8 +174,8 @@ class TreeMixin:
             if p is None:
                 continue
             new = fn(p.detach())
-            grad = p.grad
-            if new.dtype is not p.dtype or tuple(new.shape) != tuple(p.shape):
+            grad = p._grad if isinstance(p._grad, Tensor) else None  # a compiled step may have used it up
+            if new._value().type != p._value().type:
                 p.grad = None
                 replace(p, new)
                 if grad is not None:
@@ -186,19 +187,26 @@ class TreeMixin:
         return self
 
     def to(self, *args: Any, dtype: DType | None = None, **kwargs: Any) -> Any:
-        """Converts floating-point parameters and buffers to a dtype; the only device is "cpu"."""
+        """Converts floating-point parameters and buffers to a dtype, and moves all to a device. Takes
+        `to(device)`, `to(dtype)`, `to(device, dtype)` and `to(tensor)`, as PyTorch."""
+        where: Any = None
         for a in (*args, kwargs.pop("device", None)):
             if isinstance(a, DType):
                 dtype = a
             elif isinstance(a, Tensor):
-                dtype = a.dtype
-            elif isinstance(a, (str, Device)) and Device(a).type != "cpu":
-                raise DTypeError(f"device {a!r} is not available here; modules live on 'cpu'")
-        if dtype is None:
-            return self
-        if dtype.kind != "f":
+                dtype, where = a.dtype, a.device
+            elif isinstance(a, (str, Device)) or (isinstance(a, int) and not isinstance(a, bool)):
+                where = a
+        if dtype is not None and dtype.kind != "f":
             raise DTypeError(f"a module can only be converted to floating-point types, not {dtype}")
-        return self._apply(lambda t: t.to(dtype) if is_floating(t) else t)  # type: ignore[attr-defined]
+        place = None if where is None else resolved(where)
+
+        def changed(t: Any) -> Any:
+            if where is not None:
+                t = on_device(t, place)
+            return t.to(dtype) if dtype is not None and is_floating(t) else t
+
+        return self if dtype is None and where is None else self._apply(changed)
 
     def type(self, dst_type: DType) -> Any:
         """Converts all parameters and buffers to a dtype."""
@@ -221,5 +229,9 @@ class TreeMixin:
         return self.to(bfloat16)
 
     def cpu(self) -> Any:
-        """The module itself."""
-        return self
+        """Moves all parameters and buffers to the CPU."""
+        return self.to("cpu")
+
+    def cuda(self, device: Any = None) -> Any:
+        """Moves all parameters and buffers to a GPU. Raises DTypeError where there is none."""
+        return self.to("cuda" if device is None else device)

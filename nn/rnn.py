@@ -173,6 +173,8 @@ class RNNBase(Module):
             ends = f"{self.input_size} features in the last dimension"
             raise ArgumentError(f"{who}: expected {' or '.join(map(str, ranks))} dimensions and {ends}, got "
                                 f"{x._value().type}")  # fmt: skip
+        if not x.numel() and not x.shape[1 if self.batch_first and x.dim() == 3 else 0]:
+            raise ArgumentError(f"{who}: expected a sequence of at least one step, got {x._value().type}")
         if x.dtype is not weight.dtype:
             raise ArgumentTypeError(
                 f"{who}: the input is {x._value().type}, the weights are {weight.dtype.name}; convert one of "

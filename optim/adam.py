@@ -43,7 +43,7 @@ class Adam(Rule):
         who = type(self).__name__
         checks.not_negative(who, group, "lr", "eps", "weight_decay")
         checks.betas(who, group)
-        checks.flags(who, group["differentiable"])
+        checks.flags(who, group)
 
     def slots(self, group: ParamGroup) -> dict[str, float]:
         names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if group["amsgrad"] else ("exp_avg", "exp_avg_sq")

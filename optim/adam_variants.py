@@ -30,7 +30,7 @@ class Adamax(Rule):
     def _check_group(self, group: dict[str, Any]) -> None:
         checks.not_negative("Adamax", group, "lr", "eps", "weight_decay")
         checks.betas("Adamax", group)
-        checks.flags("Adamax", group["differentiable"])
+        checks.flags("Adamax", group)
 
     def slots(self, group: ParamGroup) -> dict[str, float]:
         return {"exp_avg": 0.0, "exp_inf": 0.0}
@@ -72,7 +72,7 @@ class NAdam(Rule):
     def _check_group(self, group: dict[str, Any]) -> None:
         checks.not_negative("NAdam", group, "lr", "eps", "weight_decay", "momentum_decay")
         checks.betas("NAdam", group)
-        checks.flags("NAdam", group["differentiable"])
+        checks.flags("NAdam", group)
 
     def slots(self, group: ParamGroup) -> dict[str, float]:
         return {"exp_avg": 0.0, "exp_avg_sq": 0.0}
@@ -121,7 +121,7 @@ class RAdam(Rule):
     def _check_group(self, group: dict[str, Any]) -> None:
         checks.not_negative("RAdam", group, "lr", "eps", "weight_decay")
         checks.betas("RAdam", group)
-        checks.flags("RAdam", group["differentiable"])
+        checks.flags("RAdam", group)
 
     def slots(self, group: ParamGroup) -> dict[str, float]:
         return {"exp_avg": 0.0, "exp_avg_sq": 0.0}

@@ -41,7 +41,7 @@ class Adagrad(Rule):
     def _check_group(self, group: dict[str, Any]) -> None:
         names = ("lr", "lr_decay", "weight_decay", "initial_accumulator_value", "eps")
         checks.not_negative("Adagrad", group, *names)
-        checks.flags("Adagrad", group["differentiable"])
+        checks.flags("Adagrad", group)
 
     def slots(self, group: ParamGroup) -> dict[str, float]:
         return {"sum": self.defaults["initial_accumulator_value"]}
@@ -82,7 +82,7 @@ class RMSprop(Rule):
 
     def _check_group(self, group: dict[str, Any]) -> None:
         checks.not_negative("RMSprop", group, "lr", "eps", "momentum", "weight_decay", "alpha")
-        checks.flags("RMSprop", group["differentiable"])
+        checks.flags("RMSprop", group)
 
     def slots(self, group: ParamGroup) -> dict[str, float]:
         wanted = {"square_avg": True, "momentum_buffer": group["momentum"] > 0, "grad_avg": group["centered"]}
@@ -132,7 +132,7 @@ class Adadelta(Rule):
     def _check_group(self, group: dict[str, Any]) -> None:
         checks.not_negative("Adadelta", group, "lr", "eps", "weight_decay")
         checks.fraction("Adadelta", group, "rho")
-        checks.flags("Adadelta", group["differentiable"])
+        checks.flags("Adadelta", group)
 
     def slots(self, group: ParamGroup) -> dict[str, float]:
         return {"square_avg": 0.0, "acc_delta": 0.0}

@@ -41,7 +41,7 @@ class ASGD(Rule):
 
     def _check_group(self, group: dict[str, Any]) -> None:
         checks.not_negative("ASGD", group, "lr", "weight_decay")
-        checks.flags("ASGD", group["differentiable"])
+        checks.flags("ASGD", group)
 
     def slots(self, group: ParamGroup) -> dict[str, float]:
         return {"ax": 0.0}
@@ -86,7 +86,7 @@ class Rprop(Rule):
 
     def _check_group(self, group: dict[str, Any]) -> None:
         checks.not_negative("Rprop", group, "lr")
-        checks.flags("Rprop", group["differentiable"])
+        checks.flags("Rprop", group)
         low, high = group["etas"]
         if not 0.0 < low < 1.0 < high:
             raise ArgumentError(f"Rprop: etas must be 0 < etas[0] < 1 < etas[1], got {group['etas']}")

@@ -24,16 +24,18 @@ def not_negative(who: str, group: dict[str, Any], *names: str) -> None:
 def betas(who: str, group: dict[str, Any]) -> None:
     """Raises unless both betas are in [0, 1)."""
     pair = group["betas"]
-    if len(pair) != 2:
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         raise ArgumentError(f"{who}: betas must be two numbers, got {pair!r}")
     for i, beta in enumerate(pair):
         if not isinstance(beta, Tensor) and not 0.0 <= beta < 1.0:
             raise ArgumentError(f"{who}: betas[{i}] must be in [0, 1), got {beta}")
 
 
-def flags(who: str, differentiable: bool) -> None:
-    """Raises for what is not there: gradients through the update."""
-    if differentiable:
+def flags(who: str, group: dict[str, Any]) -> None:
+    """Raises for flags that exclude each other, and for what is not there: gradients through the update."""
+    if group.get("foreach") and group.get("fused"):
+        raise ArgumentError(f"{who}: foreach and fused can't both be True; leave both out, updates are fused")
+    if group["differentiable"]:
         raise ArgumentError(
             f"{who}: differentiable=True is not available; write the update as functions of tensors instead"
         )

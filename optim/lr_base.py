@@ -165,7 +165,7 @@ class MultiplicativeLR(_Functions):
     """The last rate times `lr_lambda(epoch)`; one function, or one per group."""
 
     def _next(self, lr: Any, base: Any, i: int) -> Any:
-        return lr * self.lr_lambdas[i](self.last_epoch) if self.last_epoch > 0 else lr
+        return lr * self.lr_lambdas[i](self.last_epoch) if self._step_count > 1 else lr
 
 
 class StepLR(LRScheduler):

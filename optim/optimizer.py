@@ -10,7 +10,8 @@ from copy import deepcopy
 from typing import Any
 
 from ..tracer.conversions import from_outside
-from ..tracer.library import ArgumentError, ArgumentTypeError, RemovableHandle, add_hook
+from ..tracer.devices import on_device
+from ..tracer.library import ArgumentError, ArgumentTypeError, RemovableHandle, add_hook, device_name
 from ..tracer.recording import warn
 from ..tracer.tensor import Tensor, note_change
 from .param_group import ParamGroup
@@ -23,6 +24,14 @@ class _Required:
 
 #: A default that every parameter group must give itself.
 required = _Required()
+
+
+def _own(value: Any) -> Any:
+    """A copy of a saved hyper-parameter, in which tensors of other libraries are ours."""
+    if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
+        return type(value)([_own(v) for v in value])
+    value = from_outside(value)
+    return value.detach().clone() if isinstance(value, Tensor) else deepcopy(value)  # type: ignore[attr-defined]
 
 
 def _with_hooks(step: Callable[..., Any]) -> Callable[..., Any]:
@@ -102,6 +111,7 @@ class Optimizer:
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__} ("]
         for i, group in enumerate(self.param_groups):
+            lines += [""] * (i > 0)
             lines.append(f"Parameter Group {i}")
             lines += [f"    {key}: {group[key]}" for key in sorted(group) if key != "params"]
         return "\n".join([*lines, ")"])
@@ -297,7 +307,8 @@ class Optimizer:
         groups = []
         for a, b in zip(mine, saved):
             group = ParamGroup()
-            dict.update(group, {k: deepcopy(v) for k, v in b.items() if k != "params"}, params=a["params"])
+            given = {k: _own(v) for k, v in b.items() if k != "params"}
+            dict.update(group, given, params=a["params"])
             if "param_names" in a and "param_names" not in group:
                 dict.__setitem__(group, "param_names", a["param_names"])
             group.lifted = set(a.lifted) if isinstance(a, ParamGroup) else {"lr"}
@@ -321,7 +332,7 @@ class Optimizer:
                         f"{list(value.shape)}, "
                         f"the parameter {list(p.shape)}"
                     )
-                value = value.detach().clone()  # type: ignore[attr-defined]
+                value = on_device(value.detach().clone(), device_name(p))  # type: ignore[attr-defined]
                 if name != "step" and p.dtype.kind == "f":
                     value = value.to(p.dtype)
             else:

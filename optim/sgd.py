@@ -44,7 +44,7 @@ class SGD(Rule):
 
     def _check_group(self, group: dict[str, Any]) -> None:
         checks.not_negative("SGD", group, "lr", "momentum", "weight_decay")
-        checks.flags("SGD", group["differentiable"])
+        checks.flags("SGD", group)
         if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
             raise ArgumentError(
                 f"SGD: nesterov needs momentum > 0 and dampening 0, got {group['momentum']} and "

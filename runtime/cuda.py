@@ -9,6 +9,7 @@ docs/gpu.md says what of it has run on a GPU.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from . import cuda_driver as low
 from .buffers import Buffer as Contents
 from .cuda_buffers import DeviceBuffer, device_empty, fetch, moved, number, send
 from .cuda_driver import Block, CudaError, OutOfMemoryError, why_not
+from .cuda_emulated import image
 from .cuda_lowered import MODELS, CudaLowered
 
 if TYPE_CHECKING:
@@ -61,8 +63,6 @@ class LoadedProgram:
             raise CudaError(f"compiled for {lowered.architecture}; GPU {device} is an sm_{major}{minor}")
         unit = lowered.unit
         if getattr(driver, "emulated", False):
-            from .cuda_emulated import image
-
             code = image(unit)
         else:
             code = lowered.cubin()
@@ -84,12 +84,11 @@ class LoadedProgram:
         self.seen: dict[tuple[int, ...], None] = {}
 
     def __del__(self) -> None:
-        try:
+        # It may never have been loaded, or the interpreter may be being shut down.
+        with contextlib.suppress(AttributeError, TypeError, CudaError):
             for graph in self.graphs.values():
                 self.stream.forget(graph)
             low.call("cuModuleUnload", self.module)
-        except (AttributeError, TypeError, CudaError):  # never loaded, or the interpreter is being shut down
-            pass
 
     def run(self, pointers: Sequence[int], arena: int) -> None:
         """Runs once, on the addresses of the inputs, then the outputs; returns before it is done."""
@@ -209,7 +208,7 @@ class DeviceExecutable:
         self.cuda = lowered.cuda
         wanted = architecture_of(self.number)
         if self.cuda.architecture != wanted:
-            self.cuda = CudaLowered(lowered, wanted)
+            self.cuda = CudaLowered(lowered, wanted, self.cuda.precision)
         self.loaded = LoadedProgram(self.cuda, self.number)
         graph = lowered.graph
         self.inputs = [placed_type(v.type, device) for v in graph.inputs]
@@ -228,7 +227,11 @@ class DeviceExecutable:
         return self._run(inputs, made, stacked, n)
 
     def _run(
-        self, inputs: Sequence[Contents], made: list[DeviceBuffer], stacked: Sequence[DeviceBuffer] = (), n: int = 1
+        self,
+        inputs: Sequence[Contents],
+        made: list[DeviceBuffer],
+        stacked: Sequence[DeviceBuffer] = (),
+        n: int = 1,
     ) -> list[Contents]:
         loaded, stream = self.loaded, self.loaded.stream
         given = [self._there(b, t) for b, t in zip(inputs, self.inputs)]

@@ -1,8 +1,8 @@
 """Memory of tensors on a GPU: `DeviceBuffer` in the place of a `Buffer`, and copies between them. Used by the
 tracer, through `runtime/buffers.py`'s interface, and by runtime/cuda.py.
 
-A tensor's memory comes from its device's caching pool and goes back when nobody holds it. All work on a device
-goes through one stream, so it may be handed out again at once.
+A tensor's memory comes from its device's caching pool and goes back when nobody holds it. All work on a
+device goes through one stream, so it may be handed out again at once.
 """
 
 from __future__ import annotations

@@ -9,7 +9,9 @@ Written against the driver API's documentation; docs/gpu.md says what of it has 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import gc
 import os
 import threading
 from typing import Any
@@ -28,7 +30,7 @@ class OutOfMemoryError(CudaError):
     """The GPU has no room left; nothing was changed."""
 
 
-class _State:
+class State:
     """What is loaded once per process."""
 
     def __init__(self) -> None:
@@ -130,6 +132,24 @@ def current() -> int:
     return _STATE.current
 
 
+def is_started() -> bool:
+    """Whether a device was used."""
+    return bool(_STATE.contexts)
+
+
+def memory(device: int = 0) -> tuple[int, int]:
+    """(free, total) bytes. Raises CudaError without a device."""
+    use(device)
+    free, total = call("cuMemGetInfo")
+    return int(free), int(total)
+
+
+def multiprocessors(device: int = 0) -> int:
+    """How many multiprocessors a GPU has."""
+    kind = driver().CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
+    return int(call("cuDeviceGetAttribute", kind, call("cuDeviceGet", device)))
+
+
 def set_current(device: int) -> None:
     """Says which GPU `"cuda"` means from now on. Raises CudaError where there is no such device."""
     use(device)
@@ -182,10 +202,8 @@ class Block:
         self.nbytes = nbytes
 
     def __del__(self) -> None:
-        try:
+        with contextlib.suppress(AttributeError, TypeError):  # the interpreter may be being shut down
             self.pool.give_back(self)
-        except (AttributeError, TypeError):  # the interpreter is being shut down
-            pass
 
 
 class Pool:
@@ -200,7 +218,7 @@ class Pool:
         self.device = device
         self.lock = threading.RLock()
         self.idle: dict[int, list[int]] = {}
-        self.allocated = self.peak = self.reserved = 0
+        self.allocated = self.peak = self.reserved = self.peak_reserved = 0
 
     def take(self, nbytes: int, planned: int = 0) -> Block:
         """Memory, contents undefined. `planned`: what the whole program takes, for the message.
@@ -221,6 +239,7 @@ class Pool:
         try:
             ptr = call("cuMemAlloc", size)
         except OutOfMemoryError:
+            gc.collect()  # what errors before held on to, say
             self.empty()
             try:
                 ptr = call("cuMemAlloc", size)
@@ -232,6 +251,7 @@ class Pool:
                     f"free, {self.allocated} are in use here{plan}; nothing was changed"
                 ) from None
         self.reserved += size
+        self.peak_reserved = max(self.peak_reserved, self.reserved)
         return int(ptr)
 
     def give_back(self, block: Block) -> None:
@@ -261,6 +281,11 @@ def pool(device: int = 0) -> Pool:
         if found is None:
             found = _STATE.pools[device] = Pool(device)
         return found
+
+
+def known_pools() -> list[Pool]:
+    """The pools of all devices that were used."""
+    return list(_STATE.pools.values())
 
 
 def known_pool(device: int = 0) -> Pool | None:
@@ -351,4 +376,11 @@ def stream(device: int = 0) -> Stream:
         return found
 
 
-_STATE = _State()
+_STATE = State()
+
+
+def swap(new: State) -> State:
+    """Puts another state in the place of the process's, which it gives."""
+    global _STATE
+    old, _STATE = _STATE, new
+    return old

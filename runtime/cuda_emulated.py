@@ -4,8 +4,9 @@ and with the arguments of `cuda.bindings.driver`, over the CPU's memory.
     TRACEGRAD_CUDA=emulate         one device, sm_80, on any machine with g++
     TRACEGRAD_CUDA_MEMORY=<bytes>  its size; a gibibyte if not set
 
-The emitted text is built by g++ with emulate.h, so that all that uses a GPU can be run and tested without one.
-It is slow. Streams do what they are told at once; a copy that leaves the memory it was given is an error.
+The emitted text is built by g++ with emulate.h, so that all that uses a GPU can be run and tested
+without one. It is slow. Streams do what they are told at once; a copy that leaves the memory it was given is
+an error.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ import bisect
 import ctypes
 import enum
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from ..backends.cuda.emit import CudaUnit
 from ..backends.cuda.emulate import available, build
+from . import cuda_driver as low
 
 #: what `cuModuleLoadData` takes here: the path of a shared library
 _PACKED = """
@@ -61,6 +64,7 @@ _OK = CUresult.CUDA_SUCCESS
 
 
 class _Attributes(enum.IntEnum):
+    CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT = 16
     CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR = 75
     CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR = 76
 
@@ -111,7 +115,7 @@ class EmulatedDriver:
         return _OK, _NAME.encode().ljust(length, b"\0")
 
     def cuDeviceGetAttribute(self, attrib: Any, dev: int) -> tuple[Any, ...]:
-        return _OK, 8 if attrib is _Attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR else 0
+        return _OK, {75: 8, 76: 0, 16: 1}[int(attrib)]
 
     def cuDevicePrimaryCtxRetain(self, dev: int) -> tuple[Any, ...]:
         return _OK, "context"
@@ -268,6 +272,31 @@ def load() -> tuple[Any, str | None]:
     if given and not given.isdecimal():
         return None, f"TRACEGRAD_CUDA_MEMORY must be a number of bytes, not {given!r}"
     return EmulatedDriver(int(given) if given else _DEFAULT_BYTES), None
+
+
+#: the device that `emulated` puts in place, one for all its uses
+_KEPT: list[Any] = []
+
+
+@contextmanager
+def emulated() -> Iterator[EmulatedDriver]:
+    """Inside, the emulated device is the only one, whatever the environment says; for tests. Tensors on it
+    must not be used outside.
+
+    Raises CudaError without g++.
+    """
+    if not _KEPT:
+        state = low.State()
+        state.driver, state.reason = load()
+        if state.driver is None:
+            raise low.CudaError(f"no GPU can be used: {state.reason}")
+        state.count = 1
+        _KEPT.append(state)
+    before = low.swap(_KEPT[0])
+    try:
+        yield _KEPT[0].driver
+    finally:
+        low.swap(before)
 
 
 def image(unit: CudaUnit) -> bytes:

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -48,17 +48,19 @@ class CudaLowered(Lowered):
     Args:
         lowered: the same graph's lowering for the CPU, whose optimised graph is shared.
         architecture: `sm_75`, `sm_80` or `sm_90`: what is scheduled for, and compiled for by default.
+        precision: of contractions of f32, as `set_float32_matmul_precision` takes it.
     """
 
     backend = "cuda"
     stages = ("graph", "optimized", "loops", "cuda")
 
-    def __init__(self, lowered: Lowered, architecture: str = "sm_80") -> None:
+    def __init__(self, lowered: Lowered, architecture: str = "sm_80", precision: str = "highest") -> None:
         if architecture not in MODELS:
             raise nvcc.NvccError(f"no architecture {architecture!r}; there are {', '.join(MODELS)}")
         self.graph = lowered.graph
         self.cpu = lowered
         self.architecture = architecture
+        self.precision = precision
         self.records = lowered.records
 
     @cached_property
@@ -67,7 +69,7 @@ class CudaLowered(Lowered):
 
     @cached_property
     def machine(self) -> Any:  # type: ignore[override]
-        return MODELS[self.architecture]
+        return replace(MODELS[self.architecture], matmul_precision=self.precision)
 
     @cached_property
     def loops(self) -> LoopProgram:  # type: ignore[override]

@@ -21,6 +21,7 @@ from ..ir.loops import For, statements
 from ..ir.types import Type
 from .buffers import Buffer, allocator, empty
 from .collector import collector_paused
+from .precision import get_float32_matmul_precision
 from .report import Cost, Memory, cost_of, memory_of
 
 if TYPE_CHECKING:
@@ -83,10 +84,19 @@ class Lowered:
             return compile_program(self.loops)
 
     @cached_property
+    def _cuda(self) -> dict[str, CudaLowered]:
+        return {}
+
+    @property
     def cuda(self) -> CudaLowered:
+        """For the precision of contractions that is set now."""
         from .cuda_lowered import CudaLowered
 
-        return CudaLowered(self)
+        precision = get_float32_matmul_precision()
+        made = self._cuda.get(precision)
+        if made is None:
+            made = self._cuda[precision] = CudaLowered(self, precision=precision)
+        return made
 
     def compile(self) -> Any:
         """The program compiled: machine code of the CPU here, a `CudaExecutable` of a CUDA lowering."""

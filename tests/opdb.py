@@ -322,7 +322,9 @@ class Sweep:
 
 def needs_values(e: BaseException) -> bool:
     """Whether a function can't be compiled because its result's shape depends on values, as it says."""
-    return isinstance(e, TraceError) and "only known when the program runs" in str(e)
+    return isinstance(e, TraceError) and any(
+        text in str(e) for text in ("only known when the program runs", "decided by the values")
+    )
 
 
 def differentiated(t: Any) -> bool:

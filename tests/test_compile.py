@@ -280,7 +280,7 @@ def test_one_tensor_given_twice_or_also_captured() -> None:
         return x + y
 
     a = tg.tensor([1.0, 1.0, 1.0])
-    assert f(a, a).tolist() == [3, 3, 3]
-    assert a.tolist() == [2, 2, 2] and w.tolist() == [2, 3, 4]
-    assert f(a, w).tolist() == [6, 7, 8]
-    assert a.tolist() == [4, 4, 4] and w.tolist() == [4, 6, 8]
+    assert f(a, a).tolist() == [4, 4, 4]  # both names see the write
+    assert a.tolist() == [2, 2, 2] and w.tolist() == [3, 4, 5]
+    assert f(a, w).tolist() == [7, 8, 9]
+    assert a.tolist() == [4, 4, 4] and w.tolist() == [6, 8, 10]

@@ -62,7 +62,7 @@ def run(graph: Graph, way: Strategy, arrays: list[np.ndarray], machine: MachineM
         flat = way.flat and q.flat_n is not None
         pack_b = way.pack_b or flat or q.bn != 1
         kc = max(1, min(way.kc, q.K))
-        nc = way.nc * way.nr * way.lanes if pack_b else 0
+        nc = way.nc * way.nr * way.lanes if pack_b or len(q.inner) == 1 else 0
         if nc > (q.flat_n.size if flat and q.flat_n is not None else q.N):
             nc = 0
         mr = min(way.mr, q.M)

@@ -161,7 +161,10 @@ def test_names_never_hide_what_is_called() -> None:
         ("for t in 32 thread { for b in 2 block { y[b] = x[t] } }", "not part of the outermost nest"),
         ("for b in 1 block { for t in 2048 thread { y[0] = x[0] } }", "threads"),
         ("for b in 1 block { for t in 48 thread { y[t] = warp.add(x[t]) } }", "48 threads"),
-        ("for b in 1 block { alloc shared s: f32[20000] for t in 1 thread { s[0] = x[0] y[0] = s[0] } }", "80000 bytes"),
+        (
+            "for b in 1 block { alloc shared s: f32[20000] for t in 1 thread { s[0] = x[0] y[0] = s[0] } }",
+            "80000 bytes",
+        ),
     ],
 )
 def test_what_has_no_cuda_form_is_an_error_that_says_so(body: str, why: str) -> None:

@@ -50,14 +50,12 @@ LATE_FOR_A_CYCLE: dict[tuple[str, str, str], str] = {
     ("tracer.tensor", "Tensor.__repr__", "tracer.printing"): "printing needs the default dtype",
     ("tracer.tensor", "Tensor.backward", "tracer.autograd"): "autograd is built on tensors",
     ("tracer.recording", "ThreadState.__init__", "tracer.lazy"): "a thread's trace needs a way to run",
+    ("runtime.buffers", "Buffer.on", "runtime.cuda_buffers"): "memory of GPUs is built on that of the CPU",
+    ("runtime.cuda_driver", "_load", "runtime.cuda_emulated"): "the emulated device has the driver's errors",
 }
 LATE_FOR_TIME: dict[tuple[str, str, str], str] = {
     ("ir.scalar", "*", "ir.special"): "a long table, for erf in the interpreter alone",
-    (
-        "runtime.executable",
-        "Lowered.optimized",
-        "ir.passes",
-    ): "what compiles is loaded at the first compilation",
+    ("runtime.executable", "Lowered.optimized", "ir.passes"): "what compiles is loaded when it is needed",
     ("runtime.executable", "Lowered.loops", "backends.schedule"): "the same",
     (
         "backends.llvm.codegen_math",
@@ -72,6 +70,9 @@ LATE_FOR_TIME: dict[tuple[str, str, str], str] = {
     ("utils.data.loader", "DataLoader.__iter__", "utils.data.workers"): "multiprocessing, for workers only",
     ("runtime.executable", "Lowered.cuda", "runtime.cuda_lowered"): "only for GPUs",
     ("runtime.cuda_lowered", "CudaLowered.compile", "runtime.cuda"): "only for GPUs",
+    ("tracer.devices", "device_empty_of", "runtime.cuda_buffers"): "only for GPUs",
+    ("tracer.placed_lazy", "PlacedRuns.run", "runtime.cuda"): "only for GPUs",
+    ("tracer.placed_program", "PlacedSpecialization.placed", "runtime.cuda"): "only for GPUs",
     ("tracer.export_cuda", "*", "*"): "only for GPUs",
     ("runtime.executable", "Lowered.show", "runtime.page"): "only when a program is looked at",
 }

@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from ..ir import dtypes
 from ..ir.dtypes import DType
 from ..ir.errors import IndexOutOfRange, OpError, TracegradError
 from ..ir.types import Type
 from .library import ArgumentError, ArgumentTypeError, MissingKey
+from .operands import PYTHON_TYPES
 from .recording import is_ours, user_location
 from .tensor import Tensor
 
@@ -39,9 +39,6 @@ _NUMPY = os.path.dirname(np.__file__) + os.sep
 _LIBRARY = sysconfig.get_paths()["stdlib"] + os.sep
 _PACKAGES = os.path.join(_LIBRARY, "site-packages") + os.sep
 
-
-#: Python's types as dtypes, as PyTorch takes them
-_PYTHON_TYPES: dict[Any, DType] = {float: dtypes.float64, int: dtypes.int64, bool: dtypes.bool_}
 
 
 def _is_int(x: Any) -> bool:
@@ -244,8 +241,8 @@ def again(error: Exception, name: str, fn: Callable[..., Any], args: Any, kwargs
     """After `error`: what the call gives with a Python type for a dtype understood as in PyTorch; else
     raises what `explain` makes of it."""
     dtype = kwargs.get("dtype")
-    if isinstance(dtype, type) and dtype in _PYTHON_TYPES:
-        return checked(name, fn)(*args, **{**kwargs, "dtype": _PYTHON_TYPES[dtype]})
+    if isinstance(dtype, type) and dtype in PYTHON_TYPES:
+        return checked(name, fn)(*args, **{**kwargs, "dtype": PYTHON_TYPES[dtype]})
     raise explain(error, name, fn, args, kwargs)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..ir.errors import TracegradError
 from ..ir.op import REGISTRY
+from .outside import RELIED
 from .recording import Trace, warn
 from .tensor import Tensor, note_change
 from .tree import flatten, map_tensors
@@ -63,7 +64,7 @@ class Assigned:
             self.table.pop(self.key, None)
         else:
             self.table[self.key] = value
-        if self.registered:
+        if self.registered or (id(self.table), self.key) in RELIED:
             note_change()
 
 
@@ -87,7 +88,7 @@ class Attributes:
 
     def watch(self, owner: Any) -> None:
         """Notes what an object holds, and the modules in it. Others, and objects seen before, do nothing."""
-        table = getattr(owner, "__dict__", None)
+        table: Any = getattr(owner, "__dict__", None)
         if table.__class__ is not dict or id(owner) in self.seen or isinstance(owner, _NO_STATE):
             return
         if hasattr(owner, "_trace_state") and "_parameters" not in table:
@@ -105,7 +106,9 @@ class Attributes:
         for owner, table, before in self.tables:
             for key in [*before, *(k for k in table if k not in before)]:
                 old, new = before.get(key, _MISSING), table.get(key, _MISSING)
-                if new is not old and (_made_by(trace, new) or ((new is None or new is _MISSING) and _any(old))):
+                if new is old:
+                    continue
+                if _made_by(trace, new) or ((new is None or new is _MISSING) and _any(old)):
                     yield owner, table, key, old, new
 
     def undo(self, trace: Trace) -> None:
@@ -119,7 +122,7 @@ class Attributes:
     def shared(self) -> dict[Any, int]:
         """By storage, how many attributes, parameters and buffers hold it."""
         count: dict[Any, int] = {}
-        for _, table, before in self.tables:
+        for _, _, before in self.tables:
             leaves: list[Tensor] = []
             map_tensors(tuple(before.values()), leaves.append)
             map_tensors(tuple((before.get("_parameters") or {}).values()), leaves.append)
@@ -150,7 +153,8 @@ class Attributes:
             before = _description(old, leaves)
             free = all(is_whole(t) and count.get(t._storage) == 1 for t in leaves)
             made = _MISSING if new is _MISSING else map_tensors(new, output)
-            found.append(Assigned(table, key, made, before, table is not owner.__dict__, leaves, None if free else leaves))
+            registered, pinned = table is not owner.__dict__, None if free else leaves
+            found.append(Assigned(table, key, made, before, registered, leaves, pinned))
         self._warn_of_numbers(trace)
         return found
 
@@ -158,11 +162,10 @@ class Attributes:
         for owner, table, before in self.tables:
             for key, old in before.items():
                 new = table.get(key, _MISSING)
-                if new is not old and new.__class__ in (int, float) and old.__class__ in (int, float) and new != old:
+                if new.__class__ in (int, float) and old.__class__ in (int, float) and new != old:
                     warn(
                         f"{type(owner).__name__}.{key} was set to {new!r} while {trace.name!r} was being "
-                        f"compiled, which happens once and not at each call; make it a tensor (of a module: a "
-                        f"buffer) and write it in place, or set it outside"
+                        f"compiled, which happens once, not at each call; make it a tensor, or set it outside"
                     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from ..ir.grad import reads
 from ..ir.op import REGISTRY
 from . import anomaly
 from .hooks import Callbacks, active, concern
+from .library import ArgumentError
 from .placement import TO_DEVICE
 from .recording import STATE, LazyTrace, Trace
 from .tensor import Tensor
@@ -46,6 +48,8 @@ class _GradMode:
             with type(self)():
                 return self._function(*args, **kwargs)
         function = args[0]
+        if inspect.isgeneratorfunction(function):
+            return self._generator(function)
 
         @functools.wraps(function)
         def wrapped(*a: Any, **k: Any) -> Any:
@@ -55,6 +59,32 @@ class _GradMode:
                 return function(*a, **k)
             finally:
                 trace.grad_enabled = before
+
+        return wrapped
+
+    def _generator(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A generator that runs in this mode, and gives its caller the caller's."""
+
+        @functools.wraps(function)
+        def wrapped(*a: Any, **k: Any) -> Iterator[Any]:
+            running, sent, error = function(*a, **k), None, None
+            while True:
+                trace = STATE.trace
+                before, trace.grad_enabled = trace.grad_enabled, self.enabled
+                try:
+                    made = running.send(sent) if error is None else running.throw(error)
+                except StopIteration as end:
+                    return end.value
+                finally:
+                    trace.grad_enabled = before
+                error = None
+                try:
+                    sent = yield made
+                except GeneratorExit:
+                    running.close()
+                    raise
+                except BaseException as e:
+                    error = e
 
         return wrapped
 
@@ -90,6 +120,10 @@ class set_grad_enabled(_GradMode):
         self._saved.append((STATE.trace, self._before))
         STATE.trace.grad_enabled = self.enabled
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        STATE.trace.grad_enabled = self._before  # as a decorator it sets the mode in the function alone
+        return super().__call__(*args, **kwargs)
+
 
 def is_grad_enabled() -> bool:
     """Whether operations record for gradients now."""
@@ -116,7 +150,7 @@ def _explore(roots: Sequence[TracedValue]) -> tuple[list[TracedValue], list[Any]
                 leaves.append(v)
             continue
         node = v.node
-        if v.freed is True:
+        if v.freed is True and v.requires_grad:
             made = f"{node.op.name} (made at {node.loc})" if node is not None else f"a {v.type} tensor"
             raise GradError(
                 f"backward through {made} a second time: what it saved was freed "
@@ -436,6 +470,8 @@ def grad(
             raise GradError(
                 f"grad() with respect to a tensor of type {t._value().type} that does not require grad"
             )
+    if materialize_grads and allow_unused is False:
+        raise ArgumentError("grad(): materialize_grads=True implies allow_unused; leave that out")
     keep = create_graph if retain_graph is None else retain_graph
     leaves, found = _run(outputs, list(grad_outputs), keep, create_graph, inputs)
     trace = STATE.trace

@@ -10,26 +10,67 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from ..ir.errors import TraceError, TracegradError
 from ..ir.graph import Graph
 from ..runtime.collector import collector_paused
 from ..runtime.executable import Lowered
 from .compile_trace import Consumed, Output, trace_function
 from .functions.shaping import cat
-from .recording import STATE, LazyTrace
+from .placed_program import PlacedSpecialization
+from .recording import STATE, LazyTrace, warn
 from .specialization import Specialization, current_contents, fill
 from .tensor import EPOCH, Tensor
 from .tree import flatten, map_tensors, numbers_as_tensors
 from .values import TracedValue
 
 _MAX_SPECIALIZATIONS = 64
+_OWN = frozenset(("fn", "name", "keep_grads", "specializations", "_direct", "_floats"))
+_NOTHING = np.zeros(1, np.uint8)
+_MANY = 8  # programs for the same arguments; then the user should know
+
+
+def _sharing(tensors: list[Tensor]) -> tuple[int, ...]:
+    """Which arguments are the same tensor, or see the same memory, as an earlier one; empty if none."""
+    first: dict[int, int] = {}
+    seen = [first.setdefault(id(t._storage), i) for i, t in enumerate(tensors)]
+    if len(first) == len(tensors):
+        return ()
+    same: dict[int, int] = {}
+    return (*seen, *(same.setdefault(id(t), i) for i, t in enumerate(tensors)))
+
+
+def _extent(t: Tensor) -> np.ndarray:
+    """Which elements of its storage a tensor sees: a view of a byte for each, at no address that is used."""
+    shape, strides, offset = t._layout()
+    nothing = np.lib.stride_tricks.as_strided(_NOTHING, (1 << 40,), (1,))
+    return np.lib.stride_tricks.as_strided(nothing[offset:], shape, strides)
+
+
+def _no_overlap(name: str, tensors: list[Tensor], written: set[int]) -> None:
+    for i in written:
+        for k, t in enumerate(tensors):
+            if t is tensors[i] or t._storage is not tensors[i]._storage:
+                continue
+            if np.shares_memory(_extent(t), _extent(tensors[i])):
+                raise TraceError(
+                    f"{name!r} writes in place to tensor argument {i}, of type {tensors[i]._value().type}, "
+                    f"and tensor argument {k} sees the same memory; pass one of them, and take the other as "
+                    f"a view of it inside"
+                )
+
+
+def _shown(tensors: list[Tensor]) -> str:
+    shown = ", ".join([str(t._value().type) for t in tensors[:4]]) or "no tensors"
+    return shown + (", ..." if len(tensors) > 4 else "")
 
 
 class CompiledFunction:
     """A function that `compile` wrapped. Call it like the function."""
 
     def __init__(self, fn: Callable[..., Any], name: str | None, keep_grads: bool) -> None:
-        functools.update_wrapper(self, fn)
+        functools.update_wrapper(self, fn, updated=("__dict__",) if hasattr(fn, "__code__") else ())
         self.fn = fn
         self.name = name or getattr(fn, "__name__", type(fn).__name__)
         self.keep_grads = keep_grads
@@ -59,10 +100,15 @@ class CompiledFunction:
             key: Any = (lazy.grad_enabled, shape, tuple([(v.type, v.requires_grad) for v in values]))
         else:
             key = lazy.grad_enabled
+        shared = _sharing(tensors) if len(tensors) > 1 else ()
+        if shared:
+            key = (key, shared)
         found = self.specializations.get(key)
         if found is not None:
             for spec in found:
                 if spec.valid(tensors):
+                    if shared and spec.written_args:
+                        _no_overlap(self.name, tensors, spec.written_args)
                     return spec, tensors
         else:
             if self._floats is not None and (new := self._scalars(args, kwargs)) is not None:
@@ -74,12 +120,28 @@ class CompiledFunction:
         if len(found) >= _MAX_SPECIALIZATIONS:
             raise TraceError(
                 f"{self.name!r} was compiled {len(found)} times for the same arguments because what it "
-                f"reads from Python keeps changing (train/eval flags, requires_grad, gradients set to None)"
+                f"reads from Python keeps changing (last: {found[-1].why}); pass what changes as an "
+                f"argument: floats and tensors among those don't make new programs"
+            )
+        if len(found) == _MANY:
+            warn(
+                f"{self.name!r} is compiled for the {len(found) + 1}th time for the same arguments, because "
+                f"of what it reads from Python (last: {found[-1].why}); pass what changes as an argument: "
+                f"floats and tensors among those don't make new programs"
+            )
+        if not found and len(self.specializations) == 4 * _MANY:
+            warn(
+                f"{self.name!r} is compiled for {len(self.specializations)} different kinds of arguments "
+                f"(last: {_shown(tensors)}), and once more for each new one; pad to a few lengths, or pass "
+                f"Python numbers that differ from call to call as floats or tensors"
             )
         epoch = EPOCH[0]
         with collector_paused():
             traced = trace_function(self.fn, args, kwargs, self.name, self.keep_grads, lazy.grad_enabled)
-        spec = Specialization(traced, epoch, lazy.grad_enabled)
+        made = Specialization if traced.device is None else PlacedSpecialization
+        spec = made(traced, epoch, lazy.grad_enabled)
+        if shared and spec.written_args:
+            _no_overlap(self.name, tensors, spec.written_args)
         found.append(spec)
         return spec, tensors
 
@@ -143,13 +205,29 @@ class CompiledFunction:
             self.__dict__["fn"], name
         )  # a compiled module still has parameters(), state_dict(), ...
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        fn = self.__dict__.get("fn")
+        if name in _OWN or not hasattr(fn, "_parameters"):
+            object.__setattr__(self, name, value)
+        else:
+            setattr(fn, name, value)  # an attribute of the module
+
     def __repr__(self) -> str:
         n = sum(len(s) for s in self.specializations.values())
         return f"<compiled {self.name}, {n} specialization{'s' * (n != 1)}>"
 
 
 def compile(
-    fn: Callable[..., Any] | None = None, *, name: str | None = None, keep_grads: bool = False
+    fn: Callable[..., Any] | None = None,
+    *,
+    name: str | None = None,
+    keep_grads: bool = False,
+    fullgraph: bool = True,
+    dynamic: bool | None = None,
+    backend: Any = None,
+    mode: str | None = None,
+    options: dict[str, Any] | None = None,
+    disable: bool = False,
 ) -> Any:
     """Compiles a function (a decorator, with or without arguments).
 
@@ -159,9 +237,14 @@ def compile(
         name: the program's name in dumps; the function's by default.
         keep_grads: also keep `.grad` of parameters that the function itself updates and whose gradients it
             resets before use (otherwise those gradients exist only inside the native code).
+        fullgraph, dynamic, backend, mode, options: PyTorch's, taken and not looked at: a function is always
+            one program, one for each signature.
+        disable: give the function as it is.
     """
     if fn is None:
-        return lambda f: compile(f, name=name, keep_grads=keep_grads)
+        return functools.partial(compile, name=name, keep_grads=keep_grads, disable=disable)
+    if disable:
+        return fn
     from_module = getattr(fn, "forward", None)
     if not callable(fn):
         raise TraceError(f"compile() takes a function or a module, got {type(fn).__name__}")

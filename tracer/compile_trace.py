@@ -21,6 +21,8 @@ from ..runtime.buffers import Buffer
 from .advice import needs_value
 from .attributes import Assigned, Attributes, is_whole
 from .freezing import freeze
+from .outside import Read, Reads, noting
+from .placement import device_of
 from .recording import STATE, Trace, user_location
 from .tensor import Tensor
 from .tree import map_tensors
@@ -60,7 +62,9 @@ class Traced:
         followed: (owner, number of the input, the tensor if nothing can take its place) of inputs that are a
             `.grad` or an attribute (owner: record and number of the tensor): another tensor that is there by
             the time of a call takes the place.
+        reads: what it relies on of Python's variables and attributes.
         arg_writes: which argument positions are updated in place.
+        device: the GPU it runs on, None for the CPU; and of each output whether it is there.
     """
 
     graph: Graph
@@ -72,6 +76,9 @@ class Traced:
     followed: list[tuple[Any, int, Any]] = field(default_factory=list)
     grad_outputs: list[bool] = field(default_factory=list)
     module_guards: list[tuple[Any, Any]] = field(default_factory=list)
+    reads: Reads = field(default_factory=Reads)
+    device: str | None = None
+    placed: list[bool] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,7 @@ class CompileTrace(Trace):
         self.kinds: dict[str, int] = {}
         self.argument_names: dict[int, str] = {}
         self.attributes = Attributes()
+        self.reads = Reads()
 
     # --- recording
 
@@ -161,6 +169,11 @@ class CompileTrace(Trace):
             self.places[value] = Place("constant", value)
 
     def materialize(self, value: TracedValue) -> Buffer:
+        node = value.node
+        if node is not None and node.op.name == "alias":  # tensor([...]) in the function: known after all
+            place = self.places.get(node.operands[0])  # type: ignore[arg-type]
+            if place is not None and place.kind == "constant" and place.value.buffer is not None:
+                return place.value.buffer
         raise needs_value(value, f"{self.name!r} is being compiled")
 
     # --- state
@@ -185,6 +198,7 @@ class CompileTrace(Trace):
             return
         self.modules[id(module)] = (module, state)
         self.attributes.watch(module)
+        self.reads.of_function(getattr(type(module), "forward", None))
         if not hasattr(module, "_parameters"):  # an optimiser
             return
         kind = type(module).__name__.lower()
@@ -210,6 +224,16 @@ class CompileTrace(Trace):
         if place.storage is not None and place.storage in self.names:
             return self.names[place.storage]
         return f"{place.kind}{number}"
+
+    def tensors_read(self, assigned: list[Assigned], count: dict[Any, int]) -> list[tuple[Read, Tensor]]:
+        """The tensors that were read of Python; they are added to the count of places that hold a storage."""
+        reads = self.reads.finish({(id(a.table), a.key) for a in assigned})
+        counted = {id(table) for _, table, _ in self.attributes.tables}
+        found = [(r, t) for r in reads for t in r.tensors()]
+        for r, t in found:
+            if id(r.table) not in counted:
+                count[t._storage] = count.get(t._storage, 0) + 1
+        return found
 
     def undo(self) -> None:
         """Puts attributes, storages and `.grad`s back as they were before the trace."""
@@ -241,8 +265,12 @@ def trace_function(
     trace = CompileTrace(name)
     trace.grad_enabled = grad_enabled
     tensors: list[Tensor] = []
+    known: dict[int, Tensor] = {}
 
     def stand_in(t: Tensor) -> Tensor:
+        if id(t) in known:  # given twice: one argument
+            tensors.append(known[id(t)])
+            return known[id(t)]
         value = t._value()
         made = trace.argument(value, len(tensors))
         fresh = Tensor(made)
@@ -251,11 +279,12 @@ def trace_function(
         if type(t) is not Tensor:
             fresh.__class__ = type(t)  # a Parameter stays one
         fresh._grad = t._grad
+        known[id(t)] = fresh
         tensors.append(fresh)
         return fresh
 
     args, kwargs = map_tensors(args, stand_in), map_tensors(kwargs, stand_in)
-    positions = {id(t): i for i, t in enumerate(tensors)}
+    positions = {id(t): i for i, t in reversed([*enumerate(tensors)])}
     try:
         bound = inspect.signature(fn).bind(*args, **kwargs).arguments
     except (TypeError, ValueError):  # a builtin, or a call that will fail on its own terms
@@ -263,13 +292,17 @@ def trace_function(
     trace.argument_names = {positions[id(t)]: k for k, t in bound.items() if id(t) in positions}
     for owner in (fn, getattr(fn, "__self__", None), *args, *kwargs.values()):
         trace.attributes.watch(owner)
+        trace.reads.of_object(owner)
+    trace.reads.of_function(fn)
+    trace.reads.prepare()
     for variable, t in _free_variables(fn):
         trace.attributes.watch(t)
         if isinstance(t, Tensor) and t._view is None:
             trace.names.setdefault(t._storage, variable)
     old, STATE.trace = STATE.trace, trace
     try:
-        result = fn(*args, **kwargs)
+        with noting():
+            result = fn(*args, **kwargs)
         return _finish(trace, tensors, result, keep_grads)
     finally:
         STATE.trace = old
@@ -278,7 +311,7 @@ def trace_function(
 
 def _finish(trace: CompileTrace, arguments: list[Tensor], result: Any, keep_grads: bool) -> Traced:
     outputs: list[TracedValue] = []
-    argument_ids = {id(t): i for i, t in enumerate(arguments)}
+    argument_ids = {id(t): i for i, t in reversed([*enumerate(arguments)])}
 
     def output(t: Tensor) -> Output:
         value = t._value()
@@ -321,7 +354,7 @@ def _finish(trace: CompileTrace, arguments: list[Tensor], result: Any, keep_grad
         if storage.value is not old:
             trace.capture(old)
             updates.append((old, storage.value))
-    for t in arguments:
+    for t in {id(t): t for t in arguments}.values():
         place = next(p for p in trace.places.values() if p.kind == "arg" and p.index == argument_ids[id(t)])
         if t._storage.value is not place.value:
             updates.append((place.value, t._storage.value))
@@ -339,7 +372,7 @@ def _finish(trace: CompileTrace, arguments: list[Tensor], result: Any, keep_grad
     places = [trace.places[inputs[i]] for i in keep]
     guards = [(argument_ids.get(id(t), t), none) for t, none in trace.guards]
     at = [p.storage for p in places]
-    followed = [
+    followed: list[tuple[Any, int, Any]] = [
         ((a, k), at.index(t._storage), None)
         for a in assigned
         for k, t in enumerate(a.held)
@@ -350,5 +383,14 @@ def _finish(trace: CompileTrace, arguments: list[Tensor], result: Any, keep_grad
             owner = argument_ids.get(id(tensor), tensor)
             pinned = None if is_whole(before) else before
             followed += [(owner, i, pinned) for i, p in enumerate(places) if p.storage is before._storage]
+    count = trace.attributes.shared()
+    for r, t in trace.tensors_read(assigned, count):
+        r.followed = t._storage in at and is_whole(t) and count[t._storage] == 1
+        if r.followed:
+            followed.append(((r, 0), at.index(t._storage), None))
     modules = list(trace.modules.values())
-    return Traced(graph, places, result, grads, guards, assigned, followed, grad_outputs, modules)
+    made = Traced(graph, places, result, grads, guards, assigned, followed, grad_outputs, modules)
+    made.reads = trace.reads
+    made.device = device_of([v.type for v in (*(p.value for p in places), *outputs)], repr(trace.name))
+    made.placed = [v.type.device is not None for v in outputs]
+    return made

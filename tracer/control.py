@@ -14,7 +14,7 @@ from ..ir.errors import DTypeError, OpError
 from ..ir.grad_control import bounded, carries_grad, with_saves
 from ..ir.graph import Graph
 from ..ir.op import REGISTRY
-from ..ir.types import normalize_axis
+from ..ir.types import normalize_axis, placed_type
 from .control_tree import (
     NUMBERS,
     agree,
@@ -98,7 +98,7 @@ def _emit(
     needs = [v.requires_grad for v in operands]
     flows: list[bool] = []
     if any(needs) and trace.grad_enabled:
-        types = [v.type for v in operands]
+        types = [placed_type(v.type, None) for v in operands]
         if name == "while" and attrs.get("max_trips") is not None:
             name, (regions, attrs) = "scan", bounded(regions, attrs, types)
         flows = carries_grad(name, attrs, regions, needs)

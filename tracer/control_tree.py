@@ -10,6 +10,7 @@ import numpy as np
 
 from ..ir.dtypes import DType
 from ..ir.errors import DTypeError, OpError
+from ..ir.types import Type
 from .operands import number_dtype
 from .recording import STATE, Trace, user_location
 from .region import Body
@@ -126,13 +127,18 @@ def results_of(name: str, fn: Any, out: Any, like: Any, what: str) -> list[Trace
             if not isinstance(x, Tensor) and to.shape == () and _fits(x, to.dtype):
                 x = Tensor(trace.literal(x.item() if isinstance(x, np.generic) else x, to.dtype))
             values.append(trace.own(x._value()) if isinstance(x, Tensor) else None)
-        if all(v is not None and v.type == t._value().type for v, t in zip(values, wanted)):
+        if all(v is not None and _alike(v.type, t._value().type) for v, t in zip(values, wanted)):
             return values
     raise OpError(
         f"{name} at {user_location()}: {what} {shown(like)}, but the function gives {shown(out)}"
         f"{where_is(fn)}; both must have the same structure, dtypes and shapes (use .to(dtype), "
         f".expand(...) or a tensor)"
     )
+
+
+def _alike(a: Type, b: Type) -> bool:
+    """Whether two types are equal but for the device, which the op's operands decide."""
+    return a.dtype is b.dtype and a.shape == b.shape
 
 
 def agree(trees: list[Any], bodies: list[Body], fns: tuple[Any, Any]) -> None:
@@ -149,7 +155,7 @@ def agree(trees: list[Any], bodies: list[Body], fns: tuple[Any, Any]) -> None:
                     ok = False
                     continue
                 body.outputs[i] = body.trace.literal(_plain(mine), dtype)
-        ok = ok and then.outputs[i].type == other.outputs[i].type
+        ok = ok and _alike(then.outputs[i].type, other.outputs[i].type)
         if not ok:
             break
     if not ok:

@@ -16,10 +16,11 @@ from ..ir.dtypes import DType
 from ..ir.errors import DTypeError, GradError, OpError
 from ..ir.op import REGISTRY
 from ..ir.types import Type, broadcast_shapes
+from ..runtime.buffers import copy_of
 from ..runtime.buffers import empty as empty_buffer
 from . import creation
 from .devices import on_device, resolved
-from .operands import as_value
+from .operands import PYTHON_TYPES, as_value
 from .recording import STATE
 from .tensor import Tensor, concrete
 
@@ -36,6 +37,8 @@ def to(self: Tensor, *args: Any, dtype: DType | None = None, copy: bool = False,
     for a in (*args, kwargs.pop("device", None), kwargs.pop("other", None)):
         if isinstance(a, DType):
             dtype = a
+        elif isinstance(a, type) and a in PYTHON_TYPES:
+            dtype = PYTHON_TYPES[a]
         elif isinstance(a, Tensor):
             dtype, place = a.dtype, a._storage.value.type.device
         elif a is not None and not isinstance(a, bool):
@@ -70,11 +73,14 @@ def type_name(self: Tensor, dtype: Any = None, non_blocking: bool = False) -> An
     """The dtype's PyTorch class name, or the tensor converted."""
     if dtype is None:
         return f"tracegrad.{CLASS_NAMES[self.dtype]}Tensor"
+    if isinstance(dtype, creation.TensorClass):
+        dtype = dtype.dtype
     if isinstance(dtype, str):
-        named = {f"tracegrad.{name}Tensor": d for d, name in CLASS_NAMES.items()}
-        if dtype not in named:
+        named = {f"{name}Tensor": d for d, name in CLASS_NAMES.items()}
+        short = dtype.removeprefix("tracegrad.").removeprefix("torch.")  # scripts say either
+        if short not in named:
             raise DTypeError(f"type(): no tensor type {dtype!r}; there are {', '.join(named)}")
-        dtype = named[dtype]
+        dtype = named[short]
     return to(self, dtype)
 
 
@@ -84,6 +90,15 @@ def _caster(dtype: DType) -> Callable[..., Tensor]:
 
     method.__doc__ = f"The tensor as {dtype.torch_name}."
     return method
+
+
+def shallow_copy(self: Tensor) -> Tensor:
+    """Another object that sees the same memory, as `copy.copy` makes it; a leaf of its own where this one
+    requires grad."""
+    out = self.detach().requires_grad_(self.requires_grad)
+    out.__class__ = self.__class__
+    out.__dict__.update(self.__dict__)
+    return out
 
 
 # --- copies into place ------------------------------------------------------------------------------------
@@ -146,7 +161,9 @@ def from_outside(x: Any) -> Any:
     if isinstance(x, np.ndarray) and dtypes.from_numpy(x.dtype) is not None:
         return creation.tensor(x)
     if not isinstance(x, Tensor) and hasattr(x, "__dlpack__") and hasattr(x, "detach"):
-        return from_dlpack(x.detach()).clone()  # type: ignore[attr-defined]
+        foreign: Any = x
+        theirs = from_dlpack(foreign.detach())._buffer()  # copied now: they may write before a lazy copy would run
+        return concrete(copy_of(theirs.array, theirs.type.dtype))
     return x
 
 
@@ -230,7 +247,7 @@ def _writable(array: np.ndarray) -> np.ndarray:
 
 
 METHODS: dict[str, Any] = {
-    "to": to, "type": type_name, "copy_": copy_, "fill_": fill_, "resize_": resize_,
+    "__copy__": shallow_copy, "to": to, "type": type_name, "copy_": copy_, "fill_": fill_, "resize_": resize_,
     "double": _caster(dtypes.float64), "float": _caster(dtypes.float32), "half": _caster(dtypes.float16),
     "bfloat16": _caster(dtypes.bfloat16), "long": _caster(dtypes.int64), "int": _caster(dtypes.int32),
     "short": _caster(dtypes.int16), "char": _caster(dtypes.int8), "byte": _caster(dtypes.uint8),

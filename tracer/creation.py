@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
 from operator import index
 from typing import Any
 
 import numpy as np
 
 from ..ir import dtypes
-from ..ir.dtypes import DType
+from ..ir.dtypes import DType, promote
 from ..ir.errors import DTypeError, GradError, OpError
 from ..ir.op import REGISTRY
 from ..ir.types import Type
 from ..runtime.buffers import copy_of, from_array
 from ..runtime.buffers import empty as empty_buffer
-from .library import ArgumentError, ArgumentTypeError
 from .devices import USED, device_empty_of, on_device, placed, resolved
+from .library import ArgumentError, ArgumentTypeError
 from .meta import DEFAULT
 from .operands import get_default_dtype, number_dtype
 from .recording import STATE
@@ -83,6 +84,15 @@ def _numbers(data: Any) -> Any:
     return [_numbers(d) for d in data] if isinstance(data, (list, tuple)) else data
 
 
+def _dtypes_in(data: Any) -> Iterator[DType]:
+    """The dtypes of what nested sequences hold."""
+    for d in data:
+        if isinstance(d, (list, tuple)):
+            yield from _dtypes_in(d)
+        else:
+            yield d.dtype if isinstance(d, Tensor) else number_dtype(d)
+
+
 def _first_number(data: Any) -> Any:
     while isinstance(data, (list, tuple)) and data:
         data = data[0]
@@ -92,6 +102,8 @@ def _first_number(data: Any) -> Any:
 def _dtype_for(data: Any, array: np.ndarray) -> DType:
     if isinstance(data, Tensor):
         return data.dtype
+    if isinstance(data, (list, tuple)) and _has_tensor(data):
+        return functools.reduce(promote, _dtypes_in(data))
     first = _first_number(data)
     if isinstance(data, (np.ndarray, np.generic)) or isinstance(first, (np.ndarray, np.generic, Tensor)):
         scalar = isinstance(data, (list, tuple)) and isinstance(first, np.generic)
@@ -359,21 +371,35 @@ def range_(
 def from_data(*data: Any) -> Tensor:
     """What calling the class does in PyTorch: `Tensor(2, 3)` is undefined contents of that shape,
     `Tensor([1, 2])` a copy, both of the default dtype."""
-    return typed(get_default_dtype())(*data)
+    return legacy(get_default_dtype(), data)
 
 
-def typed(dtype: DType) -> Callable[..., Tensor]:
-    """PyTorch's `FloatTensor` and its kin: `f(2, 3)` is undefined contents, `f([1, 2])` a copy."""
+def legacy(dtype: DType, data: tuple[Any, ...]) -> Tensor:
+    """Sizes, or one sequence of data."""
+    only = data[0] if len(data) == 1 else None
+    if isinstance(only, Tensor):
+        return only.detach()
+    if isinstance(only, (list, tuple, np.ndarray)) and not isinstance(only, Size):
+        return tensor(only, dtype=dtype)
+    return empty(data or (0,), dtype=dtype)
 
-    def make(*data: Any) -> Tensor:
-        only = data[0] if len(data) == 1 else None
-        if isinstance(only, Tensor):
-            return only.detach()
-        if isinstance(only, (list, tuple, np.ndarray)) and not isinstance(only, Size):
-            return tensor(only, dtype=dtype)
-        return empty(data or (0,), dtype=dtype)
 
-    return make
+class TensorClass(type):
+    """The type of PyTorch's `FloatTensor` and its kin: `f(2, 3)` is undefined contents, `f([1, 2])` a copy,
+    and instances are the tensors of that dtype."""
+
+    dtype: DType
+
+    def __call__(cls, *data: Any) -> Tensor:  # type: ignore[override]
+        return legacy(cls.dtype, data)
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return isinstance(instance, Tensor) and instance.dtype is cls.dtype
+
+
+def typed(name: str, dtype: DType) -> TensorClass:
+    """The class `name` of tensors of `dtype`."""
+    return TensorClass(name, (), {"dtype": dtype, "__doc__": f"Tensors of {dtype.torch_name}."})
 
 
 def eye(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..ir.dtypes import DType
-from ..ir.errors import DTypeError
+from ..ir.errors import DTypeError, SizeError, TraceError
 from ..ir.types import normalize_axis
 from .meta import CPU, Operators, Size, View, device
 from .strides import Layout, is_row_major, layout_of
@@ -27,6 +27,7 @@ class Description(Operators):
         def _value(self) -> TracedValue: ...
         def _buffer(self) -> Buffer: ...
         def _memory(self) -> Buffer: ...
+        def item(self) -> Any: ...
 
     @property
     def shape(self) -> Size:
@@ -127,8 +128,36 @@ class Description(Operators):
         return shape[0]
 
     def __contains__(self, element: Any) -> bool:
+        if not isinstance(element, (Description, int, float)) and not hasattr(element, "dtype"):
+            raise DTypeError(
+                f"`in` a tensor: expected a number or a tensor, got {type(element).__name__}: {element!r:.60}"
+            )
         found = self == element
         return bool(found.any()) if isinstance(found, type(self)) or hasattr(found, "any") else bool(found)
+
+    def __bool__(self) -> bool:
+        n = self.numel()
+        if n != 1:
+            raise TraceError(
+                f"the truth value of a tensor of type {self._value().type} is ambiguous; use .any() or .all()"
+            )
+        return bool(self.item())
+
+    def __int__(self) -> int:
+        return int(self.__number())
+
+    def __float__(self) -> float:
+        return float(self.__number())
+
+    def __number(self) -> Any:
+        if self.numel() != 1:  # a ValueError here, a RuntimeError of item(), as in PyTorch
+            raise SizeError(f"a tensor of type {self._value().type} has {self.numel()} elements, not one")
+        return self.item()
+
+    def __index__(self) -> int:
+        if self.dtype.kind not in "biu" or self.numel() != 1:
+            raise DTypeError(f"only integer tensors of one element can be an index, not {self._value().type}")
+        return int(self.item())
 
     def __hash__(self) -> int:
         return id(self)

@@ -1,4 +1,4 @@
-"""Tensors on devices: what a device is called, and tensors moved to it. Used by the tracer, `nn` and `utils`."""
+"""Tensors on devices: what a device is called, and tensors moved to it. Used by all that makes tensors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..runtime.buffers import Buffer
 from ..runtime.cuda_driver import count, current, why_not
 from .meta import DEFAULT, device, unavailable
 from .placement import TO_DEVICE, floating
-from .recording import STATE, is_ours_calling
+from .recording import STATE, called_by_user
 from .tensor import Tensor, concrete
 from .values import TracedValue
 
@@ -19,8 +19,8 @@ USED = [False]
 
 
 def resolved(where: Any) -> str | None:
-    """The name of a device, with its number; None for the CPU. Takes what PyTorch takes: a string, a number, a
-    device.
+    """The name of a device, with its number; None for the CPU. Takes what PyTorch takes: a string, a number,
+    a device.
 
     Raises DTypeError where there is no such device, saying what is missing.
     """
@@ -39,8 +39,8 @@ def resolved(where: Any) -> str | None:
 
 
 def on_device(t: Tensor, name: str | None) -> Tensor:
-    """A tensor on a device; itself if it is there. Copied at once, unless gradients flow through or it is yet to
-    be computed from constants."""
+    """A tensor on a device; itself if it is there. Copied at once, unless gradients flow through or it is
+    yet to be computed from constants."""
     value = t._value()
     if value.type.device == name:
         return t
@@ -71,7 +71,9 @@ def placed(t: Tensor, where: Any) -> Tensor:
 def _pinned(t: Tensor) -> Tensor:
     """Says that the user wanted it on the CPU, so that it is an error to use it with tensors elsewhere."""
     value = t._value()
-    if value.buffer is not None or not value.type.shape or value.type.device or is_ours_calling(2):
+    if value.buffer is not None or not value.type.shape or value.type.device:
+        return t
+    if not called_by_user("devices.py", "creation.py", "arguments.py", "public.py"):
         return t
     return Tensor(moved_value(value, None))
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..ir.dtypes import DType, bfloat16
 from ..ir.errors import DTypeError
+from ..runtime.precision import get_float32_matmul_precision, set_float32_matmul_precision
 from .operands import get_default_dtype
 
 
@@ -106,8 +107,11 @@ def set_num_threads(n: int) -> None:
 
 #: Constants and functions of the public API, by name.
 PUBLIC: dict[str, Any] = {
-    c.__name__: c for c in (memory_format, layout, finfo, iinfo, get_num_threads, set_num_threads)
-}
+    c.__name__: c for c in (
+        memory_format, layout, finfo, iinfo, get_num_threads, set_num_threads, get_float32_matmul_precision,
+        set_float32_matmul_precision,
+    )
+}  # fmt: skip
 PUBLIC |= {c._name: c for c in (contiguous_format, preserve_format, channels_last, channels_last_3d, strided)}
 
 __all__ = ["PUBLIC", "finfo", "iinfo", "layout", "memory_format"]

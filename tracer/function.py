@@ -132,7 +132,8 @@ def _apply(cls: Any, trace: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     outs: list[Any] = [made] if single else list(made)
     numbers = [i for i, t in enumerate(outs) if isinstance(t, Tensor)]
     if not numbers:
-        raise ArgumentTypeError(f"{cls.__name__}.forward() at {user_location()} returned no tensor")
+        return made  # nothing that a gradient could come back from
+    ctx._positions = (len(outs), tuple(numbers))
     recorded = (trace.grad_enabled and any(ctx.needs_input_grad)) or isinstance(trace, Level)
     if recorded:
         results = _record(cls, ctx, trace, args, values, [outs[i] for i in numbers])

@@ -37,6 +37,7 @@ class FunctionCtx:
         self._dirty: tuple[Any, ...] = ()
         self._constant: tuple[Any, ...] = ()
         self._materialize = True
+        self._positions: tuple[int, tuple[int, ...]] | None = None
 
     def save_for_backward(self, *tensors: Any) -> None:
         """Keeps tensors (inputs, outputs or others; None may be among them) for `saved_tensors`."""
@@ -202,7 +203,10 @@ def _run_backward(
             zero = trace.literal(0, r.type.dtype)
             g = trace.expand(zero, shape=r.type.shape) if r.type.shape else zero
         shown.append(None if g is None else Tensor(trace.emit(ALIAS, (g,), {})))
-    made = _with_saved(ctx, trace, call.saved, operands, results, lambda: cls.backward(ctx, *shown))
+    count, places = ctx._positions or (len(shown), range(len(shown)))
+    at = dict(zip(places, shown))  # what forward gave beside tensors has no gradient
+    given = [at.get(i) for i in range(count)]
+    made = _with_saved(ctx, trace, call.saved, operands, results, lambda: cls.backward(ctx, *given))
     made = list(made) if isinstance(made, (tuple, list)) else [made]
     while len(made) > len(call.args) and made[-1] is None:
         made.pop()

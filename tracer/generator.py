@@ -25,8 +25,8 @@ from ..ir.errors import TraceError
 from ..ir.op import REGISTRY
 from ..runtime.buffers import copy_of
 from . import mt19937
-from .level import Level
 from .devices import resolved
+from .level import Level
 from .library import ArgumentError, ArgumentTypeError, overwrite
 from .recording import STATE, Trace, outside_traces, recording_into
 from .tensor import Tensor, concrete, device, ready

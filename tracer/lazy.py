@@ -22,6 +22,8 @@ from ..ir.types import Type
 from ..runtime.buffers import Buffer, empty
 from ..runtime.executable import Executable, Lowered, interpret
 from .freezing import freeze
+from .placed_lazy import PlacedRuns
+from .placement import device_of
 from .recording import LazyTrace, TrieNode
 from .segments import recalled, remember
 from .values import TracedValue, let_go, without_contents
@@ -47,6 +49,7 @@ class LazyProgram:
         "literal_positions",
         "output_slots",
         "past",
+        "placed",
         "runs",
         "scalars",
         "updates",
@@ -72,6 +75,7 @@ class LazyProgram:
             graph.inputs[len(input_positions) + i].type.dtype for i in range(len(literal_positions))
         ]
         self.executable: Executable | None = None
+        self.placed: PlacedRuns | None = None
         self.runs = 0
 
     def run(self, inputs: list[Buffer], interpreted: int = 1) -> tuple[list[Buffer], list[Buffer] | None]:
@@ -81,7 +85,10 @@ class LazyProgram:
         executable = self.executable
         if executable is None:
             mode = os.environ.get("TRACEGRAD_LAZY", "")
-            if mode == "interpret" or (self.runs <= interpreted and mode != "compile"):
+            first = mode == "interpret" or (self.runs <= interpreted and mode != "compile")
+            if self.placed is not None:
+                return self.placed.interpreted(inputs) if first else (self.placed.run(inputs), None)
+            if first:
                 outs, updates = interpret(self.graph, [b.array for b in inputs])
                 made = [_own(a, v.type) for a, v in zip(outs, self.graph.outputs)]
                 return made, [_own(a, v.type) for a, v in zip(updates, self.graph.updates.values())]
@@ -225,7 +232,7 @@ def _program(
         v.index = i
     n = len(inputs)
     position = {v: i for i, v in enumerate(inputs)}
-    return LazyProgram(
+    program = LazyProgram(
         graph,
         [i for i in keep if i < n],
         [lifted[i - n] for i in keep if i >= n],
@@ -233,6 +240,11 @@ def _program(
         [(position[old], slots[new]) for old, new in updates.items()],
         [slots[v] for v in (*outputs, *updates.values()) if v.requires_grad and v.leaf is None],
     )
+    seen = [*(inputs[i].type for i in program.input_positions), *(v.type for v in outputs)]
+    device = device_of(seen, "the pending program")
+    if device is not None:
+        program.placed = PlacedRuns(graph, device, [v.type for v in outputs])
+    return program
 
 
 def part_from_native(value: TracedValue) -> None:

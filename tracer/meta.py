@@ -36,6 +36,9 @@ class Size(tuple):
     def __add__(self, other: Any) -> Size:  # type: ignore[override]
         return Size(tuple.__add__(self, tuple(other)))
 
+    def __radd__(self, other: Any) -> Size:
+        return Size((*other, *self)) if isinstance(other, tuple) else NotImplemented
+
     def __mul__(self, n: Any) -> Size:  # type: ignore[override]
         return Size(tuple.__mul__(self, n))
 
@@ -133,22 +136,31 @@ class GradFn:
 
     def register_hook(self, hook: Callable[..., Any]) -> HookHandle:
         """Calls `hook(grad_inputs, grad_outputs)` when this node's gradients were computed; what it returns
-        replaces `grad_inputs`, which go on to the next functions."""
+        replaces `grad_inputs`, which go on to the next functions. Of AccumulateGrad: after it has added
+        `grad_outputs` to `.grad`."""
+        leaf = self.variable
+        if leaf is not None:
+            return _AfterAdding(leaf, hook)
         return HookHandle(own_hooks(self._first).after, hook)
 
     def register_prehook(self, hook: Callable[..., Any]) -> HookHandle:
         """Calls `hook(grad_outputs)` before this node's gradients are computed; what it returns replaces
         them."""
+        leaf = self.variable
+        if leaf is not None:
+
+            def one(g: Any) -> Any:
+                made = hook((g,))
+                return made[0] if isinstance(made, (tuple, list)) else made
+
+            return leaf.register_hook(one)
         return HookHandle(own_hooks(self._first).before, hook)
 
     @property
     def _first(self) -> Any:
         node = self._value.node
-        if node is None or self._value.leaf is not None:
-            raise GradError(
-                "AccumulateGrad takes no node hooks; use tensor.register_hook(), or "
-                "register_post_accumulate_grad_hook() for what is to run after .grad is set"
-            )
+        if node is None:
+            raise GradError("the tensor of this AccumulateGrad is gone, so no hook of it can run any more")
         return node.results[0] if node.results else self._value
 
     def __getattr__(self, name: str) -> Any:
@@ -172,6 +184,22 @@ class GradFn:
 
     def __repr__(self) -> str:
         return f"<{self.name()}>"
+
+
+class _AfterAdding:
+    """A hook of an AccumulateGrad, which sees the gradient that was added."""
+
+    def __init__(self, leaf: Tensor, hook: Callable[..., Any]) -> None:
+        came: list[Any] = []
+        self._coming = leaf.register_hook(lambda g: came.append(g))
+        self._after = leaf.register_post_accumulate_grad_hook(
+            lambda t: hook((), (came.pop() if came else t.grad,)) and None
+        )
+
+    def remove(self) -> None:
+        """Takes the hook off."""
+        self._coming.remove()
+        self._after.remove()
 
 
 class Operators:

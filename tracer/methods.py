@@ -15,7 +15,7 @@ from ..ir.op import REGISTRY
 from . import conversions, random
 from .arguments import FOREIGN, check_class, checked, explain
 from .conversions import adopt
-from .creation import as_tensor, from_data
+from .creation import as_tensor, from_data, legacy
 from .environment import strided
 from .functions import (
     activation,
@@ -140,6 +140,37 @@ def _numpy_transposed(self: Tensor) -> Tensor:
     return self.permute(*reversed(range(self.dim())))  # type: ignore[attr-defined]
 
 
+def _matrix_transposed(self: Tensor) -> Tensor:
+    if self.dim() not in (0, 2):
+        raise OpError(f"H is of matrices, this is a tensor of type {self._value().type}; of batches, mH")
+    return self.transpose(-2, -1) if self.dim() else self  # type: ignore[attr-defined]
+
+
+def _split(
+    self: Tensor, split_size: Any = None, dim: int = 0, *, split_size_or_sections: Any = None
+) -> tuple[Tensor, ...]:
+    """Views of pieces of a given size (the last may be smaller) or of given sizes along `dim`."""
+    sizes = split_size if split_size is not None else split_size_or_sections
+    return FUNCTIONS["split"](self, sizes, dim)
+
+
+def _apply_(self: Tensor, function: Callable[[Any], Any]) -> Tensor:
+    """Writes `function` of each element, called in Python, in its place; slow, and not traced."""
+    values = [function(v) for v in self.reshape(-1).tolist()]  # type: ignore[attr-defined]
+    return self.copy_(as_tensor(np.asarray(values, self.dtype.numpy).reshape(self.shape)))  # type: ignore[attr-defined]
+
+
+def _map_(self: Tensor, tensor: Tensor, function: Callable[[Any, Any], Any]) -> Tensor:
+    """`apply_` of two arguments: of this tensor's elements and another's, which broadcasts."""
+    other = iter(tensor.expand(self.shape).reshape(-1).tolist())  # type: ignore[attr-defined]
+    return _apply_(self, lambda v: function(v, next(other)))
+
+
+def _new(self: Tensor, *data: Any) -> Tensor:
+    """PyTorch's old way to make a tensor of this one's dtype: of sizes, or of a sequence of data."""
+    return legacy(self.dtype, data)
+
+
 def _view_in_place(name: str) -> Callable[..., Tensor]:
     """An in-place change of shape: the same object sees its storage through one more view."""
     fn = FUNCTIONS[name]
@@ -172,6 +203,10 @@ def _is_nonzero(self: Tensor) -> bool:
 FUNCTIONS["is_nonzero"] = _is_nonzero
 
 
+def _output_nr(self: Tensor) -> int:
+    return self._value().index
+
+
 def _dim_order(self: Tensor, ambiguity_check: Any = False) -> tuple[int, ...]:
     """Dimensions from the outermost to the innermost in memory."""
     strides = self.stride()
@@ -180,6 +215,10 @@ def _dim_order(self: Tensor, ambiguity_check: Any = False) -> tuple[int, ...]:
 
 def _reversed(self: Tensor) -> Tensor:
     return FUNCTIONS["flip"](self, 0) if self.dim() else self
+
+
+def _no_deletion(self: Tensor, index: Any) -> None:
+    raise DTypeError(f"elements of {self._value().type} can't be deleted; index those to keep")
 
 
 def _itself(self: Tensor, *_: Any, **__: Any) -> Tensor:
@@ -193,12 +232,13 @@ _METHODS: dict[str, Any] = {
     "fill_diagonal_": diagonals.fill_diagonal_, "is_nonzero": _is_nonzero,
     "T": property(_numpy_transposed), "mT": property(lambda self: self.transpose(-2, -1)),
     "mH": property(lambda self: self.transpose(-2, -1)), "adjoint": lambda self: self.transpose(-2, -1),
-    "H": property(lambda self: self.transpose(-2, -1)), "dim_order": _dim_order,
+    "H": property(_matrix_transposed), "dim_order": _dim_order,
     "is_same_size": lambda self, other: self.shape == other.shape,
+    "split": _split, "apply_": _apply_, "map_": _map_, "new": _new, "output_nr": property(_output_nr),
     "view_as": lambda self, other: self.view(other.shape),
     "reshape_as": lambda self, other: self.reshape(other.shape),
     "resize_as_": lambda self, other: conversions.resize_(self, tuple(other.shape)),
-    "__getitem__": indexing.getitem, "__setitem__": indexing.setitem,
+    "__getitem__": indexing.getitem, "__setitem__": indexing.setitem, "__delitem__": _no_deletion,
     "__iter__": _iterate, "__reversed__": _reversed,
     # What has a meaning for complex, sparse, quantised or device tensors, and none here.
     **dict.fromkeys("conj resolve_conj resolve_neg pin_memory share_memory_ to_dense".split(), _itself),
@@ -241,6 +281,10 @@ def _operator(sign: str, fn: Callable[..., Any], *, reflected: bool = False) -> 
     return op
 
 
+def _writing(fn: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, other: inplace(self, fn(self, other))
+
+
 _F = FUNCTIONS
 _OPERATORS = {
     "add": _F["add"],
@@ -260,7 +304,7 @@ _OPERATORS = {
 for _name, _fn in _OPERATORS.items():
     setattr(Tensor, f"__{_name}__", _operator(_name, _fn))
     setattr(Tensor, f"__r{_name}__", _operator(_name, _fn, reflected=True))
-    setattr(Tensor, f"__i{_name}__", (lambda f: lambda self, other: inplace(self, f(self, other)))(_fn))
+    setattr(Tensor, f"__i{_name}__", _operator(f"i{_name}", _writing(_fn)))
 for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
     setattr(Tensor, f"__{_name}__", _operator(_name, _F[_name]))
 Tensor.__neg__ = _F["neg"]  # type: ignore[attr-defined]

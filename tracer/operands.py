@@ -19,6 +19,8 @@ from .values import TracedValue
 _DEFAULT: list[DType] = [dtypes.float32]
 _CATEGORY = {"b": 0, "u": 1, "i": 1, "f": 2}
 _NUMBERS = frozenset((float, int, bool))
+#: Python's types as dtypes, as PyTorch takes them
+PYTHON_TYPES: dict[Any, DType] = {float: dtypes.float64, int: dtypes.int64, bool: dtypes.bool_}
 CAST = REGISTRY["cast"]
 
 

@@ -1,21 +1,22 @@
-"""Programs on a GPU: what lazy programs and compiled functions do differently there. Used by lazy.py and
-compile.py.
+"""Compiled functions on a GPU. Used by compile.py.
 
-A program with an input or an output on a GPU runs there as a whole. What it reads of the CPU is uploaded at each
-run, what it gives to the CPU is downloaded.
+A function that reads or gives a tensor on a GPU runs there as a whole. What it reads of the CPU is uploaded at
+each run, what it gives to the CPU is downloaded.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from ..ir.types import Type
+from ..ir.op import REGISTRY
 from ..runtime.buffers import Buffer
 from ..runtime.executable import Executable
 from .compile_trace import Place
+from .lazy import scalar_buffer
 from .recording import STATE
 from .specialization import Specialization, contents_of
 from .tensor import Tensor
+from .values import TracedValue
 
 
 class PlacedSpecialization(Specialization):
@@ -57,7 +58,8 @@ class PlacedSpecialization(Specialization):
         if p.kind == "arg":
             return arguments[p.index]
         if p.kind == "scalar":
-            return scalar_of(p)
+            assert p.read is not None
+            return scalar_buffer(p.read(), p.value.type.dtype)
         return contents_of(p.storage.value if p.kind == "state" and p.storage is not None else p.value)
 
     def call(self, tensors: list[Tensor]) -> Any:
@@ -67,6 +69,13 @@ class PlacedSpecialization(Specialization):
         outputs = self.placed(inputs)
         self._put_back(arguments, tensors)
         return self._deliver(outputs, tensors, saved)
+
+    def _put_back(self, arguments: list[Buffer], tensors: list[Tensor]) -> None:
+        for index in self.written_args:
+            t, buffer = tensors[index], arguments[index]
+            if t._view is not None:
+                value = TracedValue(buffer.type, None, 0, None, buffer)
+                t._put(STATE.trace.emit(REGISTRY["alias"], (value,), {}))
 
     def call_repeated(self, tensors: list[Tensor], n: int) -> list[Buffer]:
         """n runs; outputs come stacked along a new first dimension."""

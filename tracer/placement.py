@@ -1,5 +1,5 @@
-"""Where recorded values live. A value's type says its device (`PlacedType`); the results of an op are where its
-operands are, and a graph is compiled for a device as a whole. Used by the traces, and by tracer/devices.py.
+"""Where recorded values live. A value's type says its device (`PlacedType`); the results of an op are where
+its operands are, and a graph is compiled for a device as a whole. Used by the traces and tracer/devices.py.
 
 On the CPU, numbers (0-d tensors) and what is computed from nothing but constants go with any device; other
 tensors of the CPU don't.
@@ -34,6 +34,10 @@ TO_DEVICE = Op(
 )
 
 
+#: ops whose indices may be on the CPU, and how many operands are before them
+_INDICES = {"index": 1, "index_put": 2}
+
+
 def infer_placed(
     op: Op,
     operands: tuple[Any, ...],
@@ -51,35 +55,39 @@ def infer_placed(
     types = infer_or_explain(op, plain, attrs, loc, regions)
     if op is TO_DEVICE:
         return types
+    fixed = operands[: _INDICES[op.name]] if op.name in _INDICES else operands
     (first, *others) = dict.fromkeys(v.type.device for v in operands if v.type.device is not None)
-    if others or any(v.type.device is None and v.type.shape and not floating(v) for v in operands):
+    if others or any(v.type.device is None and v.type.shape and not floating(v) for v in fixed):
         raise _mismatch(op, operands, loc)
     return tuple([placed_type(t, first) for t in types])
 
 
 def _mismatch(op: Op, operands: Sequence[Any], loc: Location | None) -> DeviceError:
     fixed = [(i, v.type) for i, v in enumerate(operands) if v.type.device is not None or not floating(v)]
-    i, a = next((i, t) for i, t in fixed if t.device is not None)
-    j, b = next((j, t) for j, t in fixed if t.device != a.device and (t.shape or t.device is not None))
+    there = [(i, t) for i, t in fixed if t.device is not None]
+    j, b = next((j, t) for j, t in fixed if t.device != there[0][1].device and (t.shape or t.device))
+    i, a = min(there, key=lambda x: (x[1].dtype is not b.dtype, x[0]))
     shown = " and ".join(
         f"operand {k} is {placed_type(t, None)} on {t.device or 'cpu'}" for k, t in sorted([(i, a), (j, b)])
     )
     where = f" at {loc}" if loc is not None else ""
     return DeviceError(
-        f"{op.name}({', '.join(str(v.type) for v in operands)}){where}: expected all tensors to be on the same "
-        f"device, but {shown}; move one of them with .to({a.device!r})"
+        f"{op.name}({', '.join(str(v.type) for v in operands)}){where}: expected all tensors to be on the "
+        f"same device, but {shown}; move one of them with .to({a.device!r})"
     )
 
 
 def floating(value: Any) -> bool:
-    """Whether a value is computed from numbers alone, so that any device may compute it."""
+    """Whether a value is computed from numbers alone, so that any device may compute it. Inputs of a body or
+    of a function that is being transformed may be: where they are from, that is looked at."""
     seen: set[Any] = set()
     stack = [value]
     while stack:
         v = stack.pop()
         node = v.node if getattr(v, "buffer", None) is None else None
         if node is None or node.op is TO_DEVICE:
-            if v.type.shape or v.type.device is not None:
+            inner = node is None and getattr(v.trace, "parent", None) is not None
+            if (v.type.shape and not inner) or v.type.device is not None:
                 return False
         elif node not in seen:
             seen.add(node)

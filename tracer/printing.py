@@ -102,6 +102,8 @@ def tensor_repr(t: Any) -> str:
         return f"{prefix}<traced {t.dtype.name}[{extents}]>)"
     grad_fn = t.grad_fn
     suffixes = []
+    if t.is_cuda:
+        suffixes.append(f"device='{t.device}'")
     if grad_fn is not None:
         suffixes.append(f"grad_fn=<{grad_fn.name()}>")
     elif t.requires_grad:

@@ -134,7 +134,7 @@ PUBLIC |= {
     **{n: _factory(n) for n in "zeros ones empty full arange linspace logspace eye tensor".split()},
     "range": _factory("range_"),
 }  # fmt: skip
-PUBLIC |= {f"{name}Tensor": checked(f"{name}Tensor", creation.typed(d)) for d, name in CLASS_NAMES.items()}
+PUBLIC |= {f"{name}Tensor": creation.typed(f"{name}Tensor", d) for d, name in CLASS_NAMES.items()}
 PUBLIC |= {
     f.__name__: checked(f.__name__, f)
     for f in (

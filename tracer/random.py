@@ -22,6 +22,7 @@ from ..ir.op import REGISTRY
 from ..runtime.buffers import copy_of
 from . import mt19937
 from .creation import shape_of
+from .devices import on_device, resolved
 from .functions import elementwise
 from .generator import (
     Generator,
@@ -38,7 +39,6 @@ from .generator import (
     set_rng_state,
 )
 from .library import ArgumentError, ArgumentTypeError, overwrite
-from .devices import on_device, resolved
 from .meta import DEFAULT
 from .operands import get_default_dtype, tensor_operand
 from .recording import STATE

@@ -43,9 +43,15 @@ def is_ours(file: str) -> bool:
     return file.startswith(_OURS)
 
 
-def is_ours_calling(depth: int) -> bool:
-    """Whether the frame so many calls above the caller's is of this package."""
-    return is_ours(sys._getframe(depth + 1).f_code.co_filename)
+def called_by_user(*through: str) -> bool:
+    """Whether the first caller that is in none of these files of tracer/ is not of this package."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        folder, _, name = frame.f_code.co_filename.rpartition(os.sep)
+        if name not in through or not folder.endswith("tracer"):
+            return not is_ours(frame.f_code.co_filename)
+        frame = frame.f_back
+    return True
 
 
 def user_location() -> Location | None:

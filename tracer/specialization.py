@@ -24,6 +24,7 @@ from .compile_trace import Consumed, Output, Place, Traced
 from .lazy import part_from_native, scalar_buffer
 from .recording import STATE, LazyTrace, user_location
 from .tensor import EPOCH, Tensor
+from .tree import map_tensors
 from .values import REPLACED, TracedValue
 
 #: Results of up to so many bytes are written into the result before last, if nobody has it any more.
@@ -80,6 +81,7 @@ class Specialization:
             and len(traced.graph.outputs) == 1
             and not (self.carries_grad or self.other_grads or traced.assigned)
         )
+        self.why = ""  # the last call that this was not for was another one
         self._idle: list[_Binding] = []
         self._executable: Executable | None = None
         self._op: Op | None = None
@@ -95,21 +97,28 @@ class Specialization:
         for owner, was_none in self.traced.grad_guards:
             t = tensors[owner] if owner.__class__ is int else owner
             if (t._grad is None) != was_none:
-                return False
+                return self._not(f"a gradient that {'was' if was_none else 'was not'} None")
         for a in self.traced.assigned:
             if a.tensors() is None:
-                return False
-        if self.traced.followed and not self._follow(tensors):
-            return False
+                return self._not(f"{a.key!r} holds something of another type or shape")
+        reads = self.traced.reads
+        if not reads.same() and (read := reads.changed(reads.always)) is not None:
+            return self._not(read)
         if self.epoch != EPOCH[0]:
             for module, state in self.traced.module_guards:
                 if module._trace_state() != state:
-                    return False
+                    return self._not(f"{type(module).__name__} changed (mode, parameters, buffers, hooks)")
+            if (read := reads.changed(reads.tracked)) is not None:
+                return self._not(read)
             for storage, flag in self.requires:
                 if storage.value.requires_grad != flag:
-                    return False
+                    return self._not("the requires_grad of a tensor")
             self.epoch = EPOCH[0]
-        return True
+        return not self.traced.followed or self._follow(tensors)
+
+    def _not(self, why: object) -> bool:
+        self.why = str(why)
+        return False
 
     def _followed_already(self, tensors: list[Tensor]) -> bool:
         places = self.traced.places
@@ -184,6 +193,7 @@ class Specialization:
             return None
         idle, enabled, guards = self._idle, self.grad_enabled, self.traced.grad_guards
         grads, follows = list(zip(self.fixed_owners, self.fixed_values)), bool(self.traced.followed)
+        reads = self.traced.reads
         type = self.executable.output_types[0]
         recycled = type.nbytes <= _RECYCLED
 
@@ -193,7 +203,7 @@ class Specialization:
             for t, was_none in guards:
                 if (t._grad is None) is not was_none:
                     return None
-            if follows and not self._followed_already([]):
+            if not reads.same() or (follows and not self._followed_already([])):
                 return None
             try:
                 binding = idle.pop()
@@ -408,15 +418,8 @@ def current_contents(p: Place, tensors: list[Tensor]) -> np.ndarray:
 
 
 def fill(result: Any, outputs: list[Tensor]) -> Any:
-    if isinstance(result, Output):
-        return outputs[result.index]
-    if isinstance(result, tuple) and hasattr(result, "_fields"):
-        return type(result)(*[fill(x, outputs) for x in result])
-    if isinstance(result, (tuple, list)):
-        return type(result)([fill(x, outputs) for x in result])
-    if isinstance(result, dict):
-        return {k: fill(v, outputs) for k, v in result.items()}
-    return result
+    """A result with tensors for its `Output`s."""
+    return map_tensors(result, lambda o: outputs[o.index], Output)
 
 
 def call_op(graph: Graph) -> Op:

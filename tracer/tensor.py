@@ -179,8 +179,8 @@ class Tensor(Description):
         if self._storage.value.type.device is not None:
             if not force:
                 raise DeviceError(
-                    f"can't convert a tensor of type {self._value().type} to numpy: it is not on the CPU; use "
-                    f"tensor.cpu() to copy it there first"
+                    f"can't convert a tensor of type {self._value().type} to numpy: it is not on the CPU; "
+                    f"use tensor.cpu() to copy it there first"
                 )
             return self.detach().cpu().numpy()
         if self.requires_grad and not force:
@@ -197,25 +197,6 @@ class Tensor(Description):
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         a = self.numpy()
         return a if dtype is None else a.astype(dtype, copy=bool(copy))
-
-    def __bool__(self) -> bool:
-        n = self.numel()
-        if n != 1:
-            raise TraceError(
-                f"the truth value of a tensor of type {self._value().type} is ambiguous; use .any() or .all()"
-            )
-        return bool(self.item())
-
-    def __int__(self) -> int:
-        return int(self.item())
-
-    def __float__(self) -> float:
-        return float(self.item())
-
-    def __index__(self) -> int:
-        if self.dtype.kind not in "iu":
-            raise DTypeError(f"only integer tensors of one element can be an index, not {self._value().type}")
-        return int(self.item())
 
     def __repr__(self) -> str:
         from .printing import tensor_repr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -35,7 +36,7 @@ class PartlyTraced:
 def flatten(tree: Any, leaves: list[Tensor]) -> Any:
     """Appends the tensors of `tree` to `leaves`; gives a hashable description of everything else.
 
-    Tuples, lists, dicts and named tuples are descended into; other objects stand for themselves.
+    Tuples, lists, dicts, named tuples and dataclasses are descended into; other objects stand for themselves.
     """
     if isinstance(tree, Tensor):
         leaves.append(tree)
@@ -45,9 +46,16 @@ def flatten(tree: Any, leaves: list[Tensor]) -> Any:
             return (type(tree), tree.fixed_part(), flatten(tree.traced_part(), leaves))
         return (type(tree), tuple([flatten(x, leaves) for x in tree]))
     if isinstance(tree, dict):
-        return (dict, tuple([(k, flatten(v, leaves)) for k, v in tree.items()]))
+        return (type(tree), tuple([(k, flatten(v, leaves)) for k, v in tree.items()]))
     if isinstance(tree, float):  # 0.0 and -0.0 are equal, and NaN is not itself
         return (type(tree), tree.hex())
+    if is_record(tree):
+        count = len(leaves)
+        try:
+            return (type(tree), tuple([(k, flatten(v, leaves)) for k, v in _fields(tree).items()]))
+        except TraceError:
+            del leaves[count:]
+            return Same(tree)
     try:
         hash(tree)
     except TypeError:
@@ -93,16 +101,37 @@ def numbers_as_tensors(tree: Any, found: list[Tensor]) -> Any:
     return tree
 
 
-def map_tensors(tree: Any, fn: Callable[[Tensor], Any]) -> Any:
-    """The same containers with every tensor replaced."""
-    if isinstance(tree, Tensor):
+def is_record(tree: Any) -> bool:
+    """Whether it is an instance of a dataclass."""
+    return hasattr(tree, "__dataclass_fields__") and not isinstance(tree, type)
+
+
+def map_tensors(tree: Any, fn: Callable[[Tensor], Any], leaf: type = Tensor) -> Any:
+    """The same containers with every tensor (or other leaf) replaced."""
+    if isinstance(tree, leaf):
         return fn(tree)
     if isinstance(tree, PartlyTraced):
-        return tree.with_traced(map_tensors(tree.traced_part(), fn))
+        return tree.with_traced(map_tensors(tree.traced_part(), fn, leaf))
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*[map_tensors(x, fn) for x in tree])
+        return type(tree)(*[map_tensors(x, fn, leaf) for x in tree])
     if isinstance(tree, (tuple, list)):
-        return type(tree)([map_tensors(x, fn) for x in tree])
+        return type(tree)([map_tensors(x, fn, leaf) for x in tree])
+    if tree.__class__ is dict:
+        return {k: map_tensors(v, fn, leaf) for k, v in tree.items()}
     if isinstance(tree, dict):
-        return {k: map_tensors(v, fn) for k, v in tree.items()}
+        out = copy.copy(tree)
+        out.update((k, map_tensors(v, fn, leaf)) for k, v in tree.items())
+        return out
+    if is_record(tree):
+        new = {k: map_tensors(v, fn, leaf) for k, v in _fields(tree).items()}
+        if all(v is getattr(tree, k) for k, v in new.items()):
+            return tree
+        out = copy.copy(tree)
+        for k, v in new.items():
+            object.__setattr__(out, k, v)  # it may be frozen
+        return out
     return tree
+
+
+def _fields(tree: Any) -> dict[str, Any]:
+    return {k: getattr(tree, k) for k in tree.__dataclass_fields__ if hasattr(tree, k)}

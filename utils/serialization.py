@@ -21,6 +21,7 @@ import numpy as np
 from ..ir import dtypes
 from ..ir.dtypes import DType
 from ..runtime.buffers import from_array
+from ..tracer.devices import on_device, resolved
 from ..tracer.library import ArgumentError, ArgumentTypeError
 from ..tracer.tensor import Size, Tensor, concrete, device
 from . import safetensors
@@ -83,8 +84,7 @@ def load(
 
     Args:
         f: a path or a binary file object that can seek.
-        map_location: a device, which must be the CPU; anything else that PyTorch takes is ignored, since all
-            tensors live on the CPU.
+        map_location: the device that tensors are put on; the CPU if it is anything else.
         pickle_module: must be None: nothing is unpickled.
         weights_only, mmap: taken for compatibility; only data is ever loaded, and it is read, not mapped.
 
@@ -96,13 +96,28 @@ def load(
     """
     if pickle_module is not None:
         raise ArgumentError("load(): nothing is unpickled here; leave out pickle_module")
-    if isinstance(map_location, (str, device)) and device(map_location).type != "cpu":
-        raise ArgumentError(f"load(): no device {str(map_location)!r} here; tensors live on 'cpu'")
+    place = resolved(map_location) if isinstance(map_location, (str, device)) else None
     if hasattr(f, "read"):
-        return _loaded(f, getattr(f, "name", "the file"))
-    path = _path(f, "load()")
-    with open(path, "rb") as file:
-        return _loaded(file, path)
+        made = _loaded(f, getattr(f, "name", "the file"))
+    else:
+        path = _path(f, "load()")
+        with open(path, "rb") as file:
+            made = _loaded(file, path)
+    return made if place is None else _moved(made, place)
+
+
+def _moved(made: Any, place: str) -> Any:
+    """What was loaded, with its tensors on a device."""
+    if isinstance(made, Tensor):
+        return on_device(made, place)
+    if isinstance(made, dict):
+        for k, v in made.items():
+            made[k] = _moved(v, place)
+        return made
+    if isinstance(made, list):
+        made[:] = [_moved(v, place) for v in made]
+        return made
+    return tuple(_moved(v, place) for v in made) if type(made) is tuple else made
 
 
 def _loaded(file: IO[bytes], what: Any) -> Any:

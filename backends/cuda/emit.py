@@ -23,7 +23,7 @@ from ...ir.loops import Buffer, Kernel, LoopProgram, expressions, statements
 from .emit_host import HostWriter
 from .emit_kernel import Emitted, KernelWriter
 from .emit_math import HELPERS
-from .emit_names import Names
+from .emit_names import EmitError, Names
 from .emit_text import UnitState
 
 _LAUNCH = """
@@ -128,6 +128,13 @@ class _Unit:
 
     def _kernel(self, k: Kernel, names: Names, p: LoopProgram) -> list[str]:
         """The definition, unless an equal kernel is there already: then that is launched again."""
+        try:
+            return self._written(k, names)
+        except EmitError as e:
+            lines = ", ".join(map(str, k.locs[:3]))
+            raise EmitError(f"{k.comment or k.name}{f' at {lines}' if lines else ''}: {e}") from None
+
+    def _written(self, k: Kernel, names: Names) -> list[str]:
         neutral = _Numbers()
         neutral.of.update((b, names.get(b)) for b in _const_buffers([k]))
         writer = KernelWriter(self.state, neutral, k, "k")

@@ -11,12 +11,11 @@ How loops are placed:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
 from ...ir.dtypes import int64
-from ...ir.expr import Const, Expr, Load, Var, walk
+from ...ir.expr import Const, Expr, Load, Var
 from ...ir.loops import (
     Alloc,
     Barrier,
@@ -25,17 +24,18 @@ from ...ir.loops import (
     If,
     Kernel,
     Let,
+    Mma,
     Stmt,
     Store,
     While,
-    expressions,
     statements,
 )
 from .emit_expr import ExprWriter, flat_index
 from .emit_lines import without_unused, wrapped
 from .emit_names import EmitError, Names
+from .emit_survey import Survey, nest, thread_nests, trips
 from .emit_text import Text, UnitState, fits
-from .emit_vector import wide_accesses
+from .emit_vector import wide_accesses, wide_copy
 
 _AXES = ("x", "y", "z")
 _MAX_THREADS = 1024
@@ -66,30 +66,6 @@ class Emitted:
     shared_bytes: int
 
 
-def nest(s: Stmt, kinds: tuple[str, ...]) -> tuple[list[For], list[Stmt]]:
-    """The perfect nest of loops of these kinds that begins here, and what is inside."""
-    loops: list[For] = []
-    body: list[Stmt] = [s]
-    while len(body) == 1 and isinstance(body[0], For) and body[0].kind in kinds:
-        loops.append(body[0])
-        body = body[0].body
-    return loops, body
-
-
-def thread_nests(body: list[Stmt]) -> Iterator[list[For]]:
-    """The nests of thread loops in a block's body."""
-    for s in body:
-        if isinstance(s, For) and s.kind == "thread":
-            yield nest(s, ("thread",))[0]
-        elif isinstance(s, (For, If, While)):
-            yield from thread_nests(s.body)
-
-
-def trips(loop: For) -> int:
-    """How many turns a loop takes."""
-    return -(-loop.extent // loop.step)
-
-
 class KernelWriter(ExprWriter):
     """Writes the statements of one kernel."""
 
@@ -101,71 +77,12 @@ class KernelWriter(ExprWriter):
         self.guarded = False  # one that some threads skip
         self.alone = False  # the kernel has one nest of thread loops, and nothing after it
         self.dims: list[int] = []
-        self.used: set[Expr] = set()
-        self.loaded: set[Buffer] = set()
-        self.stored: set[Buffer] = set()
-        self.own: set[Buffer] = set()
         self.shared_bytes = 0
         self.scopes: list[set[str]] = []
-        self._survey()
-
-    def _survey(self) -> None:
-        """What is used, and how local buffers are indexed."""
-        bound: set[Var] = set()
-        flat: set[Buffer] = set()
-        free: dict[Buffer | Var, None] = {}
-        inner: set[Var] = set()
-        seen: set[Expr] = set()
-        listed = list(statements(self.kernel.body))
-        dead: set[Stmt] = set()
-        scratch = {s.buffer for s in listed if isinstance(s, Alloc)} - _loaded(listed)
-        for s in reversed(listed):  # names are used after they are made
-            if (isinstance(s, Let) and s.local not in self.used) or (
-                isinstance(s, Store) and s.buffer in scratch
-            ):
-                dead.add(s)
-                continue
-            for root in expressions(s):
-                if root not in self.used:
-                    self.used.update(walk(root))
-        for s in listed:
-            if s in dead:
-                continue
-            if isinstance(s, For):
-                bound.add(s.var)
-                self.steps[s.var] = s.step
-            elif isinstance(s, Alloc):
-                self.own.add(s.buffer)
-            elif isinstance(s, Store):
-                self.stored.add(s.buffer)
-                free.setdefault(s.buffer)
-                if len(s.index) != len(s.buffer.shape):
-                    flat.add(s.buffer)
-            for root in expressions(s):
-                for e in walk(root):
-                    if e in seen:
-                        continue
-                    seen.add(e)
-                    if isinstance(e, Load):
-                        self.loaded.add(e.buffer)
-                        free.setdefault(e.buffer)
-                        if len(e.index) != len(e.buffer.shape):
-                            flat.add(e.buffer)
-                    elif isinstance(e, Var):
-                        free.setdefault(e)
-                    elif hasattr(e, "var"):
-                        inner.add(e.var)  # type: ignore[attr-defined]
-        self.dead = dead
-        self.flat = flat
-        self.plain = {b for b in self.own if b.size == 1 and b.space != "shared"}
-        found: list[Buffer | Var] = [
-            x
-            for x in free
-            if (isinstance(x, Var) and x not in bound and x not in inner)
-            or (isinstance(x, Buffer) and x not in self.own and x.space != "const")
-        ]
-        # What is read, what is written, loop variables.
-        self.free = sorted(found, key=lambda x: 2 if isinstance(x, Var) else int(x in self.stored))
+        found = Survey(kernel)
+        self.used, self.dead, self.own, self.free = found.used, found.dead, found.own, found.free
+        self.loaded, self.stored = found.loaded, found.stored
+        self.flat, self.plain, self.steps = found.flat, found.plain, found.steps
 
     # --- the function ---------------------------------------------------------------------------------------
 
@@ -270,10 +187,20 @@ class KernelWriter(ExprWriter):
             elif isinstance(s, Barrier):
                 if self.guarded:
                     raise EmitError(f"kernel {self.name}: a barrier that some threads don't reach")
+                if s.copies:
+                    self.line(f"{self.unit.need('copies_done')}();")
                 if self.threads > 1:
                     self.line("__syncthreads();")
+            elif isinstance(s, Mma):
+                self.mma(s)
             else:
                 raise EmitError(f"kernel {self.name}: unknown statement {type(s).__name__}")
+
+    def mma(self, s: Mma) -> None:
+        parts = ((s.sums, s.sums_at), (s.a, s.a_at), (s.b, s.b_at))
+        self.prepare((), [at for _, at in parts])
+        shown = ", ".join(self._address(b, at) for b, at in parts)
+        self.line(f"{self.unit.need(f'mma_{s.kind}')}({shown});")
 
     def line(self, text: str) -> None:
         self.lines.append(self.pad + text)
@@ -366,6 +293,9 @@ class KernelWriter(ExprWriter):
 
     def store(self, s: Store, target: str | None = None) -> None:
         """`target`: written instead of the buffer's element."""
+        if s.ahead:
+            self.copy(s, s.index, s.value, 1)
+            return
         index = () if target else self._store_index(s)
         values = [s.value] if s.mask is None else [s.value, s.mask]
         self.prepare(values, index)
@@ -391,6 +321,20 @@ class KernelWriter(ExprWriter):
             self.open(f"if ({' && '.join(guards)})")
             self.line(text)
             self.close()
+
+    def copy(self, s: Store, index: tuple[Expr, ...], value: Expr, lanes: int) -> None:
+        """A copy ahead of some neighbours. Where its mask is false they become zero."""
+        assert isinstance(value, Load)
+        to, source = flat_index(s.buffer, index), flat_index(value.buffer, value.index)
+        zero = value.other is None or (isinstance(value.other, Const) and value.other.value == 0)
+        size = lanes * s.buffer.dtype.itemsize
+        if not zero or size not in (4, 8, 16):
+            raise EmitError(f"kernel {self.name}: {size} bytes for {s.buffer.name} can't be copied ahead")
+        self.prepare(() if value.mask is None else (value.mask,), (to, source))
+        shown = f"{self._address(s.buffer, to)}, {self._address(value.buffer, source)}"
+        if value.mask is not None:
+            shown += f", {self.value(value.mask).text}"
+        self.line(f"{self.unit.need('copy_ahead')}<{size}>({shown});")
 
     def _store_index(self, s: Store) -> tuple[Expr, ...]:
         return s.index if s.buffer in self.own else (flat_index(s.buffer, s.index),)
@@ -422,6 +366,9 @@ class KernelWriter(ExprWriter):
         there are none: then it is an ordinary loop."""
         if not self.inside and self.threads > 1:
             return False
+        if len(s.body) == 1 and isinstance(s.body[0], Store) and s.body[0].ahead:
+            self._copies(s, s.body[0])
+            return True
         loads, stores = wide_accesses(s, self.steps)
         if not loads and not stores:
             return False
@@ -469,17 +416,21 @@ class KernelWriter(ExprWriter):
             del self.packs[load]
         return True
 
+    def _copies(self, s: For, x: Store) -> None:
+        """All lanes of a copy ahead at once."""
+        found = wide_copy(s, x, self.steps)
+        if found is None:
+            raise EmitError(f"kernel {self.name}: {x.buffer.name} is not copied in aligned runs")
+        to, value = found
+        self.copy(x, (to,), value, s.extent)
+
     def _address(self, b: Buffer, base: Expr) -> str:
         name = self.names.get(b)
         at = self.value(base)
         if b in self.own:
-            name = f"&{name}[0]" + "[0]" * (len(b.shape) - 1 if b not in self.flat else 0)
+            deep = 0 if b in self.flat else max(len(b.shape) - 1, 0)
+            name = f"&{name}{'[0]' * deep}[0]" if deep else name
         return name if at.text == "0" else f"{name} + {at.at(9)}"
-
-
-def _loaded(listed: list[Stmt]) -> set[Buffer]:
-    """The buffers that something is loaded from."""
-    return {e.buffer for s in listed for root in expressions(s) for e in walk(root) if isinstance(e, Load)}
 
 
 def _linear(dims: list[int]) -> str:

@@ -45,6 +45,74 @@ template <int N, typename T>
 __device__ inline Pack<T, N>& pack_at(T* p) {
   return *reinterpret_cast<Pack<T, N>*>(p);
 }""",
+    "copy_ahead": """
+// Copies N bytes to shared memory while the thread goes on; zeros unless `there`.
+template <int N>
+__device__ inline void copy_ahead(void* to, const void* from, bool there = true) {
+#ifdef EMULATED_CUDA
+  emulated::copy_ahead(to, from, N, there);
+#else
+  const unsigned int at = static_cast<unsigned int>(__cvta_generic_to_shared(to));
+  if (N == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(there ? 16 : 0)
+                 : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(at), "l"(from), "n"(N == 16 ? 4 : N),
+                 "r"(there ? N : 0)
+                 : "memory");
+  }
+#endif
+}""",
+    "copies_done": """
+__device__ inline void copies_done() {
+#ifdef EMULATED_CUDA
+  emulated::copies_done();
+#else
+  asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}""",
+    "mma_tf32": """
+// sums += a * b by a warp, 16 x 8 sums of 8 products, whose factors are rounded to 10 bits of mantissa.
+__device__ inline void mma_tf32(float* sums, const float* a, const float* b) {
+#ifdef EMULATED_CUDA
+  emulated::mma_tf32(sums, a, b);
+#else
+  unsigned int x[4], y[2];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(x[i]) : "f"(a[i]));
+#pragma unroll
+  for (int i = 0; i < 2; ++i) asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y[i]) : "f"(b[i]));
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+      : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "r"(y[0]), "r"(y[1]));
+#endif
+}""",
+    **{
+        f"mma_{kind}": f"""
+// sums += a * b by a warp, 16 x 8 sums of 16 products.
+__device__ inline void mma_{kind}(float* sums, const {c}* a, const {c}* b) {{
+#ifdef EMULATED_CUDA
+  emulated::mma_{kind}(sums, a, b);
+#else
+  unsigned int x[4], y[2];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) x[i] = {bits}(a[2 * i]) | static_cast<unsigned int>({bits}(a[2 * i + 1])) << 16;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) y[i] = {bits}(b[2 * i]) | static_cast<unsigned int>({bits}(b[2 * i + 1])) << 16;
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32 "
+      "{{%0, %1, %2, %3}}, {{%4, %5, %6, %7}}, {{%8, %9}}, {{%0, %1, %2, %3}};"
+      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+      : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "r"(y[0]), "r"(y[1]));
+#endif
+}}"""
+        for kind, c, bits in (
+            ("f16", "__half", "__half_as_ushort"),
+            ("bf16", "__nv_bfloat16", "__bfloat16_as_ushort"),
+        )
+    },
     "minimum": """
 // NaN if either is; -0 is below +0.
 __device__ inline float minimum(float a, float b) {

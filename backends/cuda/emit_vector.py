@@ -38,6 +38,17 @@ def wide_accesses(s: For, steps: dict[Var, int]) -> tuple[dict[Load, Expr], dict
     return loads, stores
 
 
+def wide_copy(s: For, x: Store, steps: dict[Var, int]) -> tuple[Expr, Load] | None:
+    """Where the first lane of a copy ahead goes, and its load; None unless both sides are aligned runs."""
+    assert isinstance(x.value, Load)
+    value = x.value
+    to = _wide(s, steps, x.buffer, x.index, None, set())
+    source = _wide(s, steps, value.buffer, value.index, value.mask, set())
+    if to is None or source is None:
+        return None
+    return to, Load(value.buffer, (source,), value.mask, value.other)
+
+
 def _wide(
     s: For, steps: dict[Var, int], b: Buffer, index: tuple[Expr, ...], mask: Expr | None, own: set[Local]
 ) -> Expr | None:

@@ -109,6 +109,14 @@ void (*body)(void*) = nullptr;
 void* body_closure = nullptr;
 size_t closure_bytes = 0;
 char slots[MOST / 32][2][32][16];
+float fragments[MOST / 32][2][32][12];  // of a and b, of each lane
+struct Copy {
+  void* to;
+  char bytes[16];
+  size_t size;
+};
+std::vector<Copy> copies[MOST];
+std::unordered_map<uintptr_t, int> on_the_way;  // bytes that copies will go to, and whose
 std::string error;
 std::map<std::string, std::vector<long long>> described;  // bytes of each argument
 std::vector<Range> ranges;
@@ -183,6 +191,8 @@ void run_block() {
     fibres[t].shuffles = 0;
     prepare(fibres[t].context, stacks + STACK * static_cast<size_t>(t), entry);
   }
+  for (int t = 0; t < threads; ++t) copies[t].clear();
+  on_the_way.clear();
   phase = 0;
   while (error.empty()) {
     bool moved = false;
@@ -281,6 +291,12 @@ void access(const void* p, size_t bytes, bool write) {
     }
   }
   if (!shadows) shadows = new std::unordered_map<uintptr_t, Shadow>;
+  for (size_t i = 0; shared && !on_the_way.empty() && i < bytes; ++i) {
+    const auto copy = on_the_way.find(a + i);
+    if (copy == on_the_way.end()) continue;
+    fail("%s shared memory at %p that a copy of thread %d is on its way to", write ? "writes" : "reads",
+         reinterpret_cast<void*>(a + i), copy->second);
+  }
   for (size_t i = 0; i < bytes; ++i) touch((*shadows)[a + i], a + i, write, shared);
 }
 
@@ -345,6 +361,52 @@ void shuffle(unsigned mask, const void* value, void* out, size_t bytes, int sour
   f.mask = mask;
   yield_to_main(AT_SHUFFLE);
   memcpy(out, slots[warp][turn][source], bytes);
+}
+
+void copy_ahead(void* to, const void* from, size_t bytes, bool there) {
+  Copy c{to, {}, bytes};
+  if (reinterpret_cast<uintptr_t>(to) % bytes || (there && reinterpret_cast<uintptr_t>(from) % bytes)) {
+    fail("copies %zu bytes that are not aligned", bytes);
+  }
+  if (there) {
+    access(from, bytes, false);
+    memcpy(c.bytes, from, bytes);
+  }
+  access(to, bytes, true);
+  copies[current].push_back(c);
+  for (size_t i = 0; i < bytes; ++i) on_the_way[reinterpret_cast<uintptr_t>(to) + i] = current;
+}
+
+void copies_done() {
+  for (const Copy& c : copies[current]) {
+    memcpy(c.to, c.bytes, c.size);
+    for (size_t i = 0; i < c.size; ++i) on_the_way.erase(reinterpret_cast<uintptr_t>(c.to) + i);
+    access(c.to, c.size, true);
+  }
+  copies[current].clear();
+}
+
+void mma(float* sums, const float* a, const float* b, int depth) {
+  Fibre& f = fibres[current];
+  const int turn = f.shuffles++ & 1, me = lane(), q = me % 4, r = me / 4;
+  auto& all = fragments[current / 32][turn];
+  if (threads % 32) fail("mma in a block of %d threads", threads);
+  memcpy(all[me], a, sizeof(float) * static_cast<size_t>(depth / 2));
+  memcpy(all[me] + 8, b, sizeof(float) * static_cast<size_t>(depth / 4));
+  f.mask = ~0u;
+  yield_to_main(AT_SHUFFLE);
+  for (int e = 0; e < 4; ++e) {
+    const int row = r + 8 * (e / 2), column = 2 * q + e % 2;
+    double total = 0;
+    for (int k = 0; k < depth; ++k) {
+      // Who has term k, and where: of rows r and r + 8 the elements lie next to one another.
+      const int lane = depth == 8 ? k % 4 : k % 8 / 2;
+      const int ea = depth == 8 ? row / 8 + k / 4 * 2 : k % 2 + row / 8 * 2 + k / 8 * 4;
+      const int eb = depth == 8 ? k / 4 : k % 2 + k / 8 * 2;
+      total += static_cast<double>(all[row % 8 * 4 + lane][ea]) * all[column * 4 + lane][8 + eb];
+    }
+    sums[e] += static_cast<float>(total);
+  }
 }
 
 }  // namespace emulated

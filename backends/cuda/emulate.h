@@ -48,6 +48,11 @@ void barrier();
 // Gives `value` to the lanes that ask for it; `out` gets that of lane `source`.
 void shuffle(unsigned mask, const void* value, void* out, size_t bytes, int source);
 int lane();
+// A copy to shared memory that happens at `copies_done`, or before: what looks there sooner is told on.
+void copy_ahead(void* to, const void* from, size_t bytes, bool there);
+void copies_done();
+// sums += a * b by the lanes of a warp, each of which has `depth` / 2 elements of a and `depth` / 4 of b.
+void mma(float* sums, const float* a, const float* b, int depth);
 
 template <typename T>
 Argument argument(T* p) {
@@ -77,6 +82,7 @@ void start(const char* name, void (*kernel)(P...), dim3 grid, dim3 block, A... a
 
 }  // namespace emulated
 
+#define EMULATED_CUDA 1
 #define LAUNCH(kernel, grid, block, stream, ...) \
   ((void)(stream), emulated::start(#kernel, kernel, grid, block, __VA_ARGS__))
 
@@ -167,6 +173,33 @@ inline unsigned short __half_as_ushort(__half x) { return x.bits; }
 inline __half __ushort_as_half(unsigned short x) { return {x}; }
 inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 x) { return x.bits; }
 inline __nv_bfloat16 __ushort_as_bfloat16(unsigned short x) { return {x}; }
+
+// --- small matrices ------------------------------------------------------------------------------------------
+
+namespace emulated {
+
+inline float tf32(float x) {
+  return x != x ? x : __uint_as_float((__float_as_uint(x) + 0x1000u) & 0xffffe000u);  // ties away from zero
+}
+inline void mma_tf32(float* sums, const float* a, const float* b) {
+  float x[4], y[2];
+  for (int i = 0; i < 4; ++i) x[i] = tf32(a[i]);
+  for (int i = 0; i < 2; ++i) y[i] = tf32(b[i]);
+  mma(sums, x, y, 8);
+}
+template <typename T, typename F>
+void mma_halves(float* sums, const T* a, const T* b, F widen) {
+  float x[8], y[4];
+  for (int i = 0; i < 8; ++i) x[i] = widen(a[i]);
+  for (int i = 0; i < 4; ++i) y[i] = widen(b[i]);
+  mma(sums, x, y, 16);
+}
+inline void mma_f16(float* sums, const __half* a, const __half* b) { mma_halves(sums, a, b, __half2float); }
+inline void mma_bf16(float* sums, const __nv_bfloat16* a, const __nv_bfloat16* b) {
+  mma_halves(sums, a, b, __bfloat162float);
+}
+
+}  // namespace emulated
 
 // --- the runtime ---------------------------------------------------------------------------------------------
 

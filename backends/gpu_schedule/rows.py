@@ -154,13 +154,17 @@ class GpuRows(RowPasses):
             exprs: dict[int, Expr] = {}
             for n, p in enumerate(self.passes):
                 for e in self.met(p, {self.number(x) for x, made in held if made < n}):
-                    if isinstance(e, kind) and (kind is Load or work([self.bindings[e]]) >= HEAVY):  # type: ignore[index]
+                    if isinstance(e, kind) and (isinstance(e, Load) or self.heavy(e)):
                         exprs[self.number(e)] = e
                         found.setdefault(self.number(e), []).append(n)
             for n, passes in found.items():
                 if len(passes) > 1 and len(held) < room and self.stage(exprs[n]) <= passes[0]:
                     held.append((exprs[n], passes[0]))
         return held
+
+    def heavy(self, e: Expr) -> bool:
+        """Whether an element is worth keeping."""
+        return isinstance(e, Local) and work([self.bindings[e]]) >= HEAVY
 
     def met(self, p: Pass, known: set[int]) -> list[Expr]:
         """The elements' loads and locals that a pass computes, if it has what is `known`."""
@@ -193,7 +197,7 @@ class GpuRows(RowPasses):
         scope, _ = self.row_of(k, k.blocks[0])
         turns = -(-self.R // (self.shape.share * self.shape.lanes))
         for e, _ in self.held:
-            name = e.buffer.name if isinstance(e, Load) else e.name  # type: ignore[attr-defined]
+            name = e.buffer.name if isinstance(e, Load) else getattr(e, "name", "element")
             self.rooms[e] = scope.alloc(f"{name}_kept", e.dtype, turns * self.shape.lanes, "register")
         for n, p in enumerate(self.passes):
             accs = self.sweep(scope, n, ZERO, self.R)

@@ -22,6 +22,7 @@ from ...ir.loops import (
     For,
     If,
     Let,
+    Prefetch,
     Stmt,
     Store,
     While,
@@ -121,6 +122,13 @@ class KernelWriter(ExprWriter):
             self.store_register(s.buffer, s.index, value)
             return
         self.store_element(s.buffer, s.index, value, condition)
+
+    def _prefetch(self, s: Prefetch) -> None:
+        at = self.address(s.buffer, s.index)
+        self.module.declares["declare void @llvm.prefetch.p0(ptr, i32, i32, i32)"] = None
+        self.regions[-1].lines.append(
+            f"  call void @llvm.prefetch.p0(ptr {at.ref}, i32 {int(s.write)}, i32 3, i32 1)"
+        )
 
     def _let(self, s: Let) -> None:
         self.env[s.local] = self.named(s.value)
@@ -438,7 +446,7 @@ def _free(s: For, nodes: Callable[[Stmt], list[Expr]]) -> Iterator[Var | Local |
     """Variables, locals and buffers that occur in a loop, in order, each once."""
     seen: set[int] = set()
     for x in statements(s.body):
-        found: list[Var | Local | Buffer] = [x.buffer] if isinstance(x, Store) else []
+        found: list[Var | Local | Buffer] = [x.buffer] if isinstance(x, (Store, Prefetch)) else []
         for e in nodes(x):
             if isinstance(e, (Var, Local)):
                 found.append(e)
@@ -457,4 +465,5 @@ _WRITE: dict[type, Callable[..., None]] = {
     If: KernelWriter._if,
     While: KernelWriter._while,
     Alloc: KernelWriter._alloc,
+    Prefetch: KernelWriter._prefetch,
 }

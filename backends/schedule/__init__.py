@@ -28,10 +28,12 @@ from .groups import Group, PointwiseGroup, domain_var
 from .nests import StoreSpec
 from .other_groups import ScatterGroup, TinyGroup
 from .placement import Placement
-from .plan import Planner
+from .plan import MOST_PARTS, Planner
 from .pointwise import emit_pointwise, emit_scatter, emit_tiny, flat_nest
+from .prepare import in_few_parts
 from .row_group import RowGroup
 from .rows import emit_rows
+from .shared_loops import share_rows
 from .sort import SortGroup, emit_sort
 
 __all__ = ["schedule"]
@@ -47,12 +49,13 @@ def schedule(graph: Graph, machine: MachineModel | None = None) -> LoopProgram:
     :raises OpError: an op that has no schedule.
     """
     machine = machine or MachineModel()
-    plan = Planner(graph, machine)
+    plan = Planner(in_few_parts(graph, MOST_PARTS), machine)
     plan.run()
     placement = Placement(plan)
     program = LoopProgram(graph.name, plan.inputs, placement.outputs)
     program.updated = [plan.input_buffer(i) for i, v in plan.updates.items() if v.type.numel]
-    _, program.steps = _steps(placement, machine)
+    _, steps = _steps(placement, machine)
+    program.steps = share_rows(steps, machine)
     for n, kernel in enumerate(program.kernels):
         kernel.name = f"k{n}_{kernel.name}" if kernel.name else f"k{n}"
     program.temps = list(plan.constants)

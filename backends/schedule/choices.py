@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ...ir.graph import Value
+from ...ir.graph import Node, Value
 from .elements import scalar_cost
 
 if TYPE_CHECKING:
@@ -45,3 +45,15 @@ def again(plan: Planner, v: Value) -> bool:
         if cost > CHEAP or len(loads) > 2:
             return False
     return new_bytes * 4 <= v.type.nbytes
+
+
+def narrow_part(plan: Planner, node: Node, cost: float) -> Value | None:
+    """A condition that is most of the work of a value many read, and a quarter of its bytes: it is stored
+    instead (the mask of a dropout, not its factors)."""
+    v = node.results[0]
+    for o in node.operands:
+        work = plan.inline_cost(o) if o.node is not None and o not in plan.home else 0.0
+        most = work > CHEAP and cost - work <= CHEAP
+        if most and o.type.dtype.kind == "b" and 4 * o.type.nbytes <= v.type.nbytes:
+            return o
+    return None

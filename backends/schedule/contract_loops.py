@@ -142,15 +142,6 @@ class ContractEmitter(ContractTile):
 
         level(scope, True, True)
 
-    def take_parallel(self, scope: Scope, count: int) -> bool:
-        """Whether a loop of `count` iterations is the one to share among threads: an outermost one."""
-        at: Scope | None = scope
-        while at is not None:
-            if at.header is not None:
-                return False
-            at = at.parent
-        return self.parallel and count >= 2
-
     def row_tiles(self, scope: Scope, body: Callable[[Scope, Expr, int], None]) -> None:
         self.tiles(scope, self.m.letters, self.m.size, self.s.mr, body)
 

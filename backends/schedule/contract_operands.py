@@ -8,16 +8,28 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 
-from ...ir.expr import Const, Expr, Load, Var, from_terms, index_add, index_div, index_mod, index_mul, terms
+from ...ir.expr import (
+    Const,
+    Expr,
+    Load,
+    Var,
+    from_terms,
+    index_add,
+    index_div,
+    index_mod,
+    index_mul,
+    stride_of,
+    terms,
+)
 from ...ir.loops import Buffer, Stmt, Store
 from ..machine import MachineModel
 from .contract import ContractGroup, Dim
 from .elements import S
-from .indexing import ZERO, Numbering, unravel
-from .nests import StoreSpec, less, needed_exprs, power_of_two
+from .indexing import ZERO, Numbering, is_index, unravel
+from .nests import StoreSpec, less, loads_of, needed_exprs, power_of_two
 from .pointwise import work
 from .scopes import Lowering, Scope
-from .tiles import splits
+from .tiles import COPY, splits
 
 #: epilogues costlier than this per element run as a loop over the rows of a spilled tile, to keep the code
 #: small
@@ -76,9 +88,11 @@ class ContractOperands:
         exprs = needed_exprs(group.elements.bindings, [v for _, _, v in specs])
         self.long = work(exprs) > LONG_EPILOGUE
         self.lanes = self.s.lanes
+        self.far = self.far_places(exprs)
         self.packed: dict[str, Buffer] = {}
         self.packed_once: list[Packed] = []
         self._partial: Buffer | None = None
+        self.parallel = False  # whether the next outermost loop is shared among threads
         self.tile_vars: set[Var] = set()  # loop variables that step from tile to tile
         self.pack_dims: dict[str, list[Dim]] = {}
         self.whole = Block(tuple((ZERO, d.size) for d in group.inner))
@@ -86,11 +100,44 @@ class ContractOperands:
         # Blocks of B are packed inside the loops over what tells B's matrices apart.
         self.outer.sort(key=lambda d: d.b == 0 and self.s.nc > 0)
 
+    def far_places(self, exprs: list[Expr]) -> list[tuple[Buffer, Expr, bool]]:
+        """Places of the epilogue, one for every element of the result, that are next to each other along the
+        columns and in buffers that no cache near holds: buffer, index, and whether it is written."""
+        n, m = self.n.var, self.m.var
+        if self.row is not None or self.n.parts or not (isinstance(n, Var) and isinstance(m, Var)):
+            return []
+        written = [(b, index, True) for b, index, _ in self.specs]
+        loads = [x for x in loads_of(exprs) if len(x.index) == 1 and x.mask is None]
+        read = [(x.buffer, x.index[0], False) for x in loads]
+        found: dict[Buffer, tuple[Buffer, Expr, bool]] = {}
+        for b, index, write in [*written, *read]:
+            large = b.nbytes >= self.machine.l2_bytes // 4 and self.place(b) not in found
+            if large and is_index(index) and stride_of(index, n) == 1 and stride_of(index, m):
+                found[self.place(b)] = (b, index, write)
+        return list(found.values())
+
     def open(self, scope: Scope, var: Var, extent: int, step: int, parallel: bool) -> Scope:
         v = Var(var.name, extent)
         inner = scope.loop(v, extent, "parallel" if parallel else "serial", step)
         inner.define(var, v)
         if parallel:
+            self.low.floor = inner.depth
+        return inner
+
+    def take_parallel(self, scope: Scope, count: int) -> bool:
+        """Whether a loop of `count` iterations is the one to share among threads: an outermost one."""
+        at: Scope | None = scope
+        while at is not None:
+            if at.header is not None:
+                return False
+            at = at.parent
+        return self.parallel and count >= 2
+
+    def share(self, scope: Scope, var: Var, count: int, step: int) -> Scope:
+        """A loop of `count` iterations, shared among threads if it is the one to be."""
+        shared = self.take_parallel(scope, count)
+        inner = scope.loop(var, var.extent, "parallel" if shared else "serial", step)
+        if shared:
             self.low.floor = inner.depth
         return inner
 
@@ -169,23 +216,26 @@ class ContractOperands:
     def pack(self, top: Scope, which: str) -> None:
         """Copies an operand into panels: tile after tile, k after k, a tile's rows (columns) side by side."""
         g = self.g
+        floor, shared = self.low.floor, self.parallel
         dim = self.m if which == "a" else self.n
         width = self.width(which)
         tiles = -(-dim.size // width)
         dims = [d for d in self.outer if (d.a if which == "a" else d.b)]
         count = prod(d.size for d in dims) * tiles * self.K * width
         buffer = Buffer(f"packed_{g.buffers[0 if which == 'a' else 1].name}", g.acc, (count,), "arena")
+        self.parallel = self.machine.threads > 1 and 2 * COPY * count > self.machine.parallel_cycles
         scope = top
         outer_at: Expr = ZERO
         for d in dims:
             if isinstance(d.var, Var):
-                scope = self.open(scope, d.var, d.size, 1, False)
+                scope = self.open(scope, d.var, d.size, 1, self.take_parallel(scope, d.size))
             value = scope.find(self.low.number(d.var)) if isinstance(d.var, Var) else ZERO
             assert value is not None
             outer_at = index_add(index_mul(outer_at, d.size), value)
         base = index_mul(outer_at, tiles * width * self.K)
         self.pack_panels(scope, which, buffer, ZERO, dim.size, base, self.whole)
         scope.close_to(top)
+        self.low.floor, self.parallel = floor, shared
         self.packed[which] = buffer
         self.pack_dims[which] = dims
 
@@ -219,7 +269,7 @@ class ContractOperands:
             inner, start = outer, Const(done)
             if chunks > 1:
                 v = Var("kp", chunks * rows)
-                inner = outer.loop(v, chunks * rows, "serial", rows)
+                inner = self.share(outer, v, chunks, rows)
                 start = index_add(v, start)
 
             def some(s: Scope, at: Expr, to: Expr, size: int, start: Expr = start, rows: int = rows) -> None:
@@ -254,7 +304,7 @@ class ContractOperands:
             inner, start = scope, Const(done)
             if tiles > 1:
                 v = Var("t", tiles)
-                inner = scope.loop(v, tiles, "serial")
+                inner = self.share(scope, v, tiles, 1)
                 start = index_add(index_mul(v, width), start)
             body(inner, index_add(first, start), index_add(base, index_mul(start, block.size)), size)
             inner.close_to(scope)
@@ -344,7 +394,9 @@ class ContractOperands:
     def pack_block(self, scope: Scope, at: Expr, columns: int, block: Block) -> None:
         """Copies columns [at, at + columns) of B and a block of its rows into panels of this thread."""
         self.corner = None
+        shared, self.parallel = self.parallel, False
         self.pack_panels(scope, "b", self.packed["b"], at, columns, ZERO, block)
+        self.parallel = shared
         self.corner = at, block
 
     def pack_row(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from math import prod
 
 from ...ir.expr import Const, Expr, LaneReduce, Load, Var, index_add, index_div, index_mod, index_mul
-from ...ir.loops import Buffer, Store
+from ...ir.loops import Buffer, Prefetch, Store
 from .contract import Dim
 from .contract_operands import Block, ContractOperands
 from .elements import S
@@ -42,6 +42,8 @@ class ContractTile(ContractOperands):
             s.stmts.append(Store(acc, (at,), value))
 
         self.vectors(scope, mr * nr, begin)
+        if part.last is True:
+            self.bring(scope, mb, mr, nb, -(-columns // lanes))
         block, k = self.k_loops(scope, len(self.g.inner) - 1, part)
 
         def step(s: Scope, where: dict[Expr, Expr]) -> None:
@@ -82,6 +84,26 @@ class ContractTile(ContractOperands):
             self.epilogue(done, acc, mb, mr, nb, nr * lanes, columns)
             if done is not scope:
                 done.close()
+
+    def bring(self, scope: Scope, mb: Expr, mr: int, nb: Expr, nr: int) -> None:
+        """Prefetches what the epilogue of a tile will read and write, where that is large: it comes while
+        the tile is computed."""
+        if not self.far:
+            return
+        outer, i = scope, ZERO
+        if mr > 1:
+            i = Var("i", mr)
+            outer = scope.loop(i, mr, "serial")
+        if isinstance(self.m.var, Var):
+            outer.define(self.m.var, index_add(mb, i))
+        for j in range(nr):
+            inner = outer.inline()
+            if isinstance(self.n.var, Var):
+                inner.define(self.n.var, index_add(nb, Const(j * self.lanes)))
+            for buffer, index, write in self.far:
+                inner.stmts.append(Prefetch(self.low.place(buffer), (inner.lower(index),), write))
+            inner.close()
+        outer.close_to(scope)
 
     def partial(self) -> Buffer:
         """Sums over the blocks of k so far, tile after tile as the registers hold them."""

@@ -15,6 +15,7 @@ from ...ir.loops import (
     If,
     Kernel,
     Let,
+    Prefetch,
     Repeat,
     Rotation,
     Step,
@@ -121,6 +122,8 @@ class _Settler:
                 s.value = self.expr(s.value)
                 s.mask = None if s.mask is None else self.expr(s.mask)
                 s.buffer, s.index = self.access(s.buffer, index)
+            elif isinstance(s, Prefetch):
+                s.buffer, s.index = self.access(s.buffer, tuple([self.expr(i) for i in s.index]))
             elif isinstance(s, Let):
                 s.value = self.expr(s.value)
             elif isinstance(s, (If, While)):

@@ -244,9 +244,10 @@ _last: tuple[Node | None, float] = (None, 0.0)
 def scalar_cost(node: Node) -> float:
     """Rough cycles per element of a scalar op (in a vector, per lane, times the lanes)."""
     global _last
-    if _last[0] is not node:  # it is asked for every element of short values
-        _last = (node, _scalar_cost(node))
-    return _last[1]
+    last = _last
+    if last[0] is not node:  # it is asked for every element of short values
+        _last = last = (node, _scalar_cost(node))
+    return last[1]
 
 
 def _scalar_cost(node: Node) -> float:

@@ -2,11 +2,11 @@
 groups out.
 
 Nodes are visited once, in order. A reduction opens or joins a row group, a value of a few elements joins
-straight-line
-code, an elementwise op joins the group its operands come from where its index fits, and otherwise floats: it
-is computed inside whatever reads it, as movement ops always are. What a group reads of another group is
-stored by that one, unless it is as cheap to compute again. Dependences between groups are kept as bit masks,
-so that a join never makes a cycle.
+straight-line code, an elementwise op joins the group its operands come from where its index fits, and
+otherwise floats: it is computed inside whatever reads it, as movement ops always are. What a group reads of
+another group is stored by that one, unless it is as cheap to compute again. A group that has taken on much
+work takes no more, so that the cost of compiling grows with the program and not faster. Dependences between
+groups are kept as bit masks, so that a join never makes a cycle.
 
 Used by schedule/__init__.py.
 """
@@ -22,7 +22,7 @@ from ...ir.expr import Expr, Load
 from ...ir.graph import Graph, Node, Value
 from ...ir.loops import Buffer
 from ..machine import MachineModel
-from .choices import CHEAP, again
+from .choices import CHEAP, again, narrow_part
 from .contract import ContractGroup, affine_source, row_major
 from .control import ControlGroup, Frame
 from .cumulative import CumulativeGroup
@@ -39,14 +39,18 @@ from .sort import SortGroup
 TINY = 16
 #: tiny reductions unroll at most this many elements
 TINY_REDUCE = 32
-#: cycles to write out an element of windows and to read it again
-COLUMN = 1.5
+#: cycles to write out an element of windows and to read it again: where that stays in the caches, and where not
+COLUMN, FAR_COLUMN = 0.5, 1.5
 #: values that one elementwise group stores
 MOST_STORED = 16
 #: a concatenation of up to so many parts, each in runs of at least so many elements, is written part by part
 MOST_PARTS, RUN = 8, 16
+#: one of more parts is written before it is read: who reads it would look through all parts for each element
+PULLED_PARTS = 4
 #: longest chain of floating values
 MAX_DEPTH = 24
+#: how many of the last groups a value that needs a home looks at
+LOOK_BACK = 128
 
 
 class Planner:
@@ -63,6 +67,7 @@ class Planner:
         self.number = Numbering()
         self.groups: list[Group] = []
         self.anc: list[int] = []
+        self.needed = 0  # the groups that others depend on
         self.home: dict[Value, Group] = {}
         self.reach: dict[Value, int] = {}
         self.depth: dict[Value, int] = {}
@@ -117,7 +122,11 @@ class Planner:
         mask = self.anc[on.id] | 1 << on.id
         if g is on or mask & ~self.anc[g.id] == 0:
             return
+        self.needed |= mask
         bit = 1 << g.id
+        if not self.needed & bit:
+            self.anc[g.id] |= mask
+            return
         for i, a in enumerate(self.anc):
             if i == g.id or a & bit:
                 self.anc[i] = a | mask
@@ -284,12 +293,13 @@ class Planner:
         """Scalar ops, movement, gathers, constants."""
         depths = [self.depth.get(o, 0) for o in node.operands if o not in self.home]
         self.depth[v] = 1 + max(depths, default=0)
-        must = v in self.live or self.depth[v] > MAX_DEPTH
+        many = node.op.name == "concat" and len(node.operands) > PULLED_PARTS
+        must = v in self.live or self.depth[v] > MAX_DEPTH or many
         if node.op.scalar is None and not must and node.op.kernel not in ("reduce", "contract"):
             return
         cost = self.inline_cost(v)
         shared = cost > CHEAP and self.uses.get(v, 0) > 1
-        part = self.narrow_part(node, cost) if shared and not must else None
+        part = narrow_part(self, node, cost) if shared and not must else None
         if part is not None:
             self.visit_shared(part)
             self.costs.pop(v)
@@ -309,17 +319,6 @@ class Planner:
         if must or (self.uses.get(v, 0) > 1 and cost > CHEAP):
             self.home_pointwise(v)
 
-    def narrow_part(self, node: Node, cost: float) -> Value | None:
-        """A condition that is most of the work of a value many read, and a quarter of its bytes: it is stored
-        instead (the mask of a dropout, not its factors)."""
-        v = node.results[0]
-        for o in node.operands:
-            work = self.inline_cost(o) if o.node is not None and o not in self.home else 0.0
-            most = work > CHEAP and cost - work <= CHEAP
-            if most and o.type.dtype.kind == "b" and 4 * o.type.nbytes <= v.type.nbytes:
-                return o
-        return None
-
     def visit_shared(self, v: Value) -> None:
         """Gives a floating value a group: one that its operands come from, if its index fits there."""
         if not any(not g.full and g.try_join(v) for g in self.of_mask(self.reach[v])):
@@ -328,10 +327,12 @@ class Planner:
 
     def home_tiny(self, v: Value) -> bool:
         want = self.closure(self.reach[v])
-        for g in reversed(self.groups):
-            if not isinstance(g, TinyGroup) or g.full or self.anc[g.id] | 1 << g.id != want | 1 << g.id:
+        more = any(g.full for g in self.of_mask(self.reach[v]))  # what v belongs to goes on elsewhere
+        for g in self.groups[: -LOOK_BACK - 1 : -1]:
+            if not isinstance(g, TinyGroup) or g.full:
                 continue
-            if g.try_join(v):
+            has, needs = self.anc[g.id] | 1 << g.id, want | 1 << g.id
+            if (has == needs or (more and has | needs == has)) and g.try_join(v):
                 return True
         group = self.new_group(TinyGroup)
         if not group.try_join(v):  # it reads a reduction here at a place that is data
@@ -350,7 +351,7 @@ class Planner:
         if not 2 <= len(parts) <= MOST_PARTS or prod(shape[node.attrs["dim"] :]) < RUN:
             return False
         want = self.closure(self.reach[v])
-        for g in reversed(self.groups):
+        for g in self.groups[: -LOOK_BACK - 1 : -1]:
             if self.may_join(g, prod(shape), want) and isinstance(g, PointwiseGroup) and g.try_concat(node):
                 return True
         group = self.new_group(PointwiseGroup, prod(shape))
@@ -378,7 +379,7 @@ class Planner:
             return
         want = self.closure(self.reach[v])
         copy = v.node is not None and v.node.op.name == "reshape" and v in self.live and self.uses[v] <= 1
-        for g in reversed(self.groups):
+        for g in self.groups[: -LOOK_BACK - 1 : -1]:
             if self.may_join(g, v.type.numel, want, copy) and g.try_join(v):
                 return
         group = self.new_group(PointwiseGroup, v.type.numel)
@@ -411,7 +412,7 @@ class Planner:
                 if row is not None and row.try_reduce(node):
                     return
         want = self.closure(self.reach[v])
-        for g in reversed(self.groups):
+        for g in self.groups[: -LOOK_BACK - 1 : -1]:
             if (
                 isinstance(g, RowGroup)
                 and not g.full
@@ -492,6 +493,7 @@ class Planner:
                 continue
             other = tuple((o, row_major(o.type.shape)) if i == k else f for i, f in enumerate(found))
             apart, whole = (ContractGroup(self, -1, node).estimate(f) for f in (found, other))
-            if whole + COLUMN * o.type.numel < apart:
+            near = o.type.nbytes <= 4 * self.machine.l2_bytes
+            if whole + (COLUMN if near else FAR_COLUMN) * o.type.numel < apart:
                 found = other
         return found

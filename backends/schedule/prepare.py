@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ...ir.graph import Node, Value
+from ...ir.graph import Graph, Node, Value
 from ...ir.op import REGISTRY
 
 if TYPE_CHECKING:
@@ -26,6 +26,46 @@ def scalars_first(nodes: list[Node]) -> list[Node]:
             if all(o.node is None or o.node in early for o in n.operands):
                 early.add(n)
     return [*(n for n in nodes if n in early), *(n for n in nodes if n not in early)]
+
+
+def in_few_parts(graph: Graph, most: int) -> Graph:
+    """The graph with concatenations of more than `most` values done in steps, in its regions too; itself
+    where there are none.
+
+        concat(a, b, c, d, e, f)  -->  concat(concat(a, b, c), concat(d, e, f)), for `most` = 3
+    """
+    out = Graph(graph.name)
+    env: dict[Value, Value] = {}
+    for node in graph.nodes:
+        operands = tuple([env.get(v, v) for v in node.operands])
+        regions = tuple([in_few_parts(r, most) for r in node.regions])
+        while node.op.name == "concat" and len(operands) > most:
+            rows = [operands[i : i + most] for i in range(0, len(operands), most)]
+            operands = tuple([_concat(out, node, row) for row in rows])
+        if operands != node.operands or regions != node.regions:
+            copy = Node(node.op, operands, node.attrs, node.loc, node.phase, regions)
+            copy.results = tuple([Value(r.type, copy, r.index, r.name) for r in node.results])
+            env.update(zip(node.results, copy.results))
+            node = copy
+        out.nodes.append(node)
+    if not env:
+        return graph
+    out.inputs = graph.inputs
+    out.outputs = [env.get(v, v) for v in graph.outputs]
+    out.updates = {k: env.get(v, v) for k, v in graph.updates.items()}
+    return out
+
+
+def _concat(graph: Graph, like: Node, parts: tuple[Value, ...]) -> Value:
+    if len(parts) == 1:
+        return parts[0]
+    dim = like.attrs["dim"]
+    shape = list(parts[0].type.shape)
+    shape[dim] = sum(p.type.shape[dim] for p in parts)
+    node = Node(like.op, parts, like.attrs, like.loc, like.phase)
+    node.results = (Value(parts[0].type.with_shape(tuple(shape)), node, 0),)
+    graph.nodes.append(node)
+    return node.results[0]
 
 
 def copy_node(v: Value) -> Node:

@@ -30,19 +30,23 @@ APART = 1.0
 STREAM, JUMP = 6.0, 16.0
 #: and from the second where nothing hides it
 LINE_L2 = 1.0
-#: cycles per vector of partial sums kept in memory between blocks of k
-PARTIAL = 3.0
+#: cycles per vector that the second cache gives at most
+L2_VECTOR = 2.2
+#: cycles per vector of partial sums kept in memory between blocks of k: in the first cache, beyond
+PARTIAL, PARTIAL_FAR = 3.0, 4.0
 #: cycles more per element of A where a tile's rows fall into too few sets of the first cache to stay there
 COLLIDE = 0.6
 #: and where every step of k needs another line of A, and these are more than the first cache holds
 FAR = 3.0
 #: cycles of a vector store to scattered places, per lane; of storing a square that is turned first, per row
 SCATTER, TURNED = 5.0, 7.0
+#: and for every line of the result that is not in the second cache
+RESULT = 8.0
 #: cycles to begin another row of dot products, where k is not contiguous as a whole
 PER_ROW = 20.0
 #: cycles for a tile's prologue and epilogue, per accumulator
 PER_VECTOR = 3.0
-#: rows of B in a block that is read in place: as many streams as the hardware follows
+#: rows of B in a block that is read in place, at least: as many streams as the hardware follows
 STREAMS = 32
 
 
@@ -195,6 +199,7 @@ def _outer(
     batch = p.batch // p.n_rows if spread else p.batch
     strided_store = p.cn != 1
     far_b = p.K * p.N * p.itemsize > machine.l2_bytes // 2
+    far_c = RESULT if p.M * p.N * p.itemsize > machine.l2_bytes // 2 else 0.0
     out: list[Strategy] = []
     registers = machine.vector_registers
     # Rows so far apart that they share one of 64 sets of the first cache, or two, or four...
@@ -215,28 +220,35 @@ def _outer(
                 for count_m, m in splits(p.M, mr):
                     for count_n, n in splits(vectors, nr):
                         step = max(m * n * per_fma, (m + n) * per_load, 4.0) + 0.3 + extra * n
-                        if kc * n * lanes * p.itemsize > machine.l1_bytes:
-                            step += FROM_L2 * n
+                        again = nc if nc and not pack_b else n * lanes  # columns until the next tile of rows
+                        if kc * again * p.itemsize > machine.l1_bytes:
+                            step = max(step, L2_VECTOR * n) + FROM_L2 * n
                         if pack_b and kc * n * lanes * p.itemsize > machine.l2_bytes // 2:
                             step += FROM_L3 * n
                         if m > ways:
                             step += COLLIDE * m
                         once = PER_VECTOR * m * n + 12
                         if strided_store and p.cm == 1 and m > 1 and machine.masked_memory:
-                            once += TURNED * lanes * n * -(-m // lanes)
+                            once += (TURNED + 3 * far_c) * lanes * n * -(-m // lanes)  # parts of lines
                         elif strided_store:
                             once += SCATTER * lanes * m * n
+                        else:
+                            once += far_c * m * n
                         if not pack_b and nc:
-                            once += (blocks - 1) * (PARTIAL * m * n + 12)
+                            inside = p.M * nc * p.itemsize <= machine.l1_bytes
+                            once += (blocks - 1) * ((PARTIAL if inside else PARTIAL_FAR) * m * n + 12)
                         cycles += count_m * count_n * (step * p.K + once)
                     if not pack_b and far_b and not spread and not p.windows_b:
-                        line = JUMP if not nc and p.bk > nr * lanes else STREAM
+                        line = STREAM if nc or p.bk <= nr * lanes else JUMP
+                        line *= 1.0 if kc <= STREAMS else 1.3
                         cycles += line * count_m / row_tiles * p.K * p.N * p.itemsize / 64
                 total = batch * cycles + p.each_b * cost_b
                 passes = -(-vectors * lanes // nc) if nc else column_tiles
-                for pack_a, cost_a in _a_ways(p, mr, batch, column_tiles, passes, machine):
-                    s = Strategy(swap, False, mr, nr, lanes, pack_a, pack_b, kc, total + cost_a, spread, nc=nc)
-                    out.append(s)
+                for pack_a, cost_a in _a_ways(p, mr, nr * lanes, batch, passes, kc, machine):
+                    cycles = total + cost_a
+                    out.append(
+                        Strategy(swap, False, mr, nr, lanes, pack_a, pack_b, kc, cycles, spread, nc=nc)
+                    )
     return out
 
 
@@ -271,6 +283,7 @@ def _b_ways(
     nc = _n_block(p, width, kc, machine)
     if p.bn != 1:
         per = packing(p.bk, run, p.k_last, machine.lanes(p.itemsize)) + far
+        per += COPY * (p.bn * p.itemsize % 4096 == 0)  # rows of a square fall into few cache sets
         return [(True, (per * size + 20) / p.reuse_b, 0.0, kc, nc)]
     line = machine.vector_bytes
     crossing = p.bk * p.itemsize % line != 0  # vectors that begin anywhere are in two lines each
@@ -281,33 +294,40 @@ def _b_ways(
     collide = p.bk * p.itemsize % 1024 == 0 and p.K >= 64
     extra = CROSSING * crossing + APART * ((big and p.bk > width) * (1 + crossing) + collide)
     found = [(True, ((COPY + far) * size + 20) / p.reuse_b, 0.0, kc, nc), (False, 0.0, extra, kc, 0)]
-    if len(p.inner) == 1 and p.K >= 2 * STREAMS and p.bk > width and big:
-        # A few rows at a time, along memory, as far as a block of the result stays in the second cache.
-        most = max(1, min(p.N, machine.l2_bytes // 4 // (p.M * p.itemsize), 1024) // width) * width
-        if most >= min(p.N // 2, 256):
-            found.append((False, 0.0, CROSSING * crossing, STREAMS, most))
+    if len(p.inner) > 1 or p.bk <= width:
+        return found
+    # A few rows at a time, along memory, as far as a block of the result stays in the second cache.
+    most = max(1, min(p.N, machine.l2_bytes // 4 // (p.M * p.itemsize), 1024) // width) * width
+    for rows in (STREAMS, 2 * STREAMS):
+        for nc in {most, most // 2 // width * width} if machine.threads > 1 else {most}:
+            if 2 * rows <= p.K and nc >= min(p.N // 2, 64):
+                cost = CROSSING * crossing + APART / 2 * (collide and nc * p.itemsize < 4096)
+                found.append((False, 0.0, cost, rows, nc))
     return found
 
 
 def _a_ways(
-    p: Problem, mr: int, batch: int, column_tiles: int, passes: int, machine: MachineModel
+    p: Problem, mr: int, width: int, batch: int, passes: int, kc: int, machine: MachineModel
 ) -> list[tuple[bool, float]]:
     """Ways to read A, whose elements are broadcast: where they are, or copied into panels. Few rows side by
-    side do in any layout. Columns, of which every step of k needs another line, do if these stay in the
-    first cache from tile to tile."""
-    if p.am != 1 or p.ak * p.itemsize < 128 or p.K < 32:
-        return [(False, 0.0)]
+    side do in any layout. Columns, of which every step of k needs another line, do if those of a block of k
+    stay in the first cache from tile to tile."""
+    size = p.M * p.K
+    far = size * p.itemsize > machine.l2_bytes // 2
+    stream = STREAM * passes * batch * size * p.itemsize / 64 if far else 0.0
     stride = p.ak * p.itemsize
-    kept = p.K * 64 <= machine.l1_bytes // 2 and p.K <= 8 * (4096 // gcd(stride, 4096))
-    kept_l2 = p.K * 64 <= machine.l2_bytes // 4 and p.K <= 16 * (65536 // gcd(stride, 65536))
-    far = p.M * p.K * p.itemsize > machine.l2_bytes // 2
-    row_tiles = -(-p.M // mr)
+    if p.am != 1 or stride < 128 or kc < 32:
+        return [(False, stream)]
+    kept = kc * (64 + width * p.itemsize) <= machine.l1_bytes and kc <= 8 * (4096 // gcd(stride, 4096))
+    kept_l2 = kc * 64 <= machine.l2_bytes // 4 and kc <= 16 * (65536 // gcd(stride, 65536))
+    row_tiles, column_tiles = -(-p.M // mr), -(-p.N // width)
     cost = 0.0 if kept else FAR * column_tiles * row_tiles * p.K
-    if far:
-        lines = p.M * p.K * p.itemsize / 64 if kept_l2 else row_tiles * p.K
-        cost += JUMP * passes * lines
-    copy = (2 * COPY + COPY_FAR / 2 * far) * p.M * p.K + 20
-    return [(False, cost * batch), (True, p.each_a * copy / p.reuse_a)]
+    if far and not (kept and kc < p.K):
+        cost += JUMP * passes * (size * p.itemsize / 64 if kept_l2 else row_tiles * p.K)
+    elif far:
+        cost += stream / batch
+    copy = (2 * COPY + COPY_FAR / 2 * far) * size + 20
+    return [(False, cost * batch), (True, p.each_a * copy / p.reuse_a + stream)]
 
 
 def _n_block(p: Problem, width: int, kc: int, machine: MachineModel) -> int:
@@ -348,7 +368,8 @@ def _dot(p: Problem, swap: bool, machine: MachineModel) -> Strategy:
     # All of B is read for every row of tiles.
     size = p.N * p.K * p.itemsize
     line = 0.0 if size <= machine.l1_bytes // 2 else LINE_L2 if size <= machine.l2_bytes // 2 else STREAM
-    cycles = 0.0
+    size_a = p.M * p.K * p.itemsize
+    cycles = STREAM * size_a / 64 if size_a > machine.l2_bytes // 2 else 0.0
     for count_m, m in splits(p.M, mr):
         cycles += count_m * line * size / 64
         for count_n, n in splits(p.N, nr):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import OpError
+from ..errors import IndexOutOfRange
 from ..op import Op, Sample, register
 from ..types import Type
 from .records import (
@@ -35,7 +35,7 @@ def _infer(kinds: str, needs_elements: bool) -> Any:
         check_kind(x.dtype, kinds)
         check_axes(axes, x.rank)
         if needs_elements and any(x.shape[a] == 0 for a in axes):
-            raise OpError(f"has no value over an empty dimension; axes {axes} of {x}")
+            raise IndexOutOfRange(f"has no value over an empty dimension; axes {axes} of {x}")
         return Type(x.dtype, reduced_shape(x.shape, axes, keepdim))
 
     return infer
@@ -179,7 +179,7 @@ for _name, _f, _prim in (("any", np.any, "or_"), ("all", np.all, "and_")):
 def arg_infer(x: Type, *, dim: int, keepdim: bool = False) -> Type:
     check_dim(dim, x.rank)
     if x.shape[dim] == 0:
-        raise OpError(f"has no value over an empty dimension; dimension {dim} of {x}")
+        raise IndexOutOfRange(f"has no value over an empty dimension; dimension {dim} of {x}")
     return Type(I64, reduced_shape(x.shape, (dim,), keepdim))
 
 

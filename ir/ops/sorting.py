@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import OpError
+from ..errors import IndexOutOfRange, OpError
 from ..op import Op, Sample, register
 from ..types import Type
 from .indexing import zeros_of
@@ -201,7 +201,7 @@ def _picked(name: str, infer: Any, position: Position, samples: Any, grad_name: 
 def _one(x: Type, *, dim: int, keepdim: bool = False) -> tuple[Type, Type]:
     check_dim(dim, x.rank)
     if x.shape[dim] == 0:
-        raise OpError(f"has no value over an empty dimension; dimension {dim} of {x}")
+        raise IndexOutOfRange(f"has no value over an empty dimension; dimension {dim} of {x}")
     shape = reduced_shape(x.shape, (dim,), keepdim)
     return Type(x.dtype, shape), Type(I64, shape)
 
@@ -209,7 +209,8 @@ def _one(x: Type, *, dim: int, keepdim: bool = False) -> tuple[Type, Type]:
 def _kthvalue(x: Type, *, k: int, dim: int, keepdim: bool = False) -> tuple[Type, Type]:
     check_dim(dim, x.rank)
     if not 1 <= k <= x.shape[dim]:
-        raise OpError(f"k = {k} is not in [1, {x.shape[dim]}], the size of dimension {dim} of {x}")
+        kind = OpError if x.shape[dim] else IndexOutOfRange
+        raise kind(f"k = {k} is not in [1, {x.shape[dim]}], the size of dimension {dim} of {x}")
     return _one(x, dim=dim, keepdim=keepdim)
 
 

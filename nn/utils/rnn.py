@@ -17,6 +17,7 @@ from ...tracer.arguments import check_names
 from ...tracer.creation import arange, tensor, zeros
 from ...tracer.library import ArgumentError, ArgumentTypeError
 from ...tracer.methods import FUNCTIONS
+from ...tracer.recording import outside_traces
 from ...tracer.tensor import Tensor
 from ...tracer.tree import PartlyTraced
 
@@ -205,7 +206,9 @@ def pack_padded_sequence(
     counts = [int((sizes > t).sum()) for t in range(int(sizes[0]))]
     layout = Layout(counts)
     undo = None if order is None else tensor(np.argsort(index))  # type: ignore[possibly-undefined]
-    made = PackedSequence(layout.pack(input[: layout.T]), tensor(counts, dtype=int64), order, undo)
+    with outside_traces():  # batch sizes decide shapes: numbers, also in compiled functions
+        batch_sizes = tensor(counts, dtype=int64)
+    made = PackedSequence(layout.pack(input[: layout.T]), batch_sizes, order, undo)
     made._sizes = counts
     return made
 

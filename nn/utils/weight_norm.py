@@ -11,6 +11,7 @@ from ...tracer.library import ArgumentError
 from ...tracer.tensor import Tensor, apply
 from ..module import Module
 from ..parameter import Parameter
+from .computed import compute, computed, plain
 
 __all__ = ["norm_except_dim", "remove_weight_norm", "weight_norm", "weight_of"]
 
@@ -29,11 +30,8 @@ def weight_of(v: Tensor, g: Tensor, dim: int | None = 0) -> Tensor:
     return apply(REGISTRY["weight_norm_interface"], v, g, dim=axis)
 
 
-def _property(name: str) -> property:
-    def get(self: Any) -> Tensor:
-        return weight_of(getattr(self, f"{name}_v"), getattr(self, f"{name}_g"), self._weight_norms[name])
-
-    return property(get)
+def _read(module: Any, name: str, dim: int | None) -> Tensor:
+    return weight_of(getattr(module, f"{name}_v"), getattr(module, f"{name}_g"), dim)
 
 
 def weight_norm(module: Module, name: str = "weight", dim: int | None = 0) -> Module:
@@ -45,8 +43,7 @@ def weight_norm(module: Module, name: str = "weight", dim: int | None = 0) -> Mo
     Returns:
         The module.
     """
-    present = module.__dict__.get("_weight_norms", {})
-    if name in present:
+    if name in computed(module):
         raise ArgumentError(f"{type(module).__name__}.{name} has weight normalisation already")
     weight = module._parameters.get(name)
     if weight is None:
@@ -56,28 +53,17 @@ def weight_norm(module: Module, name: str = "weight", dim: int | None = 0) -> Mo
     delattr(module, name)
     module.register_parameter(f"{name}_g", Parameter(norms, wanted))
     module.register_parameter(f"{name}_v", Parameter(weight.detach(), wanted))
-    if not present:
-        cls = type(module)
-        module.__class__ = type(
-            cls.__name__, (cls,), {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
-        )
-    module.__dict__["_weight_norms"] = {**present, name: dim}
-    setattr(type(module), name, _property(name))
+    compute(module, name, _read, dim)
     return module
 
 
 def remove_weight_norm(module: Module, name: str = "weight") -> Module:
     """Makes `name` a plain parameter again, of its present value."""
-    present = module.__dict__.get("_weight_norms", {})
-    if name not in present:
+    if computed(module).get(name, (None,))[0] is not _read:
         raise ArgumentError(f"{type(module).__name__}.{name} has no weight normalisation to remove")
     weight = Parameter(getattr(module, name).detach(), getattr(module, f"{name}_v").requires_grad)
-    delattr(type(module), name)
+    plain(module, name)
     delattr(module, f"{name}_g")
     delattr(module, f"{name}_v")
-    module.__dict__["_weight_norms"] = rest = {k: d for k, d in present.items() if k != name}
-    if not rest:
-        del module.__dict__["_weight_norms"]
-        module.__class__ = type(module).__bases__[0]
     module.register_parameter(name, weight)
     return module

@@ -36,6 +36,8 @@ def _replacements(
     places = _places(module)
     unknown = [name for name in given if name not in places]
     missing = [name for name in places if name not in given]
+    if not strict:  # what the module lacks is not looked at
+        given, unknown = {name: t for name, t in given.items() if name in places}, []
     if tie_weights:
         cells: dict[int, list[str]] = {}
         for name, (table, key) in places.items():
@@ -51,11 +53,11 @@ def _replacements(
             for value in values.values():
                 given = {**given, **{n: value for n in names}}
         missing = [name for name in missing if name not in given]
-    if unknown or (strict and missing):
+    if strict and (unknown or missing):
         parts = []
         if unknown:
             parts.append(f"{', '.join(unknown)} not in the module")
-        if strict and missing:
+        if missing:
             parts.append(f"{', '.join(missing)} not given")
         raise ArgumentError(
             f"functional_call(): names that do not fit {type(module).__name__}: {'; '.join(parts)}. It has "

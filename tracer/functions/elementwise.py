@@ -11,7 +11,7 @@ from typing import Any
 from ...ir import dtypes
 from ...ir.errors import DTypeError, OpError
 from ...ir.op import REGISTRY
-from ..operands import as_value, result_type, tensor_operand, values
+from ..operands import as_value, get_default_dtype, result_type, tensor_operand, values
 from ..recording import STATE
 from ..tensor import Tensor
 from .indexing import nonzero
@@ -171,6 +171,8 @@ def pow(input: Any, exponent: Any) -> Tensor:
                 "pow(): integers to negative integer powers are not allowed; convert the base to float"
             )
         x = as_value(trace, input, dtype)
+        if dtype.kind == "b":
+            return Tensor(trace.emit(REGISTRY["pow"], (x, trace.literal(bool(exponent), dtype)), {}))
         return Tensor(trace.emit(_POW, (x,), {"exponent": exponent}))
     if not isinstance(exponent, Tensor):
         raise DTypeError(f"pow(): expected a tensor, got two numbers: {input!r:.40} and {exponent!r:.40}")
@@ -317,8 +319,14 @@ def heaviside(input: Tensor, values: Tensor) -> Tensor:
 
 
 def ldexp(input: Tensor, other: Tensor) -> Tensor:
-    """`input * 2**other`."""
-    return mul(input, pow(2.0, other))
+    """`input * 2**other`, of the dtype that the operands promote to, at least a floating-point one."""
+    dtype = result_type(input, other)
+    dtype = dtype if dtype.kind == "f" else get_default_dtype()
+    power = Tensor(as_value(STATE.trace, other, dtype))
+    if isinstance(other, Tensor) and other.dtype.kind == "f":
+        return mul(input, FUNCTIONS["exp2"](power))
+    half = FUNCTIONS["floor"](power * 0.5)  # in two steps: one power alone could overflow
+    return mul(mul(input, FUNCTIONS["exp2"](half)), FUNCTIONS["exp2"](power - half))
 
 
 def float_power(input: Any, exponent: Any) -> Tensor:

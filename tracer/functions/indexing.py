@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...ir import dtypes
-from ...ir.errors import DTypeError, IndexKindError, IndexOutOfRange, OpError
+from ...ir.errors import DTypeError, IndexKindError, IndexOutOfRange, OpError, TraceError
 from ...ir.op import REGISTRY, Op
 from ...ir.types import broadcast_shapes, normalize_axis
 from ...runtime.buffers import copy_of
@@ -19,14 +19,17 @@ from ..operands import as_value, tensor_operand
 from ..recording import STATE
 from ..tensor import Tensor, make_view, ready
 from ..values import TracedValue
-from .shaping import clone_of, select, slice_dims, squeeze, unsqueeze
+from .shaping import clone_of, reshape, select, slice_dims, squeeze, unsqueeze
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {}
 _SELECT = REGISTRY["select"]
 
 
+_MASKS = (dtypes.bool_, dtypes.uint8)
+
+
 def _is_advanced(i: Any) -> bool:
-    return isinstance(i, (Tensor, np.ndarray, list, tuple))
+    return isinstance(i, (Tensor, np.ndarray, list, tuple, range))
 
 
 def _index_tensor(i: Any) -> Tensor:
@@ -44,7 +47,7 @@ def _basic(x: Tensor, index: tuple[Any, ...]) -> tuple[Tensor, list[Tensor | Non
     dimension.
     """
     used = sum(
-        (i.dim() if isinstance(i, Tensor) and i.dtype is dtypes.bool_ else 1)
+        (i.dim() if isinstance(i, Tensor) and i.dtype in _MASKS else 1)
         for i in index
         if i is not None and i is not Ellipsis and not isinstance(i, bool)
     )
@@ -82,7 +85,7 @@ def _basic(x: Tensor, index: tuple[Any, ...]) -> tuple[Tensor, list[Tensor | Non
             dim += 1
             source += 1
         elif isinstance(i, (bool, np.bool_)) or (
-            isinstance(i, Tensor) and i.dim() == 0 and i.dtype is dtypes.bool_
+            isinstance(i, Tensor) and i.dim() == 0 and i.dtype in _MASKS
         ):
             out = unsqueeze(out, dim)
             advanced.append(tensor([0] if i else [], dtype=dtypes.int64))
@@ -97,14 +100,14 @@ def _basic(x: Tensor, index: tuple[Any, ...]) -> tuple[Tensor, list[Tensor | Non
             source += 1
         elif _is_advanced(i):
             t = _index_tensor(i)
-            if t.dtype in (dtypes.bool_, dtypes.uint8):
+            if t.dtype in _MASKS:
                 shape = tuple(out.shape)[dim : dim + t.dim()]
                 if tuple(t.shape) != shape:
                     raise IndexOutOfRange(
                         f"a mask of shape {list(t.shape)} does not fit dimensions "
                         f"{list(shape)} of the indexed tensor"
                     )
-                for k in nonzero(t, as_tuple=True):
+                for k in _places(t):
                     advanced.append(k)
                     dim += 1
                     source += 1
@@ -141,9 +144,23 @@ def checked_indices(trace: Any, index: Tensor, size: int, dim: int, name: str = 
 
 
 def _normal(index: Any) -> tuple[Any, ...]:
+    """The index of each dimension. A short list that holds lists, tensors, slices, None or `...` is a tuple
+    of indices, as it was in NumPy and still is in PyTorch."""
     if isinstance(index, tuple):
         return index
+    if index.__class__ is list and len(index) < 32 and any(_not_a_number(i) for i in index):
+        return tuple(index)
     return (index,)
+
+
+def _not_a_number(i: Any) -> bool:
+    return i is None or i is Ellipsis or isinstance(i, (Tensor, np.ndarray, list, tuple, range, slice))
+
+
+def _places(mask: Tensor) -> tuple[Tensor, ...]:
+    """Where a mask holds, an index tensor per dimension."""
+    a = contents_of(mask, "a mask as an index", "where(mask, x, 0), masked_fill() or a product with the mask")
+    return tuple(tensor(f.astype(np.int64)) for f in np.nonzero(np.atleast_1d(a)))
 
 
 def getitem(x: Tensor, index: Any) -> Tensor:
@@ -224,16 +241,27 @@ def _gather_op(view: Tensor, advanced: list[Tensor | None]) -> Any:
     trace = STATE.trace
     shape = tuple(view.shape)
     indices = tuple(checked_indices(trace, a, shape[d], d) for d, a in enumerate(advanced) if a is not None)
+    _check_fit(indices)
     return trace.emit(REGISTRY["index"], (view._value(), *indices), {"dims": dims})
+
+
+def _check_fit(indices: tuple[Any, ...]) -> None:
+    """Index tensors must broadcast together; that they don't is an IndexError, as in PyTorch."""
+    if len(indices) > 1:
+        try:
+            broadcast_shapes(*[i.type.shape for i in indices])
+        except OpError:
+            shapes = ", ".join(str(list(i.type.shape)) for i in indices)
+            raise IndexOutOfRange(f"index tensors of shapes {shapes} do not broadcast together") from None
 
 
 def setitem(x: Tensor, index: Any, value: Any) -> None:
     """`x[index] = value`, in place; also through views."""
     trace = STATE.trace
-    if isinstance(index, Tensor) and index.dtype is dtypes.bool_ and tuple(index.shape) == tuple(x.shape):
-        if not isinstance(value, Tensor) or value.numel() == 1:
-            masked_fill_(x, index, value)
-            return
+    mask = _row_mask(x, index) if isinstance(value, (Tensor, int, float)) else None
+    if mask is not None and (not isinstance(value, Tensor) or value.numel() == 1):
+        masked_fill_(x, mask, value)
+        return
     view, advanced = _basic(x, _normal(index))
     dtype = x.dtype
     if not isinstance(value, Tensor):
@@ -255,6 +283,25 @@ def setitem(x: Tensor, index: Any, value: Any) -> None:
     view._put(out)
 
 
+def _row_mask(x: Tensor, index: Any) -> Tensor | None:
+    """Of `x[mask]` and `x[:, mask]` the mask, in as many dimensions as `x`: a number is written where it
+    holds without asking for the places. None for other indices, and for a mask that does not fit."""
+    whole = 0
+    if index.__class__ is tuple:
+        while whole < len(index) and index[whole] == slice(None) and index[whole].__class__ is slice:
+            whole += 1
+        if whole != len(index) - 1:
+            return None
+        index = index[whole]
+    if not isinstance(index, Tensor) or index.dtype is not dtypes.bool_:
+        return None
+    shape, held = tuple(x.shape), tuple(index.shape)
+    if not held or held != shape[whole : whole + len(held)]:
+        return None
+    rest = len(shape) - whole - len(held)
+    return reshape(index, (*held, *(1,) * rest)) if rest else index
+
+
 def broadcast_value(v: Any, shape: tuple[int, ...]) -> Any:
     trace: Any = STATE.trace
     if v.type.shape == shape:
@@ -266,20 +313,36 @@ def broadcast_value(v: Any, shape: tuple[int, ...]) -> Any:
 
 def _region(x: Any, indices: tuple[Any, ...], dims: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of `x[indices]`."""
+    _check_fit(indices)
     types = (x.type, *(i.type for i in indices))
     return REGISTRY["index"].infer_types(types, {"dims": dims})[0].shape
 
 
 def nonzero(input: Tensor, *, as_tuple: bool = False) -> Any:
     """Indices of the elements that are not zero: i64 `[n, ndim]`, or a tuple of `[n]` per dimension."""
-    found = np.nonzero(np.atleast_1d(tensor_operand(input, "nonzero(): input").detach()._array()))
+    a = contents_of(tensor_operand(input, "nonzero(): input"), "nonzero()", "a mask, x != 0")
+    found = np.nonzero(np.atleast_1d(a))
     if as_tuple:
         return tuple(tensor(f.astype(np.int64)) for f in found)
     return tensor(np.stack(found, axis=1).astype(np.int64)[:, : input.dim()])
 
 
+def contents_of(input: Tensor, what: str, instead: str) -> np.ndarray:
+    """The elements of a tensor whose values decide the shape of a result. A function that is being compiled
+    does not know them: the error there says what to write `instead`."""
+    try:
+        return input.detach()._array()
+    except TraceError as e:
+        raise TraceError(
+            f"{what}: how many elements the result has is decided by the values of a tensor of type "
+            f"{input._value().type}, and shapes must be known while a function is compiled; write {instead}, "
+            f"or do this outside the compiled function"
+        ) from e
+
+
 def masked_select(input: Tensor, mask: Tensor) -> Tensor:
     """The elements where `mask` holds, as a vector."""
+    _check_mask("masked_select", mask)
     shape = broadcast_shapes(tuple(input.shape), tuple(mask.shape))
     return getitem(input.expand(shape), mask.expand(shape))
 
@@ -399,7 +462,7 @@ def index_put(input: Tensor, indices: tuple[Tensor, ...], values: Tensor, accumu
     positions: list[Tensor] = []
     for i in indices:
         t = _index_tensor(i)
-        positions.extend(nonzero(t, as_tuple=True) if t.dtype in (dtypes.bool_, dtypes.uint8) else [t])
+        positions.extend(_places(t) if t.dtype in _MASKS else [t])
     if len(positions) > input.dim():
         raise IndexOutOfRange(
             f"too many indices ({len(positions)}) for a tensor of type {input._value().type}"

@@ -17,6 +17,7 @@ from ..creation import tensor
 from ..operands import as_value, result_type, tensor_operand
 from ..recording import STATE
 from ..tensor import Tensor, ready
+from .indexing import contents_of
 from .shaping import cat, chunk, expand, narrow, reshape, split, stack, unsqueeze
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {}
@@ -215,7 +216,8 @@ def repeat_interleave(
     """
     tensor_operand(input, "repeat_interleave(): input")
     if repeats is None:
-        positions = np.repeat(np.arange(input.numel()), input.detach()._array())
+        counts = contents_of(input, "repeat_interleave()", "repeat_interleave(x, repeats, output_size=n)")
+        positions = np.repeat(np.arange(input.numel()), counts)
         return tensor(positions.astype(np.int64))
     x = reshape(input, -1) if dim is None or not input.dim() else input
     d = normalize_axis(0 if dim is None else dim, x.dim())
@@ -237,7 +239,7 @@ def repeat_interleave(
             f"got {repeats._value().type}"
         )
     if output_size is None or trace is STATE.lazy:
-        counts = repeats.detach()._array().reshape(-1)
+        counts = contents_of(repeats, "repeat_interleave()", "output_size=").reshape(-1)
         if counts.size and counts.min() < 0:
             raise OpError(f"repeat_interleave(): repeats must not be negative, got {int(counts.min())}")
         position = tensor(np.repeat(np.arange(counts.size), counts).astype(np.int64))._value()

@@ -160,6 +160,14 @@ def masked_scatter(input: Tensor, mask: Tensor, source: Tensor) -> Tensor:
         raise DTypeError(f"masked_scatter(): expected a bool mask, got {mask._value().type}")
     shape = broadcast_shapes(tuple(input.shape), tuple(mask.shape))
     x, m = broadcast_value(input._value(), shape), broadcast_value(mask._value(), shape)
+    known = m.buffer if m.buffer is not None else mask._value().buffer
+    if known is not None:
+        wanted = int(known.array.sum()) * (m.type.numel // max(known.array.size, 1))
+        if wanted > source.numel():
+            raise OpError(
+                f"masked_scatter(): the mask holds at {wanted} places, the source of type "
+                f"{source._value().type} has {source.numel()} elements"
+            )
     return Tensor(trace.emit(REGISTRY["masked_scatter"], (x, m, source._value()), {}))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import namedtuple
 from collections.abc import Callable
 from typing import Any
 
@@ -11,13 +10,14 @@ from ...ir.dtypes import DType
 from ...ir.errors import DTypeError, OpError
 from ...ir.op import REGISTRY
 from ...ir.types import normalize_axis
+from ..library import ArgumentError
 from ..operands import as_value, get_default_dtype, tensor_operand
 from ..recording import STATE
+from ..results import result_class
 from ..tensor import Tensor, ready
 from . import elementwise
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {}
-Extremum = namedtuple("Extremum", ["values", "indices"])
 
 
 def axes_of(t: Tensor, dim: Any) -> tuple[int, ...]:
@@ -69,6 +69,8 @@ def prod(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: DType 
 
 
 def _extreme(name: str, op_name: str, arg_name: str) -> Callable[..., Any]:
+    made = result_class(name)
+
     def fn(input: Tensor, dim: Any = None, keepdim: bool = False) -> Any:
         trace = _start(input, name)
         if isinstance(dim, Tensor):
@@ -81,12 +83,12 @@ def _extreme(name: str, op_name: str, arg_name: str) -> Callable[..., Any]:
         axis = normalize_axis(dim, input.dim())
         if not input.dim():
             zero = trace.emit(REGISTRY["expand"], (trace.literal(0, dtypes.int64),), {"shape": ()})
-            return Extremum(input.clone(), Tensor(zero))
+            return made(input.clone(), Tensor(zero))
         attrs = {"dim": axis, "keepdim": True}
         i = trace.emit(REGISTRY[arg_name], (x,), attrs)
         v = Tensor(trace.emit(REGISTRY["gather"], (x, i), {"dim": axis}))
         index = Tensor(i)
-        return Extremum(v, index) if keepdim else Extremum(v.squeeze(axis), index.squeeze(axis))
+        return made(v, index) if keepdim else made(v.squeeze(axis), index.squeeze(axis))
 
     fn.__name__ = fn.__qualname__ = name
     fn.__doc__ = (
@@ -121,7 +123,9 @@ def _bool_reduction(name: str) -> None:
     def fn(input: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
         trace = _start(input, name)
         x = as_value(trace, input, dtypes.bool_)
-        out = trace.emit(REGISTRY[name], (x,), {"axes": axes_of(input, dim), "keepdim": bool(keepdim)})
+        # Alone among PyTorch's reductions these take an empty list at its word: over no dimension.
+        axes = () if isinstance(dim, (tuple, list)) and not dim else axes_of(input, dim)
+        out = trace.emit(REGISTRY[name], (x,), {"axes": axes, "keepdim": bool(keepdim)})
         return Tensor(trace.cast_to(out, dtypes.uint8) if input.dtype is dtypes.uint8 else out)
 
     fn.__name__ = fn.__qualname__ = name
@@ -205,12 +209,17 @@ def logsumexp(input: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
     return Tensor(trace.emit(REGISTRY["logsumexp"], (x,), attrs))
 
 
-def norm(input: Tensor, p: Any = "fro", dim: Any = None, keepdim: bool = False) -> Tensor:
-    """The p-norm over `dim` (all by default) of floating-point elements."""
+def norm(
+    input: Tensor, p: Any = "fro", dim: Any = None, keepdim: bool = False, dtype: DType | None = None
+) -> Tensor:
+    """The p-norm over `dim` (all by default) of floating-point elements, which are converted to `dtype`
+    first."""
     trace = _start(input, "norm")
+    if p == "nuc":
+        raise ArgumentError("norm(): p='nuc' takes singular values, which there are none of here")
     order = 2.0 if p in ("fro", None) else float(p)
     attrs = {"p": order, "axes": axes_of(input, dim), "keepdim": bool(keepdim)}
-    return Tensor(trace.emit(REGISTRY["norm"], (input._value(),), attrs))
+    return Tensor(trace.emit(REGISTRY["norm"], (as_value(trace, input, dtype or input.dtype),), attrs))
 
 
 for _fn in (sum, mean, prod, max, min, logsumexp, norm):

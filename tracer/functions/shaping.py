@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from operator import index as int_of
 from typing import Any
 
@@ -119,6 +120,11 @@ def unflatten(input: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
         for s in sizes:
             known *= 1 if s == -1 else s
         sizes[sizes.index(-1)] = shape[a] // max(known, 1)
+    if prod(sizes) != shape[a]:
+        raise ArgumentError(
+            f"unflatten(): sizes {list(sizes)} don't multiply up to {shape[a]}, the size of dimension {a} of "
+            f"{input._value().type}"
+        )
     return reshape(input, (*shape[:a], *sizes, *shape[a + 1 :]))
 
 
@@ -134,6 +140,11 @@ def transpose(input: Tensor, dim0: int, dim1: int) -> Tensor:
     return make_view(
         input, REGISTRY["transpose"], {"dim0": normalize_axis(dim0, r), "dim1": normalize_axis(dim1, r)}
     )
+
+
+def swapaxes(input: Tensor, axis0: int, axis1: int) -> Tensor:
+    """`transpose` under NumPy's name."""
+    return transpose(input, axis0, axis1)
 
 
 def t(input: Tensor) -> Tensor:
@@ -287,6 +298,8 @@ def chunk(input: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
     n = tuple(input.shape)[normalize_axis(dim, input.dim())]
     if chunks < 1:
         raise OpError(f"chunk(): there must be at least one chunk, not {chunks}")
+    if not n:
+        return split(input, [0] * chunks, dim)
     return split(input, max(-(-n // chunks), 1), dim)
 
 
@@ -439,11 +452,11 @@ def unfold(input: Tensor, dimension: int, size: int, step: int) -> Tensor:
 
 
 for _fn in (
-    view, reshape, flatten, unflatten, permute, transpose, t, movedim, unsqueeze, squeeze, expand,
+    view, reshape, flatten, unflatten, permute, transpose, swapaxes, t, movedim, unsqueeze, squeeze, expand,
     expand_as, narrow, select, cat, stack, split, chunk, unbind, diagonal, flip, repeat, tile, broadcast_to,
     contiguous, roll, fliplr, flipud, rot90, ravel, narrow_copy, sum_to_size, as_strided,
 ):  # fmt: skip
     FUNCTIONS[_fn.__name__] = _fn
-FUNCTIONS["concat"] = cat
+FUNCTIONS["concat"] = FUNCTIONS["concatenate"] = cat
 FUNCTIONS["moveaxis"] = movedim
-FUNCTIONS["swapaxes"] = FUNCTIONS["swapdims"] = transpose
+FUNCTIONS["swapdims"] = transpose

@@ -140,6 +140,8 @@ def _quantile(
         low_high = (q,)
     if any(not 0 <= v <= 1 for v in low_high):
         raise OpError(f"{name}(): q must lie in [0, 1], got {q if not isinstance(q, Tensor) else low_high}")
+    if not input.numel():
+        raise OpError(f"{name}(): there is no quantile of no elements, got {input._value().type}")
     rank = input.dim()
     x = input._value()
     axis = normalize_axis(dim, rank) if dim is not None else 0
@@ -219,6 +221,11 @@ def _chosen(values: Tensor, inverse: Any, counts: Any, return_inverse: bool, ret
     return tuple(made) if len(made) > 1 else values
 
 
+def _known(input: Tensor, what: str) -> np.ndarray:
+    tensor_operand(input, f"{what}: input")
+    return indexing.contents_of(input, what, "sort(), and compare neighbours for a mask of the first of each")
+
+
 def unique(
     input: Tensor,
     sorted: bool = True,
@@ -228,7 +235,7 @@ def unique(
 ) -> Any:
     """The distinct elements in order (or slices along `dim`), and on demand for each element the index of
     its own among them, and how often each occurs."""
-    a = tensor_operand(input, "unique(): input").detach()._array()
+    a = _known(input, "unique()")
     axis = None if dim is None else normalize_axis(dim, input.dim())
     found, inverse, counts = np.unique(a, return_inverse=True, return_counts=True, axis=axis, equal_nan=False)
     shape = a.shape if axis is None else (a.shape[axis],)
@@ -239,7 +246,7 @@ def unique_consecutive(
     input: Tensor, return_inverse: bool = False, return_counts: bool = False, dim: int | None = None
 ) -> Any:
     """The elements (or slices along `dim`) that differ from the one before, as `unique`."""
-    a = tensor_operand(input, "unique_consecutive(): input").detach()._array()
+    a = _known(input, "unique_consecutive()")
     if dim is None:
         rows, shape = a.reshape(-1), a.shape
         new = rows[1:] != rows[:-1]

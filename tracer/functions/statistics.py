@@ -16,6 +16,7 @@ from ..operands import as_value, get_default_dtype
 from ..results import result_class
 from ..tensor import Tensor
 from . import elementwise, linear
+from .indexing import contents_of
 from .reductions import axes_of
 from .rowwise import start
 
@@ -110,10 +111,10 @@ def bincount(input: Tensor, weights: Tensor | None = None, minlength: int = 0) -
         raise DTypeError(f"bincount(): input must be a vector of integers, got {input._value().type}")
     if minlength < 0:
         raise OpError(f"bincount(): minlength must not be negative, got {minlength}")
-    a = input._array()
+    a = contents_of(input, "bincount()", "zeros(n).index_add(0, x, weights) with a size n of your own")
     if a.size and a.min() < 0:
         raise OpError(f"bincount(): input must not be negative, got {int(a.min())}")
-    size = max(int(a.max(initial=-1)) + 1, minlength)
+    size = max(int(a.max()) + 1 if a.size else 0, minlength)
     args = [input._value()]
     if weights is not None:
         if tuple(weights.shape) != tuple(input.shape):

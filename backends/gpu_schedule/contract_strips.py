@@ -1,0 +1,220 @@
+"""Strips of a contraction's operands on their way to shared memory. Base of contract.py's emitter.
+
+A strip is what a block needs of one operand for `bk` terms. Where the GPU can, threads copy it ahead, from
+global to shared memory; else they fetch it into registers, and keep it in shared memory once they are through
+with the strip before. There are two of each: one is used while the other is filled.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...ir.expr import Const, Expr, Load, Var, index_add, index_mod, index_mul
+from ...ir.loops import Buffer, Store
+from ..schedule.contract import Dim
+from ..schedule.elements import S
+from ..schedule.indexing import ZERO, unravel
+from ..schedule.nests import less
+from ..schedule.scopes import Lowering, Scope
+from .contract_tiles import Tile
+from .launch import Launch, Target, both, close, index_let
+from .plan import GpuContractGroup
+
+#: the first compute capability that copies from global to shared memory by itself
+AHEAD = (8, 0)
+
+
+@dataclass
+class Strip:
+    """How an operand's strip is brought to shared memory.
+
+    Attributes:
+        which: "a" or "b".
+        dims: the operand's own dimensions (rows of A, columns of B).
+        size, tile: their product; how many of it a tile has.
+        along_k: neighbours in memory are neighbours in k.
+        rows: in shared memory, a row for each of the operand's own places; else one for each term.
+        lanes: elements of one access.
+        count: how many accesses a thread makes.
+        pitch: from one row in shared memory to the next.
+        room: elements of one of the two strips in shared memory.
+        shared: both of them.
+        registers: a thread's part of the next strip; None where it is copied ahead.
+        start: where the tile begins in the operand's own dimensions.
+    """
+
+    which: str
+    dims: list[Dim]
+    size: int
+    tile: int
+    along_k: bool
+    rows: bool
+    lanes: int
+    count: int
+    pitch: int
+    room: int
+    shared: Buffer
+    registers: Buffer | None
+    start: Expr
+
+    def at(self, own: Expr, deep: Expr, buffer: Expr) -> Expr:
+        """Where an element is in `shared`."""
+        row, column = (own, deep) if self.rows else (deep, own)
+        return index_add(index_add(index_mul(buffer, self.room), index_mul(row, self.pitch)), column)
+
+
+class Strips:
+    """What a contraction's kernels do with memory.
+
+    Attributes:
+        base: where each operand begins for the block's place along the batch dimensions.
+        thread: the number of a thread.
+        ragged: terms are cut off somewhere.
+    """
+
+    tile: Tile
+    base: dict[str, Expr]
+    thread: Expr
+    ragged: bool
+
+    def __init__(self, group: GpuContractGroup, target: Target) -> None:
+        self.g, self.target = group, target
+        self.low = Lowering(group.elements.bindings, target.number, target.place)
+
+    def source(self, which: str) -> Buffer:
+        return self.target.place(self.g.buffers[0 if which == "a" else 1])
+
+    def offset(self, which: str) -> Expr:
+        return self.g.offsets[0 if which == "a" else 1]
+
+    def along(self, which: str, dims: list[Dim], values: dict[Expr, Expr]) -> Expr:
+        """How far into an operand the given places along `dims` are."""
+        out: Expr = ZERO
+        for d in dims:
+            stride = d.a if which == "a" else d.b
+            if stride and isinstance(d.var, Var):
+                out = index_add(out, index_mul(values[d.var], stride))
+        return out
+
+    def strip(self, k: Launch, which: str, dims: list[Dim], size: int, tile: int, block: Expr) -> Strip:
+        """Chooses the direction and the width of accesses."""
+        stride = (lambda d: d.a) if which == "a" else (lambda d: d.b)
+        own, inner = dims[-1], self.g.inner[-1]
+        along_k = stride(inner) == 1 or (stride(own) != 1 and abs(stride(inner)) < abs(stride(own)))
+        source, bk, threads = self.source(which), self.tile.bk, self.tile.threads
+        rows = along_k and bool(self.tile.mma)
+        dtype = source.dtype if self.tile.mma else self.g.acc
+        copies = self.target.gpu.capability >= AHEAD and source.dtype is dtype
+        straight = along_k == rows
+        # What is turned on its way is copied one by one, if at all.
+        turned = copies and not straight and dtype.itemsize >= 4
+        lanes = 1 if turned else self.lanes(which, dims, inner if along_k else own, tile)
+        copies = copies and (turned or (straight and lanes * dtype.itemsize >= 4))
+        count = -(-tile * bk // (lanes * threads))
+        pitch = (bk if rows else tile) + self.tile.pad(rows, dtype.itemsize)
+        room = pitch * (tile if rows else bk)
+        name = source.name
+        shared = k.shared(f"{name}_strip", dtype, 2 * room)
+        registers = None if copies else k.scope.alloc(f"{name}_next", dtype, count * lanes, "register")
+        start = index_mul(block, tile)
+        return Strip(
+            which, dims, size, tile, along_k, rows, lanes, count, pitch, room, shared, registers, start
+        )
+
+    def lanes(self, which: str, dims: list[Dim], run: Dim, tile: int) -> int:
+        """Elements of one access along `run`: aligned neighbours, of which no edge cuts off some."""
+        stride = (lambda d: d.a) if which == "a" else (lambda d: d.b)
+        rest = [d for d in (*self.g.batch, *dims, *self.g.inner) if d is not run]
+        itemsize, start = self.source(which).dtype.itemsize, self.offset(which)
+        for wide in (8, 4, 2):
+            whole = stride(run) == 1 and run.size % wide == 0 and wide * itemsize <= 16
+            aligned = all(stride(d) % wide == 0 for d in rest)
+            fits = tile * self.tile.bk % (wide * self.tile.threads) == 0
+            if whole and aligned and fits and isinstance(start, Const) and start.value % wide == 0:
+                return wide
+        return 1
+
+    def places(self, scope: Scope, s: Strip, u: Expr) -> tuple[Expr, Expr, Expr | None]:
+        """Access u of a thread: its place in the tile along the operand's own dimensions and along k (of the
+        first lane); a condition that it is in the strip at all."""
+        wide, bk, threads = s.lanes, self.tile.bk, self.tile.threads
+        flat = index_let(scope, "e", index_add(index_mul(u, threads), self.thread), s.count * threads)
+        inside = less(flat, s.tile * bk // wide) if s.tile * bk // wide < s.count * threads else None
+        per = (bk if s.along_k else s.tile) // wide
+        fast, slow = index_mul(index_mod(flat, per), wide), flat // per
+        return (slow, fast, inside) if s.along_k else (fast, slow, inside)
+
+    def bring(self, scope: Scope, strips: list[Strip], first: Expr, buffer: Expr) -> None:
+        """The strips from term `first` on: copied ahead to one of the two buffers, or into registers."""
+        for s in strips:
+            u = Var("u", s.count)
+            loop = scope.loop(u, s.count, "unroll") if s.count > 1 else scope.inline()
+            turn = u if s.count > 1 else ZERO
+            own, deep, inside = self.places(loop, s, turn)
+            ahead = s.registers is None
+            if ahead and inside is not None:
+                loop = loop.branch(inside)
+                inside = None
+            lane = Var("v", s.lanes)
+            index, inside = self.global_place(loop, s, own, index_add(first, deep), lane, inside)
+            zero = None if inside is None else Const(0, self.source(s.which).dtype)
+            value = Load(self.source(s.which), (index,), inside, zero)
+            inner = loop.loop(lane, s.lanes, "vector") if s.lanes > 1 else loop.inline()
+            across = lane if s.lanes > 1 else ZERO
+            if s.registers is None:
+                own, deep = (own, index_add(deep, across)) if s.along_k else (index_add(own, across), deep)
+                inner.stmts.append(Store(s.shared, (s.at(own, deep, buffer),), value, None, True))
+            else:
+                at = index_add(index_mul(turn, s.lanes), across)
+                inner.stmts.append(Store(s.registers, (at,), S.cast(value, s.registers.dtype)))
+            close(inner, scope)
+
+    def global_place(
+        self, loop: Scope, s: Strip, own: Expr, term: Expr, lane: Var, inside: Expr | None
+    ) -> tuple[Expr, Expr | None]:
+        """The index of an element of the operand, and the condition that there is one."""
+        own = index_add(s.start, own)
+        if s.size % s.tile:
+            inside = both(inside, less(own, s.size))
+        if self.ragged:
+            inside = both(inside, less(term, self.terms))
+        index = self.base[s.which]
+        for dims, flat, wide in ((s.dims, own, not s.along_k), (self.g.inner, term, s.along_k)):
+            step = s.lanes if wide else 1
+            sizes = [*[d.size for d in dims[:-1]], dims[-1].size // step]
+            values: dict[Expr, Expr] = {}
+            for d, n, p in zip(dims, sizes, unravel(flat // step, tuple(sizes))):
+                p = index_let(loop, d.letters[:1] or "e", p, n)
+                last = d is dims[-1]
+                values[d.var] = index_add(p * step, lane) if last and step > 1 else p
+            index = index_add(index, self.along(s.which, dims, values))
+        return index, inside
+
+    @property
+    def terms(self) -> int:
+        out = 1
+        for d in self.g.inner:
+            out *= d.size
+        return out
+
+    def keep(self, scope: Scope, strips: list[Strip], buffer: Expr) -> None:
+        """What is in registers, to one of the two strips in shared memory."""
+        for s in strips:
+            if s.registers is None:
+                continue
+            u = Var("u", s.count)
+            loop = scope.loop(u, s.count, "unroll") if s.count > 1 else scope.inline()
+            turn = u if s.count > 1 else ZERO
+            own, deep, inside = self.places(loop, s, turn)
+            lane = Var("v", s.lanes)
+            inner = loop
+            if inside is not None:
+                inner = inner.branch(inside)
+            if s.lanes > 1:
+                # Across rows of the strip there is nothing wide about it.
+                inner = inner.loop(lane, s.lanes, "vector" if s.along_k == s.rows else "unroll")
+                own, deep = (own, index_add(deep, lane)) if s.along_k else (index_add(own, lane), deep)
+            across = lane if s.lanes > 1 else ZERO
+            value = Load(s.registers, (index_add(index_mul(turn, s.lanes), across),))
+            inner.stmts.append(Store(s.shared, (s.at(own, deep, buffer),), value))
+            close(inner, scope)

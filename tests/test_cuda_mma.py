@@ -1,0 +1,157 @@
+"""Contractions on tensor cores, and copies made ahead: what the schedule makes of them, in the interpreter of
+the loop IR and under emulation with all accesses checked, and that nvcc takes it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import tracegrad as tg
+from cuda_tools import near
+from schedule_graphs import build
+from tracegrad.backends.cuda import emulate as emulation
+from tracegrad.backends.cuda import nvcc
+from tracegrad.backends.cuda.emit import CudaUnit, emit
+from tracegrad.backends.cuda.emulate import emulate
+from tracegrad.backends.gpu_schedule import schedule_gpu
+from tracegrad.backends.machine import SM_75, SM_80, GpuModel
+from tracegrad.ir.dtypes import BY_NAME, DType, float32
+from tracegrad.ir.graph import Graph
+from tracegrad.ir.grid_interpreter import rounded
+from tracegrad.ir.interpreter import evaluate
+from tracegrad.ir.loop_interpreter import run_program
+from tracegrad.ir.loop_text import parse_program, print_program
+from tracegrad.ir.loop_verifier import verify_program
+from tracegrad.ir.passes import optimize
+from tracegrad.ir.types import Type
+
+needs_gxx = pytest.mark.skipif(not emulation.available(), reason="emulating CUDA takes g++")
+needs_nvcc = pytest.mark.skipif(not nvcc.available(), reason="nvcc is not installed")
+
+HIGH = replace(SM_80, matmul_precision="high")
+#: few multiprocessors: large tiles; many: sums in parts
+MACHINES = {"few": replace(HIGH, sms=2), "many": replace(HIGH, sms=64)}
+SPECS = ["mk,kn->mn", "mk,nk->nm", "km,kn->mn", "bmk,bnk->bmn"]
+SIZES = {"even": (128, 64, 96), "ragged": (70, 36, 72), "odd": (67, 35, 130)}
+
+
+def contraction(spec: str, size: tuple[int, int, int], dtype: DType) -> Graph:
+    """With an epilogue in f32."""
+    sizes = {**dict(zip("mnk", size)), "b": 2}
+    operands, out = spec.split("->")
+    x, y = operands.split(",")
+    types = {n: Type(dtype, tuple(sizes[c] for c in s)) for n, s in (("x", x), ("y", y))}
+    types["w"] = Type(dtype, (sizes[out[-1]],))
+    graph = build("c", types, lambda b, x, y, w: b.relu(b.add(b.contract(x, y, spec=spec), w)))
+    return optimize(graph)
+
+
+def arrays_of(graph: Graph, exact: bool = True) -> list[np.ndarray]:
+    """Numbers that bf16 holds, or any."""
+    rng = np.random.default_rng(4)
+    if exact:
+        return [(rng.integers(-8, 9, v.type.shape) / 8).astype(v.type.dtype.numpy) for v in graph.inputs]
+    return [rng.normal(size=v.type.shape).astype(v.type.dtype.numpy) for v in graph.inputs]
+
+
+def units() -> tuple[CudaUnit, list[tuple[str, Graph]]]:
+    """Everything once, in one unit."""
+    graphs: list[tuple[str, Graph]] = []
+    programs = []
+    for k, (machine, spec, name) in enumerate((m, s, n) for m in MACHINES for s in SPECS for n in SIZES):
+        kind = ("f32", "f16", "bf16")[k % 3]
+        graph = contraction(spec, SIZES[name], BY_NAME[kind])
+        graphs.append((f"{kind} {spec} {name} {machine}", graph))
+        programs.append(schedule_gpu(graph, MACHINES[machine]))
+    return emit(programs, "contractions"), graphs
+
+
+def test_schedules_mean_the_contraction() -> None:
+    unit, graphs = units()
+    for program, (name, graph) in zip(unit.programs, graphs):
+        verify_program(program)
+        text = print_program(program)
+        assert print_program(parse_program(text)) == text
+        assert "mma." in text, name
+        arrays = arrays_of(graph)
+        for g, w in zip(run_program(program, [a.copy() for a in arrays]), evaluate(graph, arrays)[0]):
+            near(g, np.asarray(w), name, 1e-5 if g.dtype == np.float32 else 1e-2)
+
+
+@needs_gxx
+def test_they_run_under_emulation() -> None:
+    unit, graphs = units()
+    run = emulate(unit, checked=True)
+    for i, (name, graph) in enumerate(graphs):
+        arrays = arrays_of(graph)
+        (got,), (want,) = run.call([a.copy() for a in arrays], i), evaluate(graph, arrays)[0]
+        near(got, np.asarray(want), name, 1e-5 if got.dtype == np.float32 else 1e-2)
+
+
+@needs_nvcc
+def test_nvcc_takes_them() -> None:
+    nvcc.check(units()[0].text)
+
+
+def test_factors_are_rounded_to_tf32_where_that_is_allowed() -> None:
+    graph = contraction("mk,kn->mn", (128, 64, 96), float32)
+    x, y, w = arrays_of(graph, exact=False)
+    exact = np.maximum(x.astype(np.float64) @ y + w, 0)
+    short = np.maximum(rounded(x, "tf32").astype(np.float64) @ rounded(y, "tf32") + w, 0)
+    (got,) = run_program(schedule_gpu(graph, HIGH), [x, y, w])
+    assert np.abs(got - short).max() < 1e-5 < 1e-4 < np.abs(got - exact).max()
+    (got,) = run_program(schedule_gpu(graph, SM_80), [x, y, w])
+    assert np.abs(got - exact).max() < 5e-5
+
+
+def test_rounding_to_tf32() -> None:
+    x = np.array([1, 1 + 2**-11, 1 + 2**-12, -1 - 2**-11, np.inf, -np.inf, np.nan, 0.0, 3e38], np.float32)
+    want = np.array([1, 1 + 2**-10, 1, -1 - 2**-10, np.inf, -np.inf, np.nan, 0.0, x[-1]], np.float32)
+    want[-1] = (x[-1:].view(np.uint32) + 0x1000 & 0xFFFFE000).view(np.float32)[0]
+    np.testing.assert_array_equal(rounded(x, "tf32"), want)
+
+
+@pytest.mark.parametrize(
+    ("machine", "dtype", "mma", "ahead"),
+    [
+        (SM_80, "f32", "", True), (HIGH, "f32", "mma.tf32", True), (HIGH, "f64", "", True),
+        (SM_80, "bf16", "mma.bf16", True), (SM_80, "f16", "mma.f16", True),
+        (SM_75, "f16", "", False), (replace(SM_75, matmul_precision="high"), "f32", "", False),
+    ],
+)  # fmt: skip
+def test_which_unit_computes_what(machine: GpuModel, dtype: str, mma: str, ahead: bool) -> None:
+    """Tensor cores take halves always, f32 if the precision allows it, and nothing before sm_80."""
+    text = print_program(schedule_gpu(contraction("mk,kn->mn", (128, 64, 96), BY_NAME[dtype]), machine))
+    assert (mma in text) if mma else ("mma." not in text)
+    assert ("copy " in text and "barrier copies" in text) == ahead
+
+
+@needs_gxx
+def test_a_convolution_on_tensor_cores() -> None:
+    def body(b: Any, x: Any, w: Any) -> Any:
+        return b.relu(b.convolution(x, w, stride=(1, 1), padding=(1, 1), dilation=(1, 1)))
+
+    types = {"x": Type(float32, (4, 8, 16, 16)), "w": Type(float32, (16, 8, 3, 3))}
+    graph = optimize(build("conv", types, body))
+    program = schedule_gpu(graph, HIGH)
+    assert "mma.tf32" in print_program(program)
+    arrays = arrays_of(graph)
+    want = np.asarray(evaluate(graph, arrays)[0][0])
+    near(emulate(program, checked=True).call([a.copy() for a in arrays])[0], want, "conv", 1e-5)
+
+
+def test_the_setting_has_pytorchs_name_and_holds_for_what_is_lowered_next() -> None:
+    assert tg.get_float32_matmul_precision() == "highest"
+    step = tg.compile(lambda x, y: x @ y, name="product")
+    x, y = tg.ones(128, 96), tg.ones(96, 64)
+    try:
+        tg.set_float32_matmul_precision("high")
+        assert "mma_tf32(acc" in step.lower(x, y, backend="cuda").as_text()
+        tg.set_float32_matmul_precision("highest")
+        assert "mma_tf32" not in step.lower(x, y, backend="cuda").as_text()
+        with pytest.raises(ValueError, match=r"set_float32_matmul_precision\('low'\): expected 'highest'"):
+            tg.set_float32_matmul_precision("low")
+    finally:
+        tg.set_float32_matmul_precision("highest")
