@@ -78,7 +78,8 @@ def float_mask(mask: T, dtype: Any, name: str) -> T:
     if mask is None or mask.dtype is dtype:
         return mask
     if mask.dtype.kind == "b":
-        return zeros(tuple(mask.shape), dtype=dtype).masked_fill(mask, -math.inf)  # type: ignore[attr-defined]
+        none: Any = zeros(tuple(mask.shape), dtype=dtype)
+        return none.masked_fill(mask, -math.inf)
     if mask.dtype.kind != "f":
         raise ArgumentTypeError(f"{_NAME}: {name} must be of bool or floats, got {mask._value().type}")
     return mask.to(dtype)

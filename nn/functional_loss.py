@@ -15,7 +15,7 @@ from ..tracer.creation import arange
 from ..tracer.functions import elementwise as E
 from ..tracer.library import ArgumentError
 from ..tracer.operands import tensor_operand, values
-from ..tracer.recording import warn
+from ..tracer.recording import STATE, warn
 from ..tracer.tensor import Tensor, apply
 from .functional_activation import logsigmoid
 
@@ -148,9 +148,21 @@ def nll_loss(
     return apply(op, tensor_operand(input), target, *more, reduction=mode, ignore_index=ignore_index)
 
 
+#: Views that only give elements other places.
+_REARRANGES = frozenset({"detach", "reshape", "view", "permute", "squeeze", "unsqueeze", "alias"})
+
+
+def _known(t: T) -> Any:
+    """A buffer with the tensor's elements, in whatever order, if they are known; else None."""
+    value = t._value()
+    if value.known is not None or not t._view or STATE.trace is not STATE.lazy:
+        return value.known
+    return t._storage.value.known if all(step[0].name in _REARRANGES for step in t._view) else None
+
+
 def _check_classes(name: str, input: T, target: T, ignore_index: int | None, low: int = 0) -> None:
     """Raises for classes that are known and not there; the op knows nothing of values."""
-    known = tensor_operand(target, f"{name}(): target")._value().buffer
+    known = _known(tensor_operand(target, f"{name}(): target"))
     if known is None or known.type.dtype.kind == "f" or not known.type.numel:
         return
     count = tuple(tensor_operand(input, f"{name}(): input").shape)[1 if input.dim() > 1 else 0 : 2]
@@ -161,9 +173,10 @@ def _check_classes(name: str, input: T, target: T, ignore_index: int | None, low
         wrong = (classes < low) | (classes >= count[0])
         wrong = classes[wrong if ignore_index is None else wrong & (classes != ignore_index)]
         if wrong.size:
+            ignored = "" if ignore_index is None else f", and {ignore_index} is ignored"
             raise IndexOutOfRange(
-                f"{name}({input._value().type}, {known.type}): target {wrong.flat[0]} is not one of "
-                f"{count[0]} classes; they are counted from 0, and {ignore_index} is ignored"
+                f"{name}({input._value().type}, {target._value().type}): target {wrong.flat[0]} is not one "
+                f"of {count[0]} classes; they are counted from 0{ignored}"
             )
 
 
@@ -237,7 +250,7 @@ def gaussian_nll_loss(
         if var < 0:
             raise ArgumentError(f"gaussian_nll_loss(): var must not be negative, got {var}")
         var = input.new_full(tuple(input.shape), var)
-    known = tensor_operand(var, "gaussian_nll_loss(): var")._value().buffer
+    known = tensor_operand(var, "gaussian_nll_loss(): var")._value().known
     if known is not None and (known.array < 0).any():
         raise ArgumentError(f"gaussian_nll_loss(): var {known.type} must not be negative; pass its square")
     size, have = tuple(input.shape), tuple(var.shape)

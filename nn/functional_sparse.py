@@ -78,7 +78,7 @@ def embedding(
 
 def _check_offsets(offsets: T, n: int) -> None:
     """Offsets whose values are known: the first is 0, none is beyond the input."""
-    known = offsets._value().buffer
+    known = offsets._value().known
     if known is None or not known.type.numel or STATE.trace is not STATE.lazy:
         return
     first, last = int(known.array[0]), int(known.array[-1])

@@ -67,11 +67,13 @@ class Parameter(Tensor):
         return made
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return (_rebuild, (to_bytes(self._buffer()), self.requires_grad))
+        args = (to_bytes(self._buffer()), self.requires_grad)
+        place = self._storage.value.type.device
+        return (_rebuild, args if place is None else (*args, place))
 
 
-def _rebuild(contents: bytes, requires_grad: bool) -> Parameter:
-    return Parameter(concrete(from_bytes(contents)), requires_grad)
+def _rebuild(contents: bytes, requires_grad: bool, place: str | None = None) -> Parameter:
+    return Parameter(concrete(from_bytes(contents).on(place)), requires_grad)
 
 
 class _BufferType(type(Tensor)):

@@ -10,7 +10,8 @@ from typing import Any
 
 from ..tracer.control import scan
 from ..tracer.creation import empty, zeros
-from ..tracer.library import ArgumentError, ArgumentTypeError, recorded_once
+from ..tracer.devices import on_device
+from ..tracer.library import ArgumentError, ArgumentTypeError, device_name, recorded_once
 from ..tracer.methods import FUNCTIONS
 from ..tracer.recording import warn
 from .functional_norm import linear
@@ -145,7 +146,7 @@ class RNNBase(Module):
             layout = Layout(packed.sizes)
             self._check_input(packed.data, (2,))
             x = layout.pad(packed.data)
-            mask = None if layout.there.all() else layout.mask(3)
+            mask = None if layout.there.all() else on_device(layout.mask(3), device_name(x))
         else:
             x: Any = input
             self._check_input(x, (2, 3))

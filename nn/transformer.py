@@ -31,7 +31,8 @@ def causal_mask(n: int, device: Any = None, dtype: Any = None) -> Tensor:
     """`[n, n]`: 0, and -inf above the diagonal."""
     i = arange(n)
     later = i.unsqueeze(0) > i.unsqueeze(1)  # type: ignore[attr-defined]
-    return zeros((n, n), device=device, dtype=dtype).masked_fill(later, -math.inf)  # type: ignore[attr-defined]
+    none: Any = zeros((n, n), device=device, dtype=dtype)
+    return none.masked_fill(later, -math.inf)
 
 
 class _Layer(Module):

@@ -17,7 +17,8 @@ from ..runtime.buffers import from_array
 from ..tracer.autograd import enable_grad, no_grad
 from ..tracer.control import while_loop
 from ..tracer.creation import tensor, zeros
-from ..tracer.library import ArgumentError, ArgumentTypeError, overwrite
+from ..tracer.devices import on_device
+from ..tracer.library import ArgumentError, ArgumentTypeError, device_name, overwrite
 from ..tracer.methods import FUNCTIONS
 from ..tracer.recording import STATE, outside_traces
 from ..tracer.tensor import Tensor, concrete
@@ -115,7 +116,7 @@ class LBFGS(Optimizer):
             if trace is STATE.lazy:
                 return self._step(closure, group, state, x)
             lr = group.read(trace, "lr")
-            lr = Tensor(lr.to(x.dtype).value) if isinstance(lr, Num) else x.new_tensor(float(lr))  # type: ignore
+            lr = Tensor(lr.to(x.dtype).value) if isinstance(lr, Num) else tensor(float(lr), dtype=x.dtype)
             loss = self._step_traced(closure, group, state, x, lr)
             trace.guard_module(self, self._trace_state())
             return loss
@@ -178,7 +179,7 @@ class LBFGS(Optimizer):
         """State for the first parameter, in which PyTorch keeps that of all."""
         state = self.state[self._params[0]]
         if "S" not in state:
-            state.update(_fresh(group["history_size"], x.numel(), x.dtype))
+            state.update(_placed(_fresh(group["history_size"], x.numel(), x.dtype), x))
         return state
 
     def _entered(self, run: Run, state: dict[str, Any], x: Any) -> State:
@@ -212,7 +213,7 @@ class LBFGS(Optimizer):
 
     def _loaded_state(self, p: Tensor, key: Any, entries: Any) -> Any:
         n = sum(q.numel() for q in self._params)
-        return _ringed(entries, self.param_groups[0]["history_size"], n, p.dtype)
+        return _placed(_ringed(entries, self.param_groups[0]["history_size"], n, p.dtype), p)
 
 
 #: State that lasts from step to step.
@@ -231,6 +232,13 @@ def _fresh(m: int, n: int, dtype: DType) -> dict[str, Any]:
             name: concrete(from_array(np.zeros(shape, _NUMBERS.get(name, dtype).numpy)))
             for name, shape in shapes.items()
         }
+
+
+def _placed(state: dict[str, Any], like: Any) -> dict[str, Any]:
+    """The same on another tensor's device."""
+    place = device_name(like)
+    with outside_traces():
+        return {k: on_device(v, place) for k, v in state.items()}
 
 
 def _listed(state: dict[str, Any]) -> dict[str, Any]:

@@ -30,8 +30,8 @@ def _own(value: Any) -> Any:
     """A copy of a saved hyper-parameter, in which tensors of other libraries are ours."""
     if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
         return type(value)([_own(v) for v in value])
-    value = from_outside(value)
-    return value.detach().clone() if isinstance(value, Tensor) else deepcopy(value)  # type: ignore[attr-defined]
+    own: Any = from_outside(value)
+    return own.detach().clone() if isinstance(own, Tensor) else deepcopy(value)
 
 
 def _with_hooks(step: Callable[..., Any]) -> Callable[..., Any]:

@@ -243,7 +243,10 @@ class Run:
             if not keep:
                 return c
             for ring, new in ((c.S, s._array()), (c.Y, y._array()), (c.ro, 1.0 / curvature)):
-                ring._buffer().array[int(c.head)] = new
+                if ring.is_cuda:
+                    ring[int(c.head)] = tensor(new, dtype=ring.dtype)
+                else:
+                    ring._buffer().array[int(c.head)] = new
             return c.having(count=count, head=head)
         here = (arange(m) == c.head) & keep
         column = here.unsqueeze(1)  # type: ignore[attr-defined]

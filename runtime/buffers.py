@@ -111,6 +111,11 @@ class Buffer:
         """The same contents in memory of their own."""
         return copy_of(self.array, self.type.dtype)
 
+    def part(self, places: tuple[Any, ...], most: int) -> Buffer | None:
+        """A copy of what is at `places` (ints and slices); None if it has more than so many bytes."""
+        found = self.array[places]
+        return None if found.nbytes > most else copy_of(found, self.type.dtype)
+
     def on(self, device: str | None) -> Buffer:
         """The contents on a device (None: the CPU); itself if they are there. Raises CudaError,
         OutOfMemoryError."""

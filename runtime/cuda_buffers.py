@@ -57,8 +57,31 @@ class DeviceBuffer(Buffer):
         stream.copy(made.ptr, self.ptr, self.type.nbytes)
         return made
 
+    def part(self, places: tuple[Any, ...], most: int) -> Buffer | None:
+        """As of the CPU; None too for places that don't lie together, which a kernel gathers."""
+        t = self.type
+        one = np.empty(1, np.uint8)
+        plan = np.lib.stride_tricks.as_strided(one, t.shape, _strides(t.shape))  # never read
+        found = plan[(*places, ...)]
+        nbytes = found.size * t.dtype.itemsize
+        if nbytes > most or not found.flags.c_contiguous:
+            return None
+        assert isinstance(t, PlacedType)
+        made = device_empty(PlacedType(t.dtype, found.shape, t.device))
+        start = found.__array_interface__["data"][0] - plan.__array_interface__["data"][0]
+        low.stream(number(t.device)).copy(made.ptr, self.ptr + start * t.dtype.itemsize, nbytes)
+        return made
+
     def __del__(self) -> None:
         """Its block goes back by itself."""
+
+
+def _strides(shape: tuple[int, ...]) -> list[int]:
+    """Of elements that lie in row-major order, in elements."""
+    out = [1] * len(shape)
+    for d in range(len(shape) - 1, 0, -1):
+        out[d - 1] = out[d] * max(shape[d], 1)
+    return out
 
 
 def number(device: str | None) -> int:

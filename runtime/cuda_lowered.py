@@ -15,6 +15,7 @@ from ..backends.cuda.nvcc import Resources
 from ..backends.gpu_schedule import schedule_gpu
 from ..backends.machine import SM_75, SM_80, SM_90, GpuModel
 from .executable import Lowered
+from .precision import get_float32_matmul_precision
 from .report import Cost, cost_of
 
 if TYPE_CHECKING:
@@ -48,19 +49,19 @@ class CudaLowered(Lowered):
     Args:
         lowered: the same graph's lowering for the CPU, whose optimised graph is shared.
         architecture: `sm_75`, `sm_80` or `sm_90`: what is scheduled for, and compiled for by default.
-        precision: of contractions of f32, as `set_float32_matmul_precision` takes it.
+        precision: of contractions of f32; what `set_float32_matmul_precision` set last, if left out.
     """
 
     backend = "cuda"
     stages = ("graph", "optimized", "loops", "cuda")
 
-    def __init__(self, lowered: Lowered, architecture: str = "sm_80", precision: str = "highest") -> None:
+    def __init__(self, lowered: Lowered, architecture: str = "sm_80", precision: str | None = None) -> None:
         if architecture not in MODELS:
             raise nvcc.NvccError(f"no architecture {architecture!r}; there are {', '.join(MODELS)}")
         self.graph = lowered.graph
         self.cpu = lowered
         self.architecture = architecture
-        self.precision = precision
+        self.precision = precision or get_float32_matmul_precision()
         self.records = lowered.records
 
     @cached_property

@@ -8,6 +8,7 @@ more than reaching it. `Executable` calls the native code; safe to call from sev
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -74,6 +75,10 @@ class Lowered:
     def loops(self) -> LoopProgram:
         from ..backends.schedule import schedule
 
+        if os.environ.get("TRACEGRAD_TUNE") == "1":
+            from . import tune
+
+            return tune.schedule_tuned(self.optimized, self.machine)
         return schedule(self.optimized, self.machine)
 
     @cached_property

@@ -14,6 +14,7 @@ from tracegrad.backends.machine import AVX2, AVX512, MachineModel
 from tracegrad.backends.schedule import contract as groups
 from tracegrad.backends.schedule import schedule, tiles
 from tracegrad.ir.graph import Graph
+from tracegrad.ir.loop_text import print_program
 
 pytestmark = pytest.mark.skipif(host_target().arch != "x86_64", reason="reads x86 assembly")
 
@@ -108,3 +109,46 @@ def test_squares_are_turned_by_shuffles(target: str) -> None:
     text = compile_program(program, x86(*cpu), use_cache=False).assembly()
     assert "gather" not in text and "vinsertps" not in text and "vextractps" not in text
     assert len(re.findall(r"vunpck|vperm|vshuf|vinsertf|vmovddup|vmovsldup|vblend", text)) >= machine.lanes(4)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("layout", ["nn", "tn"])
+def test_blocks_in_place_stay_in_registers(
+    target: str, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks of k read where they are: partial sums move at the ends of a block only."""
+    machine, cpu = TARGETS[target]
+    mr, nr = (6, 4) if target == "avx512" else (4, 3)
+    lanes = machine.lanes(4)
+    chosen = tiles.Strategy(False, False, mr, nr, lanes, False, False, 64, 1.0, nc=4 * nr * lanes)
+    monkeypatch.setattr(groups, "_choose", lambda p, machine: chosen)
+    graph = product(PRODUCTS[layout], 10 * mr, 4 * nr * lanes, 256)
+    text = compile_program(schedule(graph, machine), x86(*cpu), use_cache=False).assembly()
+    lines = hot_loops(text)[0]
+    fused = [line for line in lines if line.startswith("vfmadd")]
+    assert len({line.rsplit("%", 1)[1] for line in fused}) == mr * nr
+    assert not any("rsp" in line and "mm" in line for line in lines)
+    assert not any(re.match(r"vmov\w+\s+%[yz]mm\d+, .*\(", line) for line in lines)
+    assert "panel" not in print_program(schedule(graph, machine))
+
+
+def test_what_an_epilogue_reads_is_prefetched() -> None:
+    """Large parameters that an update reads come while the product is computed: one line for each vector of
+    the tile, before the loop over k and not in it."""
+    machine, cpu = TARGETS["avx512"]
+
+    def body(b, x, g, w, m):
+        first = b.contract(x, g, spec="km,kn->mn")
+        moment = b.add(b.mul(m, b.const(0.9)), first)
+        return [], {w: b.sub(w, b.mul(moment, b.const(0.1))), m: moment}
+
+    def assembly(rows: int) -> str:
+        shapes = {"x": f32(256, rows), "g": f32(256, 256), "w": f32(rows, 256), "m": f32(rows, 256)}
+        return compile_program(
+            schedule(build("c", shapes, body), machine), x86(*cpu), use_cache=False
+        ).assembly()
+
+    text = assembly(256)
+    assert len(re.findall(r"prefetch\w*\s", text)) >= 4
+    assert not any("prefetch" in line for lines in hot_loops(text) for line in lines)
+    assert "prefetch" not in assembly(20)

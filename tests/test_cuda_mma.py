@@ -18,6 +18,7 @@ from tracegrad.backends.cuda.emulate import emulate
 from tracegrad.backends.gpu_schedule import schedule_gpu
 from tracegrad.backends.machine import SM_75, SM_80, GpuModel
 from tracegrad.ir.dtypes import BY_NAME, DType, float32
+from tracegrad.ir.errors import VerifyError
 from tracegrad.ir.graph import Graph
 from tracegrad.ir.grid_interpreter import rounded
 from tracegrad.ir.interpreter import evaluate
@@ -26,6 +27,7 @@ from tracegrad.ir.loop_text import parse_program, print_program
 from tracegrad.ir.loop_verifier import verify_program
 from tracegrad.ir.passes import optimize
 from tracegrad.ir.types import Type
+from tracegrad.runtime.cuda_lowered import CudaLowered
 
 needs_gxx = pytest.mark.skipif(not emulation.available(), reason="emulating CUDA takes g++")
 needs_nvcc = pytest.mark.skipif(not nvcc.available(), reason="nvcc is not installed")
@@ -155,3 +157,67 @@ def test_the_setting_has_pytorchs_name_and_holds_for_what_is_lowered_next() -> N
             tg.set_float32_matmul_precision("low")
     finally:
         tg.set_float32_matmul_precision("highest")
+
+
+@needs_gxx
+def test_a_training_step_with_tf32_is_near_the_cpus() -> None:
+    """Gradients of two layers, on tensor cores forward and backward."""
+    tg.manual_seed(0)
+    model = tg.nn.Sequential(tg.nn.Linear(64, 96), tg.nn.Tanh(), tg.nn.Linear(96, 64))
+
+    @tg.compile
+    def step(x: tg.Tensor, y: tg.Tensor) -> list[tg.Tensor]:
+        loss = tg.nn.functional.mse_loss(model(x), y)
+        return [loss, *tg.autograd.grad(loss, list(model.parameters()))]
+
+    x, y = tg.randn(128, 64), tg.randn(128, 64)
+    lowered = step.lower(x, y)
+    cuda = CudaLowered(lowered, precision="high")
+    assert cuda.as_text("loops").count("mma.tf32") >= 3
+    inputs = [np.asarray(p.detach().numpy()) for p in model.parameters()]
+    arrays = {a.shape: a for a in (*inputs, x.numpy())}
+    given = [y.numpy() if v.name == "y" else arrays[v.type.shape] for v in lowered.graph.inputs]
+    got = cuda.emulated(checked=True).call([a.copy() for a in given])
+    want, _ = evaluate(lowered.graph, given)
+    for g, w in zip(got, want, strict=True):
+        near(g, np.asarray(w), "tf32", 5e-3)
+
+
+WARP = """program "p" {{
+  input x: f32[64]
+  output y: f32[64]
+  returns y
+  kernel "k" "" flops=0 bytes=0 {{ for b in 1 block {{
+    alloc shared s: f32[64]
+    for t in 32 thread {{
+      alloc register c: f32[4]
+      alloc register a: f32[4]
+      alloc register h: f16[4]
+      for i in 4 unroll {{ c[i] = f32:0.0 a[i] = x[t] }}
+      {0}
+    }}
+  }} }}
+}}"""
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("mma.tf32 c[0], a[0], h[0]", "mma.tf32 of h"),
+        ("mma.f16 c[0], a[0], h[0]", "mma.f16 of a"),
+        ("mma.tf32 s[0], a[0], a[0]", "mma.tf32 of s"),
+        ("copy s[t] = a[0]", "a copy ahead to s is not from global to shared memory"),
+        ("copy y[t] = x[t]", "a copy ahead to y is not from global to shared memory"),
+        ("copy s[t] = x[t] if t < 3", "a copy ahead to s is not from global to shared memory"),
+    ],
+)
+def test_their_form_is_verified(line: str, why: str) -> None:
+    verify_program(parse_program(WARP.format("mma.tf32 c[0], a[0], a[0] copy s[t] = x[t]")))
+    with pytest.raises(VerifyError, match=why):
+        verify_program(parse_program(WARP.format(line)))
+
+
+def test_some_threads_of_a_warp_have_no_product() -> None:
+    program = parse_program(WARP.format("if t < 16 { mma.tf32 c[0], a[0], a[0] }"))
+    with pytest.raises(VerifyError, match="some threads of a warp only"):
+        run_program(program, [np.zeros(64, np.float32)])

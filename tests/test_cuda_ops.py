@@ -59,7 +59,7 @@ def unit_of(batch: int) -> tuple[CudaUnit, list[tuple[Graph, Sample]]]:
 @pytest.mark.parametrize("batch", range(BATCHES))
 def test_samples_emulated(batch: int) -> None:
     unit, chosen = unit_of(batch)
-    run = emulate(unit, checked=True)
+    run = emulate(unit, checked=True, quick=True)
     for i, (graph, s) in enumerate(chosen):
         arrays = draw(s, i)
         wanted, _ = evaluate(graph, arrays)

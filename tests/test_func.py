@@ -259,7 +259,8 @@ def test_functional_call() -> None:
     untied = func.functional_call(both, swap, (one,), tie_weights=False)
     assert untied.tolist() != [4, 4]
     with pytest.raises(TracegradError, match=r"nothing not in the module.*It has weight, bias"):
-        func.functional_call(net, {"nothing": one}, (one,))
+        func.functional_call(net, {"nothing": one}, (one,), strict=True)
+    assert func.functional_call(net, {"nothing": one}, (one,)).tolist() == net(one).tolist()
     with pytest.raises(TracegradError, match="bias not given"):
         func.functional_call(net, {"weight": tg.eye(2)}, (one,), strict=True)
     with pytest.raises(TracegradError, match="different ones"):

@@ -218,3 +218,18 @@ def test_names_of_squeeze() -> None:
     made = (x.squeeze(), x.squeeze(0), x.squeeze(1), x.squeeze((0, 2)), x.squeeze((0,)))
     assert [y.grad_fn.name()[15:] for y in made] == ["0", "1", "1", "2", "2"]
     assert [tuple(y.shape) for y in made] == [(2,), (2, 1), (1, 2, 1), (2,), (2, 1)]
+
+
+def test_hooks_of_the_node_that_adds_to_a_leaf() -> None:
+    x = tg.ones(3, requires_grad=True)
+    node = x.view_as(x).grad_fn.next_functions[0][0]
+    seen: list[float] = []
+    before = node.register_prehook(lambda g: (g[0] * 5,))
+    after = node.register_hook(lambda i, o: seen.append(o[0][0].item()))
+    (x * 2).sum().backward()
+    (x * 3).sum().backward()
+    assert seen == [10, 15] and x.grad.tolist() == [25] * 3
+    before.remove()
+    after.remove()
+    (x * 3).sum().backward()
+    assert len(seen) == 2 and x.grad.tolist() == [28] * 3

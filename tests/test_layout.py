@@ -56,7 +56,7 @@ LATE_FOR_A_CYCLE: dict[tuple[str, str, str], str] = {
 LATE_FOR_TIME: dict[tuple[str, str, str], str] = {
     ("ir.scalar", "*", "ir.special"): "a long table, for erf in the interpreter alone",
     ("runtime.executable", "Lowered.optimized", "ir.passes"): "what compiles is loaded when it is needed",
-    ("runtime.executable", "Lowered.loops", "backends.schedule"): "the same",
+    ("runtime.executable", "Lowered.loops", "*"): "the same",
     (
         "backends.llvm.codegen_math",
         "_function_text",

@@ -72,6 +72,35 @@ def test_first_sight_is_interpreted_second_compiled(
         assert p.runs == run + 1 and (p.executable is None) == (run == 0)
 
 
+def test_what_takes_long_to_interpret_is_compiled_at_first_sight(
+    trace: LazyTrace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRACEGRAD_LAZY", raising=False)
+    lstm, x = tg.nn.LSTM(4, 4), tg.ones(400, 1, 4)
+    with tg.no_grad():
+        whole = lstm(x)[0].numpy()
+        parts = np.concatenate([lstm(x[:1])[0].numpy()])
+    assert np.allclose(whole[:1], parts, atol=1e-6)
+    compiled = {len(p.graph.nodes): p.executable is not None for p in programs(trace) if p.dear}
+    assert set(compiled.values()) == {True}
+
+
+def test_replaying_an_optimiser_step_leads_to_the_same_program(trace: LazyTrace) -> None:
+    tg.manual_seed(0)
+    model = tg.nn.Sequential(*[tg.nn.Linear(4, 4) for _ in range(5)])
+    optimizer = tg.optim.AdamW(model.parameters(), lr=0.01)
+    x = tg.randn(3, 4)
+    x.sum().item()
+    for _ in range(7):
+        optimizer.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward()
+        optimizer.step()
+        loss.item()
+    runs = sorted(p.runs for p in programs(trace) if p.updates)
+    assert runs == [7]
+
+
 def test_dead_values_are_not_computed(trace: LazyTrace) -> None:
     x = tg.tensor([1.0, 2.0])
     dead = x.exp()

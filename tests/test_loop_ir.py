@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tracegrad.backends.llvm.compile import compile_program
 from tracegrad.ir import dtypes
 from tracegrad.ir.errors import ParseError, VerifyError
 from tracegrad.ir.expr import (
@@ -274,3 +275,33 @@ def test_one_lane_at_a_time_is_the_same_as_a_vector() -> None:
     data = np.linspace(-1, 1, 8).astype(np.float32)
     got = run_program(LoopProgram("p", [x], [y, z], steps=[Kernel("k", body)]), [data])
     assert got[0] == np.exp(data).max()
+
+
+PREFETCH = """program "near" {
+  input x: f32[64]
+  output y: f32[64]
+  returns y
+  kernel "k0" "" flops=0 bytes=0 {
+    for i in 64 step 16 serial {
+      prefetch x[i]
+      prefetch write y[i]
+      for l in 16 vector {
+        y[i + l] = x[i + l] + f32:1.0
+      }
+    }
+  }
+}
+"""
+
+
+def test_prefetches_change_nothing() -> None:
+    program = parse_program(PREFETCH)
+    assert print_program(program) == PREFETCH
+    verify_program(program)
+    x = np.arange(64, dtype=np.float32)
+    for y in (run_program(program, [x])[0], compile_program(program, use_cache=False).call([x])[0]):
+        np.testing.assert_array_equal(y, x + 1)
+    with pytest.raises(ParseError, match="z"):
+        parse_program(PREFETCH.replace("prefetch x[i]", "prefetch z[i]"))
+    with pytest.raises(VerifyError, match="indexed with"):
+        verify_program(parse_program(PREFETCH.replace("prefetch x[i]", "prefetch x[i, i]")))

@@ -110,6 +110,41 @@ def test_freezing_and_modes_between_steps(compiled: bool) -> None:
     assert [set(first) <= set(names) for names in kept] == [False, True, True, True, False]
 
 
+def adversaries(compiled: bool) -> Any:
+    """Losses of steps that switch gradients and mode of one network off and on again."""
+    tg.manual_seed(0)
+    make, judge = nn.Linear(3, 2), nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 1))
+    optimizers = [tg.optim.SGD(m.parameters(), 0.1) for m in (make, judge)]
+
+    def body(x: Any) -> Any:
+        losses = []
+        for optimizer, frozen in zip(optimizers, (True, False)):
+            judge.requires_grad_(not frozen)
+            judge.train(not frozen)
+            optimizer.zero_grad()
+            made = make(x) if frozen else make(x).detach()
+            loss = judge(made).pow(2).mean()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        return losses
+
+    step = tg.compile(body) if compiled else body
+    x = tg.linspace(-1, 1, 15).view(5, 3)
+    seen = []
+    for _ in range(3):
+        judge.eval()
+        judge.requires_grad_(False)
+        seen.append([v.item() for v in step(x)])
+        assert judge.training and judge[1].training and all(p.requires_grad for p in judge.parameters())
+    assert judge[1].num_batches_tracked.item() == 3
+    return seen
+
+
+def test_freezing_and_modes_inside_a_step() -> None:
+    np.testing.assert_allclose(adversaries(True), adversaries(False), rtol=1e-5)
+
+
 def test_a_frozen_copy_of_anothers_tensors() -> None:
     """What is loaded from memory that others own is copied at once, not when it is first used."""
 
@@ -181,6 +216,8 @@ BAD: list[tuple[Any, str]] = [
 
 #: Wrong for their values, which are known in ordinary code.
 BAD_VALUES: list[tuple[Any, str]] = [
+    (lambda: F.cross_entropy(ROWS, tg.tensor([[0], [3]]).view(-1)), r"i64\[2\]\).*target 3 is not one of 3"),
+    (lambda: F.nll_loss(ROWS, tg.tensor([0, -3]).detach()), r"target -3 is not one of 3"),
     (lambda: F.multi_margin_loss(ROWS, tg.tensor([0, 3])), r"multi_margin_loss.*3 is not one of"),
     (lambda: F.multilabel_margin_loss(ROWS, tg.tensor([[0, 9, -1]] * 2)), "9 is not one of"),
     (lambda: F.multilabel_margin_loss(ROWS, tg.tensor([[0, -2, -1]] * 2)), "-2 is not one of"),

@@ -105,6 +105,8 @@ class _Node:
 class Tensor:
     """What printing needs of a tensor."""
 
+    is_cuda = False
+
     def __init__(
         self, values: Any, requires_grad: bool = False, grad_fn: Any = None, traced: bool = False
     ) -> None:

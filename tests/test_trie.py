@@ -74,3 +74,46 @@ def test_the_trie_forgets_what_was_not_met_for_longest(monkeypatch: pytest.Monke
         assert kept.reshape(1, 9).expand(k, 9).sum().item() == 9 * k
         assert often() == 27
         assert STATE.lazy.places <= 200 and places(STATE.lazy) <= 202
+
+
+def test_programs_that_ran_once_do_not_gather(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LazyTrace, "ONCE", 100)
+    x = tg.ones(3, 3)
+
+    def often() -> float:
+        return (x * 3 + 1).exp().log().mean().item()
+
+    for _ in range(3):
+        assert often() == pytest.approx(4)
+    for k in range(1, 100):
+        assert x.clamp(0.0, float(k)).reshape(9, 1).expand(9, k + 1).sum().item() == 9 * (k + 1)
+        assert places(STATE.lazy) <= STATE.lazy.tidy + 110
+    assert STATE.lazy.tidy <= STATE.lazy.PLACES // 4
+    before = sum(p.runs for p in programs_of(STATE.lazy))
+    assert often() == pytest.approx(4)
+    assert sum(p.runs for p in programs_of(STATE.lazy)) == before + 1 >= 4  # it was not forgotten
+
+
+def test_a_long_program_that_ran_once_is_there_when_it_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LazyTrace, "ONCE", 20)
+    x = tg.ones(3)
+
+    def long() -> float:
+        y = x
+        for _ in range(60):
+            y = (y * 2).sin()
+        return y.sum().item()
+
+    first = long()
+    for _ in range(3):
+        assert long() == pytest.approx(first)
+    assert max(p.runs for p in programs_of(STATE.lazy)) >= 4
+
+
+def programs_of(trace: LazyTrace) -> list[Any]:
+    found, stack = [], [trace.root]
+    while stack:
+        place = stack.pop()
+        found += (place.programs or {}).values()
+        stack.extend(place.children.values())
+    return found

@@ -162,7 +162,8 @@ def from_outside(x: Any) -> Any:
         return creation.tensor(x)
     if not isinstance(x, Tensor) and hasattr(x, "__dlpack__") and hasattr(x, "detach"):
         foreign: Any = x
-        theirs = from_dlpack(foreign.detach())._buffer()  # copied now: they may write before a lazy copy would run
+        # Copied now: they may write to it before a lazy copy would run.
+        theirs = from_dlpack(foreign.detach())._buffer()
         return concrete(copy_of(theirs.array, theirs.type.dtype))
     return x
 

@@ -1,13 +1,15 @@
 """Running the pending program of a thread: what must be kept, the program cache in the trie, interpret or
 compile.
 
-A program met for the first time runs on the interpreter; one that comes back is compiled.
+A program met for the first time runs on the interpreter, unless that takes as long as compiling it; one that
+comes back is compiled.
 `TRACEGRAD_LAZY=interpret` never compiles, `TRACEGRAD_LAZY=compile` compiles at first sight (both for tests
 and debugging).
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from sys import getrefcount
@@ -39,9 +41,11 @@ class LazyProgram:
         updates: indices into the trace's inputs whose memory is written, and slots of the values in it then.
         history: slots of values that outlive the program and whose gradients flow on into it.
         past: where the nodes behind them were recorded, once they are known.
+        dear: the interpreter would take about as long as the compiler.
     """
 
     __slots__ = (
+        "dear",
         "executable",
         "graph",
         "history",
@@ -77,28 +81,61 @@ class LazyProgram:
         self.executable: Executable | None = None
         self.placed: PlacedRuns | None = None
         self.runs = 0
+        self.dear = _interpreting(graph) > _compiling(graph)
 
     def run(self, inputs: list[Buffer], interpreted: int = 1) -> tuple[list[Buffer], list[Buffer] | None]:
         """Contents of the outputs, and those of updated inputs unless they were written in place. The first
-        runs are `interpreted`, the next compiles."""
+        runs are `interpreted` unless that is `dear`, the next compiles."""
         self.runs += 1
         executable = self.executable
         if executable is None:
             mode = os.environ.get("TRACEGRAD_LAZY", "")
-            first = mode == "interpret" or (self.runs <= interpreted and mode != "compile")
+            first = mode != "compile" and self.runs <= interpreted and not self.dear
+            first = first or mode == "interpret"
             if self.placed is not None:
                 return self.placed.interpreted(inputs) if first else (self.placed.run(inputs), None)
             if first:
                 outs, updates = interpret(self.graph, [b.array for b in inputs])
-                made = [_own(a, v.type) for a, v in zip(outs, self.graph.outputs)]
-                return made, [_own(a, v.type) for a, v in zip(updates, self.graph.updates.values())]
+                made = [_own(outs, v.type) for v in self.graph.outputs]
+                return made, [_own(updates, v.type) for v in self.graph.updates.values()]
             executable = self.executable = Executable(Lowered(self.graph))
         return executable(inputs), None
 
 
-def _own(array: np.ndarray, type: Type) -> Buffer:
+def _interpreting(graph: Graph) -> float:
+    """Seconds that the interpreter takes for a graph, within a factor of two or three: some calls of NumPy
+    for each op, a pass over memory for each operand and result, and what products multiply."""
+    seconds = 0.0
+    for node in graph.nodes:
+        turns = node.attrs.get("length", 1) if node.regions else 1
+        seconds += sum(map(_interpreting, node.regions)) * turns
+        values = (*node.operands, *node.results)
+        seconds += 1e-4 + 1.5e-9 * sum([v.type.numel for v in values])
+        if node.op.name in _PRODUCTS:
+            # m k, k n and m n elements: m n k multiplications.
+            count = math.sqrt(math.prod([v.type.numel for v in (*node.operands[:2], node.results[0])]))
+            seconds += _PRODUCTS[node.op.name] * count
+    return seconds
+
+
+def _compiling(graph: Graph) -> float:
+    """Seconds that the compiler takes for a graph, as roughly."""
+
+    def nodes(graph: Graph) -> int:
+        return len(graph.nodes) + sum(nodes(r) for n in graph.nodes for r in n.regions)
+
+    return 0.1 + 2e-3 * nodes(graph)
+
+
+#: seconds a multiplication takes in ops that consist of them; kernels of convolutions are not in the count
+_PRODUCTS = {name: 5e-11 for name in ("contract", "linear", "mm", "bmm", "addmm", "baddbmm")}
+_PRODUCTS |= {f"convolution{what}": 5e-10 for what in ("", "_input_grad", "_weight_grad")}
+
+
+def _own(arrays: list[np.ndarray], type: Type) -> Buffer:
+    """The next array in memory of its own; each is let go of when it was copied."""
     b = empty(type)
-    b.array[...] = array
+    b.array[...] = arrays.pop(0)
     return b
 
 
@@ -182,6 +219,8 @@ def run_pending(trace: LazyTrace, at: TrieNode) -> None:
                 live[slots[value]] = value
     lifted = trace.lifted()
     overwritten = _overwritten(trace) if trace.undo else {}
+    # In one order, whether the optimiser's step was replayed or not.
+    live, overwritten = dict(sorted(live.items())), dict(sorted(overwritten.items()))
     key = (tuple(live), lifted, tuple(overwritten))
     programs = at.programs
     if programs is None:

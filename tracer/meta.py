@@ -134,7 +134,7 @@ class GradFn:
             for v in operands
         )
 
-    def register_hook(self, hook: Callable[..., Any]) -> HookHandle:
+    def register_hook(self, hook: Callable[..., Any]) -> HookHandle | _AfterAdding:
         """Calls `hook(grad_inputs, grad_outputs)` when this node's gradients were computed; what it returns
         replaces `grad_inputs`, which go on to the next functions. Of AccumulateGrad: after it has added
         `grad_outputs` to `.grad`."""

@@ -156,8 +156,8 @@ def _split(
 
 def _apply_(self: Tensor, function: Callable[[Any], Any]) -> Tensor:
     """Writes `function` of each element, called in Python, in its place; slow, and not traced."""
-    values = [function(v) for v in self.reshape(-1).tolist()]  # type: ignore[attr-defined]
-    return self.copy_(as_tensor(np.asarray(values, self.dtype.numpy).reshape(self.shape)))  # type: ignore[attr-defined]
+    values = [function(v) for v in FUNCTIONS["reshape"](self, -1).tolist()]
+    return conversions.copy_(self, as_tensor(np.asarray(values, self.dtype.numpy).reshape(self.shape)))
 
 
 def _map_(self: Tensor, tensor: Tensor, function: Callable[[Any, Any], Any]) -> Tensor:

@@ -1,7 +1,7 @@
 """Compiled functions on a GPU. Used by compile.py.
 
-A function that reads or gives a tensor on a GPU runs there as a whole. What it reads of the CPU is uploaded at
-each run, what it gives to the CPU is downloaded.
+A function that reads or gives a tensor on a GPU runs there as a whole. What it reads of the CPU is uploaded
+at each run, what it gives to the CPU is downloaded.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ class PlacedSpecialization(Specialization):
         if self._placed is None:
             from ..runtime.cuda import DeviceExecutable
 
-            self._placed = DeviceExecutable(self.lowered, self.traced.device, self.traced.placed)
+            device = self.traced.device
+            assert device is not None
+            self._placed = DeviceExecutable(self.lowered, device, self.traced.placed)
         return self._placed
 
     @property

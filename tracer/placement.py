@@ -35,7 +35,7 @@ TO_DEVICE = Op(
 
 
 #: ops whose indices may be on the CPU, and how many operands are before them
-_INDICES = {"index": 1, "index_put": 2}
+_INDICES = {"index": 1, "index_put": 2, "take": 1}
 
 
 def infer_placed(

@@ -209,11 +209,12 @@ class LazyTrace(Trace):
 
     LIMIT = 4096
     PLACES = 1 << 16  # of the trie; past them, what was not met for longest is forgotten
+    ONCE = 1 << 13  # so many new ones, and programs that ran once and not lately are forgotten
     interpreted = 1  # runs of a program before it is compiled
 
     def __init__(self, run: Callable[[LazyTrace, TrieNode], None]) -> None:
         self.root = TrieNode(None)
-        self.places = self.runs = 0
+        self.places = self.tidy = self.runs = 0
         self.lock = threading.RLock()
         self._run = run
         super().__init__()
@@ -231,6 +232,7 @@ class LazyTrace(Trace):
         self.literals: list[tuple[int, Any, TrieNode]] = []
         self.undo: list[tuple[Storage, TracedValue]] = []
         self.own_attrs: dict[int, dict[str, Any]] = {}
+        self.flags: dict[int, bool] = {}  # of values that segments gave another `requires_grad`
         self.walked_back = self.overlong = self.transformed = False
 
     @property
@@ -402,7 +404,9 @@ class LazyTrace(Trace):
         return outputs, note
 
     def flagged(self, value: TracedValue) -> None:
-        self.mark(("requires_grad", self.slots[value], value.requires_grad))
+        slot = self.slots[value]
+        if self.flags.get(slot) is not value.requires_grad:  # else the way through the trie says so already
+            self.mark(("requires_grad", slot, value.requires_grad))
 
     def wrote(self, storage: Storage, old: TracedValue) -> None:
         if storage.leaf is not None:
@@ -432,8 +436,9 @@ class LazyTrace(Trace):
                 raise
             finally:
                 self._reset()
-                if self.places > self.PLACES:
-                    self.places = prune(self.root, self.PLACES // 2)
+                if self.places > min(self.PLACES, self.tidy + self.ONCE):
+                    keep = self.PLACES // 2 if self.places > self.PLACES else self.PLACES
+                    self.tidy = self.places = prune(self.root, keep, self.ONCE // 2)
 
     def materialize(self, value: TracedValue) -> Buffer:
         self.flush()

@@ -73,6 +73,7 @@ class Segment:
                 value = values[slot] = Pending(type, trace, flag)
                 value.index = index
                 slots[value] = slot
+        trace.flags.update(self.flags)
         trace.record.append(self)
         trace.at_node = self.end
         return [None if s is None else values[s] for s in self.outputs]

@@ -230,7 +230,9 @@ class Tensor(Description):
         return out
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return (_rebuild, (type(self), to_bytes(self._buffer()), self.requires_grad))
+        args = (type(self), to_bytes(self._buffer()), self.requires_grad)
+        place = self._storage.value.type.device
+        return (_rebuild, args if place is None else (*args, place))
 
     # --- autograd
 
@@ -423,8 +425,8 @@ def _goes_through_detach(view: View | None) -> bool:
     return view is not None and any(op.name == "detach" for op, _ in view)
 
 
-def _rebuild(cls: type, contents: bytes, requires_grad: bool) -> Tensor:
-    t = concrete(from_bytes(contents))
+def _rebuild(cls: type, contents: bytes, requires_grad: bool, place: str | None = None) -> Tensor:
+    t = concrete(from_bytes(contents).on(place))
     return t.requires_grad_() if requires_grad else t
 
 

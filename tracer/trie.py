@@ -56,27 +56,26 @@ class TrieNode:
         self.segments: dict[Any, Segment] | None = None
 
 
-def prune(root: TrieNode, keep: int) -> int:
-    """Drops the programs that were not met for longest, until at most about `keep` places are left; gives
-    how many are."""
-    ends: list[tuple[int, int, TrieNode]] = []
+def prune(root: TrieNode, keep: int, once: int) -> int:
+    """Drops the programs that were not met for longest, until at most about `keep` places are left, those of
+    programs that ran once (but for the last few) at most `once`; gives how many are left."""
+    again: list[tuple[int, int, TrieNode]] = []
+    single: list[tuple[int, int, TrieNode]] = []
     parent: dict[TrieNode, TrieNode] = {}
     order = [root]
     for place in order:
         if place.programs is not None:
-            ends.append((place.met, len(ends), place))
+            ran_again = any(program.runs > 1 for program in place.programs.values())
+            (again if ran_again else single).append((place.met, len(parent), place))
         for child in place.children.values():
             parent[child] = place
             order.append(child)
     kept = {root}
-    for _, _, place in sorted(ends, reverse=True):
-        path = []
-        while place not in kept:
-            path.append(place)
-            place = parent[place]
-        if len(kept) + len(path) > keep:
-            break
-        kept.update(path)
+    single.sort(reverse=True)
+    again += single[:LAST]
+    again.sort(reverse=True)
+    _keep(kept, again, parent, keep)
+    _keep(kept, single[LAST:], parent, min(keep, len(kept) + once))
     for place in kept:
         if any(child not in kept for child in place.children.values()):
             place.children = {k: child for k, child in place.children.items() if child in kept}
@@ -86,6 +85,22 @@ def prune(root: TrieNode, keep: int) -> int:
     return len(kept)
 
 
+def _keep(
+    kept: set[TrieNode], ends: list[tuple[int, int, TrieNode]], parent: dict[TrieNode, TrieNode], most: int
+) -> None:
+    """Adds the places that lead to the first of `ends`, as far as there is room."""
+    for _, _, place in ends:
+        path = []
+        while place not in kept:
+            path.append(place)
+            place = parent[place]
+        if len(kept) + len(path) > most:
+            break
+        kept.update(path)
+
+
+#: programs that ran last may come back, whatever their size
+LAST = 8
 NOWHERE: TrieNode = TrieNode.__new__(TrieNode)
 NOWHERE.key = None
 #: Counts the numbers of all programs that were seen to change.

@@ -7,8 +7,10 @@ functional: the cell whose current value an in-place write replaces, shared by a
 from __future__ import annotations
 
 import weakref
+from sys import getrefcount
 from typing import TYPE_CHECKING, Any
 
+from ..ir.dtypes import float32
 from ..ir.graph import Node, Value
 from ..ir.types import Type
 from ..runtime.buffers import Buffer
@@ -54,6 +56,12 @@ class TracedValue(Value):
         self.leaf: weakref.ref[Any] | None = None
         self.storage: weakref.ref[Any] | None = None
         self.freed: Any = False
+
+
+    @property
+    def known(self) -> Buffer | None:
+        """Contents that can be looked at without waiting for a device; None if there are none."""
+        return self.buffer if self.type.device is None else None
 
 
 class Pending(TracedValue):
@@ -126,6 +134,15 @@ OPAQUE: weakref.WeakSet[Any] = weakref.WeakSet()
 REPLACED = [0]
 
 
+def _alone() -> int:
+    """What `getrefcount` gives for a value that only a local variable holds; interpreters differ."""
+    value = TracedValue(Type(float32, ()))
+    return getrefcount(value)
+
+
+ALONE = _alone()
+
+
 class Storage:
     """The cell of one tensor and all its views.
 
@@ -165,14 +182,15 @@ class Storage:
             self.part()
 
     def part(self) -> None:
-        """Leaves the current value, with a copy of the contents, to the graphs that saved it."""
+        """Leaves the current value, with a copy of the contents, to the graphs that saved it, if any did."""
         old = self.value
         if old.buffer is None:
             return
         new = TracedValue(old.type, old.node, old.index, None, old.buffer, old.requires_grad)
         new.leaf, new.storage = old.leaf, self.ref
         self.hold(new)
-        old.buffer = old.buffer.copy()
+        if getrefcount(old) > ALONE:
+            old.buffer = old.buffer.copy()
 
     def put(self, value: TracedValue) -> None:
         """Replaces the contents by a freshly recorded value; a leaf stays the leaf it was."""

@@ -51,6 +51,11 @@ template <int N>
 __device__ inline void copy_ahead(void* to, const void* from, bool there = true) {
 #ifdef EMULATED_CUDA
   emulated::copy_ahead(to, from, N, there);
+#elif __CUDA_ARCH__ < 800  // at once
+#pragma unroll
+  for (int i = 0; i < N / 4; ++i) {
+    static_cast<unsigned int*>(to)[i] = there ? static_cast<const unsigned int*>(from)[i] : 0u;
+  }
 #else
   const unsigned int at = static_cast<unsigned int>(__cvta_generic_to_shared(to));
   if (N == 16) {
@@ -67,7 +72,7 @@ __device__ inline void copy_ahead(void* to, const void* from, bool there = true)
 __device__ inline void copies_done() {
 #ifdef EMULATED_CUDA
   emulated::copies_done();
-#else
+#elif __CUDA_ARCH__ >= 800
   asm volatile("cp.async.wait_all;" ::: "memory");
 #endif
 }""",

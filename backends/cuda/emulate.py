@@ -43,16 +43,19 @@ def available() -> bool:
 class Emulated:
     """A unit as a shared library.
 
+    Args:
+        quick: built without optimisation: for what hardly runs.
+
     Attributes:
         unit: what was built.
         path: the library.
         checked: accesses are looked at.
     """
 
-    def __init__(self, unit: CudaUnit, checked: bool = False) -> None:
+    def __init__(self, unit: CudaUnit, checked: bool = False, quick: bool = False) -> None:
         self.unit = unit
         self.checked = checked
-        self.path = build(unit.text, checked)
+        self.path = build(unit.text, checked, quick=quick)
         self.library = ctypes.CDLL(str(self.path))
         self.library.emulated_error.restype = ctypes.c_char_p
         if checked:
@@ -89,12 +92,12 @@ class Emulated:
         return [a.reshape(b.shape) for b, a in zip(p.outputs, outputs)]
 
 
-def emulate(program: LoopProgram | CudaUnit, checked: bool = False) -> Emulated:
+def emulate(program: LoopProgram | CudaUnit, checked: bool = False, quick: bool = False) -> Emulated:
     """A program, ready to run on the CPU.
 
     :raises EmulationError: no g++, or it refuses the text (a bug of the emitter).
     """
-    return Emulated(program if isinstance(program, CudaUnit) else emit(program), checked)
+    return Emulated(program if isinstance(program, CudaUnit) else emit(program), checked, quick)
 
 
 def _room(nbytes: int) -> np.ndarray:
@@ -126,12 +129,13 @@ def _temporary() -> Path:
     return Path(tempfile.mkdtemp(prefix="tracegrad-cuda-"))
 
 
-def build(text: str, checked: bool = False, main: bool = False) -> Path:
+def build(text: str, checked: bool = False, main: bool = False, quick: bool = False) -> Path:
     """The shared library (or with `main` the program) of a unit, from the cache if it was built before."""
     if not available():
         raise EmulationError("emulating CUDA takes g++, which is not installed")
     sources = [(_HERE / name).read_bytes() for name in ("emulate.h", "emulate.cpp")]
-    digest = hashlib.sha256(b"\0".join([*sources, text.encode(), repr((checked, main, _FLAGS)).encode()]))
+    how = repr((checked, main, quick, _FLAGS)).encode()
+    digest = hashlib.sha256(b"\0".join([*sources, text.encode(), how]))
     out = directory() / f"emulated-{digest.hexdigest()[:32]}{'' if main else '.so'}"
     if out.exists():
         return out
@@ -141,8 +145,8 @@ def build(text: str, checked: bool = False, main: bool = False) -> Path:
         for header in ("cuda_fp16.h", "cuda_bf16.h", "cuda_runtime.h"):
             (place / header).write_text("")  # emulate.h has what is used of them
         (place / "unit.cu").write_text(text)
-        flags = [*_FLAGS, f"-I{place}", f"-I{_HERE}"]
-        unit = [*flags, *(_CHECKS if checked else []), "-include", "emulate.h", "-x", "c++", "-c"]
+        flags = [*_FLAGS, *(["-O0"] if quick else []), *(_CHECKS if checked else [])]
+        unit = [*flags, f"-I{place}", f"-I{_HERE}", "-include", "emulate.h", "-x", "c++", "-c"]
         _run(["g++", *unit, str(place / "unit.cu"), "-o", str(place / "unit.o")])
         link = [] if main else ["-shared", "-Wl,-Bsymbolic"]
         made = place / "out"

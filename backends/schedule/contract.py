@@ -5,7 +5,9 @@ plan.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
@@ -16,6 +18,7 @@ from ...ir.dtypes import float32, opmath
 from ...ir.expr import Cast, Const, Expr, Load, Local, Var, stride_of, substitute
 from ...ir.graph import Node, Value
 from ...ir.loops import Buffer
+from ..machine import MachineModel
 from .elements import NotFusable, decided, letter_sizes, split_spec
 from .groups import Group
 from .indexing import ZERO, ravel, unravel
@@ -276,7 +279,48 @@ def affine_source(v: Value, home: dict[Value, Group]) -> tuple[Value, tuple[int,
     return found, strides
 
 
-_choose = lru_cache(maxsize=4096)(choose)
+_modelled = lru_cache(maxsize=4096)(choose)
+
+
+class Tuning(threading.local):
+    """Who chooses the ways of contractions, in this thread.
+
+    Attributes:
+        way: the one to take, whatever the problem.
+        pick: asked, where set, instead of the model.
+    """
+
+    way: Strategy | None = None
+    pick: Callable[[Problem, MachineModel], Strategy] | None = None
+
+
+TUNING = Tuning()
+
+
+@contextmanager
+def fixed(way: Strategy) -> Iterator[None]:
+    """Plans every contraction in this way, to measure it."""
+    TUNING.way = way
+    try:
+        yield
+    finally:
+        TUNING.way = None
+
+
+@contextmanager
+def tuned(pick: Callable[[Problem, MachineModel], Strategy]) -> Iterator[None]:
+    """Has `pick` choose the ways of contractions."""
+    TUNING.pick = pick
+    try:
+        yield
+    finally:
+        TUNING.pick = None
+
+
+def _choose(p: Problem, machine: MachineModel) -> Strategy:
+    if TUNING.way is not None:
+        return TUNING.way
+    return TUNING.pick(p, machine) if TUNING.pick is not None else _modelled(p, machine)
 
 
 def row_major(sizes: Sequence[int]) -> tuple[int, ...]:

@@ -45,7 +45,7 @@ class ContractEmitter(ContractTile):
         cycles = 2 * macs / self.machine.flops_per_cycle
         self.parallel = self.machine.threads > 1 and cycles > self.machine.parallel_cycles
         scope = top
-        inside = [d for d in self.outer if self.s.nc and not d.b]
+        inside = self.inside = self.inner_rows()
         for d in self.outer:
             if isinstance(d.var, Var) and d not in inside:
                 scope = self.open(scope, d.var, d.size, 1, self.take_parallel(scope, d.size))
@@ -55,6 +55,29 @@ class ContractEmitter(ContractTile):
             self.tile_loops(scope)
         scope.close_to(top)
         return top.stmts
+
+    def inner_rows(self) -> list[Dim]:
+        """Loops over rows of A that go inside those over blocks of B, so that a block is used for all of
+        them. Where A is windows, as many as leave partial sums in the second cache, and threads something to
+        share."""
+        if self.s.nc:
+            return [d for d in self.outer if not d.b]
+        rows = [d for d in self.outer if not d.b and isinstance(d.var, Var)]
+        if not self.blocked_windows or self.row is not None:
+            return []
+        if self.parallel and len(rows) == len(self.outer):
+            rows = rows[1:]
+        sums = self.m.size * self.s.nr * self.lanes * self.g.acc.itemsize
+        while rows and sums * prod(d.size for d in rows) > self.machine.l2_bytes // 2:
+            rows = rows[1:]
+        return rows
+
+    @property
+    def blocked_windows(self) -> bool:
+        """Whether A is windows, read again and again, and k is cut so that what is read stays in the first
+        cache."""
+        s = self.s
+        return not s.dot and not s.nc and s.kc < self.K and self.g.windows[1 if s.swap else 0]
 
     # --- loops over tiles
 
@@ -67,12 +90,30 @@ class ContractEmitter(ContractTile):
         # all of B stays in the second cache, so that A is read from memory only once.
         b_bytes = self.K * self.n.size * self.g.acc.itemsize
         rows_first = s.dot or (s.pack_b and s.kc >= self.K and b_bytes <= self.machine.l2_bytes * 7 // 8)
-        if rows_first or (self.parallel and self.columns // width < 4 <= self.m.size // s.mr):
+        if self.blocked_windows:
+            self.column_tiles(scope, width, self.window_blocks)
+        elif rows_first or (self.parallel and self.columns // width < 4 <= self.m.size // s.mr):
             self.row_tiles(scope, lambda o, mb, mr: self.column_tiles(o, width, lambda i, nb, n:
                 self.k_blocks(i, lambda k, b: one(k, mb, mr, nb, n, b))))  # fmt: skip
         else:
             self.column_tiles(scope, width, lambda o, nb, n: self.k_blocks(o, lambda i, b:
                 self.row_tiles(i, lambda k, mb, mr: one(k, mb, mr, nb, n, b))))  # fmt: skip
+
+    def window_blocks(self, scope: Scope, nb: Expr, columns: int) -> None:
+        """One column tile: a block of k after the other, each for all rows inside."""
+        rows = -(-self.m.size // self.s.mr) * self.s.mr
+        size = prod(d.size for d in self.inside) * rows * self.s.nr * self.lanes
+        self._partial = scope.alloc("partial", self.g.acc, size, "local")
+
+        def block(at: Scope, part: Block) -> None:
+            inner = at
+            for d in self.inside:
+                assert isinstance(d.var, Var)
+                inner = self.open(inner, d.var, d.size, 1, False)
+            self.row_tiles(inner, lambda k, mb, mr: self.one_tile(k, mb, mr, nb, columns, part))
+            inner.close_to(at)
+
+        self.k_blocks(scope, block)
 
     def one_tile(self, at: Scope, mb: Expr, mr: int, nb: Expr, columns: int, block: Block) -> None:
         inner = at.inline()

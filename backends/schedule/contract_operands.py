@@ -92,6 +92,7 @@ class ContractOperands:
         self.packed: dict[str, Buffer] = {}
         self.packed_once: list[Packed] = []
         self._partial: Buffer | None = None
+        self.inside: list[Dim] = []  # loops inside those over blocks of B
         self.parallel = False  # whether the next outermost loop is shared among threads
         self.tile_vars: set[Var] = set()  # loop variables that step from tile to tile
         self.pack_dims: dict[str, list[Dim]] = {}
@@ -101,19 +102,20 @@ class ContractOperands:
         self.outer.sort(key=lambda d: d.b == 0 and self.s.nc > 0)
 
     def far_places(self, exprs: list[Expr]) -> list[tuple[Buffer, Expr, bool]]:
-        """Places of the epilogue, one for every element of the result, that are next to each other along the
-        columns and in buffers that no cache near holds: buffer, index, and whether it is written."""
+        """Places that the epilogue reads, one for every element of the result, next to each other along the
+        columns and in buffers too large for the first cache: buffer, index, and whether it is written too.
+        What is only written nobody waits for."""
         n, m = self.n.var, self.m.var
         if self.row is not None or self.n.parts or not (isinstance(n, Var) and isinstance(m, Var)):
             return []
-        written = [(b, index, True) for b, index, _ in self.specs]
-        loads = [x for x in loads_of(exprs) if len(x.index) == 1 and x.mask is None]
-        read = [(x.buffer, x.index[0], False) for x in loads]
+        written = {self.place(b) for b, _, _ in self.specs}
         found: dict[Buffer, tuple[Buffer, Expr, bool]] = {}
-        for b, index, write in [*written, *read]:
-            large = b.nbytes >= self.machine.l2_bytes // 4 and self.place(b) not in found
-            if large and is_index(index) and stride_of(index, n) == 1 and stride_of(index, m):
-                found[self.place(b)] = (b, index, write)
+        for x in loads_of(exprs):
+            b, index = self.place(x.buffer), x.index[0]
+            if len(x.index) > 1 or x.mask is not None or b.nbytes < self.machine.l1_bytes or b in found:
+                continue
+            if is_index(index) and stride_of(index, n) == 1 and stride_of(index, m):
+                found[b] = (x.buffer, index, b in written)
         return list(found.values())
 
     def open(self, scope: Scope, var: Var, extent: int, step: int, parallel: bool) -> Scope:

@@ -42,8 +42,10 @@ class ContractTile(ContractOperands):
             s.stmts.append(Store(acc, (at,), value))
 
         self.vectors(scope, mr * nr, begin)
-        if part.last is True:
-            self.bring(scope, mb, mr, nb, -(-columns // lanes))
+        if self.far and part.last is not False:
+            near = scope if part.last is True else scope.branch(part.last)
+            self.bring(near, mb, mr, nb, -(-columns // lanes))
+            near.close_to(scope)
         block, k = self.k_loops(scope, len(self.g.inner) - 1, part)
 
         def step(s: Scope, where: dict[Expr, Expr]) -> None:
@@ -88,8 +90,6 @@ class ContractTile(ContractOperands):
     def bring(self, scope: Scope, mb: Expr, mr: int, nb: Expr, nr: int) -> None:
         """Prefetches what the epilogue of a tile will read and write, where that is large: it comes while
         the tile is computed."""
-        if not self.far:
-            return
         outer, i = scope, ZERO
         if mr > 1:
             i = Var("i", mr)
@@ -115,16 +115,20 @@ class ContractTile(ContractOperands):
         return self._partial
 
     def partial_at(self, scope: Scope, mb: Expr, nb: Expr, nr: int) -> Expr:
-        """Where the tile at (mb, nb) starts there: [outer..., column tile, row tile, tile]."""
+        """Where the tile at (mb, nb) starts there: [outer..., column tile, row tile, tile]; where it is
+        local, [rows inside..., row tile, tile]."""
         if self.s.kc >= self.K:
             return ZERO
         rows = -(-self.m.size // self.s.mr) * self.s.mr
         width = self.s.nr * self.lanes
         out: Expr = ZERO
-        for d in self.outer:
+        local = self._partial is not None and self._partial.space == "local"  # of one column tile
+        for d in self.inside if local else self.outer:
             value = scope.find(self.low.number(d.var)) if isinstance(d.var, Var) else ZERO
             assert value is not None
             out = index_add(index_mul(out, d.size), value)
+        if local:
+            return index_add(index_mul(out, rows * width), index_mul(mb, nr * self.lanes))
         out = index_mul(out, -(-self.columns // width) * width * rows)
         return index_add(index_add(out, index_mul(nb, rows)), index_mul(mb, nr * self.lanes))
 

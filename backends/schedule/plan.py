@@ -39,7 +39,7 @@ from .sort import SortGroup
 TINY = 16
 #: tiny reductions unroll at most this many elements
 TINY_REDUCE = 32
-#: cycles to write out an element of windows and to read it again: where that stays in the caches, and where not
+#: cycles to write out an element of windows and to read it again, where that stays in the caches and not
 COLUMN, FAR_COLUMN = 0.5, 1.5
 #: values that one elementwise group stores
 MOST_STORED = 16

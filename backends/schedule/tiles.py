@@ -147,6 +147,34 @@ class Strategy:
 
 def choose(p: Problem, machine: MachineModel) -> Strategy:
     """The cheapest way by the model."""
+    return _best(_ways(p, machine), p, machine)
+
+
+def contenders(p: Problem, machine: MachineModel, most: int) -> list[Strategy]:
+    """The model's choice, and after it the best of every other kind and the next best of all, up to `most`:
+    what is worth measuring. All add up in one order, as ways of one number of threads and another must."""
+    found = _ways(p, machine)
+    best = _best(found, p, machine)
+    if best.dot:
+        return [best]
+    out = [best]
+    by_time = sorted(
+        (s for s in found if not s.dot and s != best), key=lambda s: s.cycles * _share(p, s, machine)
+    )
+    kinds = {_kind(best)}
+    for s in by_time:
+        if _kind(s) not in kinds and s.cycles < 2 * best.cycles:
+            kinds.add(_kind(s))
+            out.append(s)
+    out[most // 2 + 1 :] = []
+    return (out + [s for s in by_time if s not in out])[:most]
+
+
+def _kind(s: Strategy) -> tuple[bool | int, ...]:
+    return s.swap, s.pack_a, s.pack_b, s.nc > 0, s.kc, s.spread, s.flat
+
+
+def _ways(p: Problem, machine: MachineModel) -> list[Strategy]:
     found: list[Strategy] = []
     for swap in (False, True):
         q = p.swapped() if swap else p
@@ -159,6 +187,10 @@ def choose(p: Problem, machine: MachineModel) -> Strategy:
     if p.ak == p.bk == 1 and 2 * machine.lanes(p.itemsize) <= p.K:
         q = p if p.cn == 1 or p.cm != 1 else p.swapped()
         found.append(_dot(q, q is not p, machine))
+    return found
+
+
+def _best(found: list[Strategy], p: Problem, machine: MachineModel) -> Strategy:
     best = min(found, key=lambda s: s.cycles)
     if best.dot or machine.threads == 1:
         return best
@@ -301,7 +333,7 @@ def _b_ways(
     for rows in (STREAMS, 2 * STREAMS):
         for nc in {most, most // 2 // width * width} if machine.threads > 1 else {most}:
             if 2 * rows <= p.K and nc >= min(p.N // 2, 64):
-                cost = CROSSING * crossing + APART / 2 * (collide and nc * p.itemsize < 4096)
+                cost = 3 * CROSSING * crossing + APART / 2 * (collide and nc * p.itemsize < 4096)
                 found.append((False, 0.0, cost, rows, nc))
     return found
 
@@ -316,6 +348,10 @@ def _a_ways(
     far = size * p.itemsize > machine.l2_bytes // 2
     stream = STREAM * passes * batch * size * p.itemsize / 64 if far else 0.0
     stride = p.ak * p.itemsize
+    if far and p.am != 1 and p.k_last < 16 and p.k_last < p.K:
+        # Short runs along k, each at a place of its own: nothing fetches their lines ahead.
+        lines = -(-p.M // mr) + p.M * min(1.0, p.am * p.itemsize / 64)
+        stream = JUMP * p.K / p.k_last * lines * -(-p.N // width) * batch
     if p.am != 1 or stride < 128 or kc < 32:
         return [(False, stream)]
     kept = kc * (64 + width * p.itemsize) <= machine.l1_bytes and kc <= 8 * (4096 // gcd(stride, 4096))
@@ -331,11 +367,17 @@ def _a_ways(
 
 
 def _n_block(p: Problem, width: int, kc: int, machine: MachineModel) -> int:
-    """How many columns to pack at a time, 0 for all: as many whole tiles as half the second cache holds, and
-    as many in every block."""
-    if p.reuse_b > 1 or p.K * p.N * p.itemsize <= machine.l2_bytes // 2:
+    """How many columns to pack at a time, 0 for all: as many whole tiles as half the second cache holds, or
+    fewer where A is near and reading it again costs little; and as many in every block."""
+    if p.reuse_b > 1 or p.K * p.N * p.itemsize <= machine.l2_bytes // 4:
         return 0
-    most = max(1, machine.l2_bytes // 2 // (kc * width * p.itemsize))
+    a = p.M * p.K * p.itemsize
+    room = machine.l2_bytes // 2
+    if a <= machine.l1_bytes // 2:
+        room = machine.l1_bytes
+    elif a <= machine.l2_bytes // 2:
+        room = machine.l2_bytes // 8
+    most = max(1, room // (kc * width * p.itemsize))
     tiles = p.N // width
     return next((t for t in range(min(most, tiles), 0, -1) if tiles % t == 0), 1) * width
 
@@ -344,6 +386,11 @@ def _k_block(p: Problem, row_tiles: int, width: int, machine: MachineModel) -> i
     """How much of k at a time: a panel of B of about the first cache's size, if it is used often; else all
     of it."""
     best = max(64, machine.l2_bytes // 4 // (width * p.itemsize))
+    if p.windows_a and p.reuse_b == 1 and _n_block(p, width, p.K, machine) == 0:
+        # Lines of A come again for the tiles beside and below: they and a block of B should stay in the first
+        # cache until then.
+        lines = 64 * (p.M * p.am * p.itemsize // 64 + 2) // max(p.k_last, 1)
+        best = max(64, machine.l1_bytes // (width * p.itemsize + lines))
     if row_tiles * (p.batch // p.each_b) < 6 or best * 3 // 2 >= p.K:
         return p.K
     tail = p.K

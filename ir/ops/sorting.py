@@ -209,8 +209,7 @@ def _one(x: Type, *, dim: int, keepdim: bool = False) -> tuple[Type, Type]:
 def _kthvalue(x: Type, *, k: int, dim: int, keepdim: bool = False) -> tuple[Type, Type]:
     check_dim(dim, x.rank)
     if not 1 <= k <= x.shape[dim]:
-        kind = OpError if x.shape[dim] else IndexOutOfRange
-        raise kind(f"k = {k} is not in [1, {x.shape[dim]}], the size of dimension {dim} of {x}")
+        raise OpError(f"k = {k} is not in [1, {x.shape[dim]}], the size of dimension {dim} of {x}")
     return _one(x, dim=dim, keepdim=keepdim)
 
 

@@ -292,7 +292,13 @@ def _softmax(b: Any, x: Any, *, dim: int) -> Any:
         return x
     wide = widen(b, x)
     e = b.exp(b.sub(wide, b.amax(wide, axes=axes, keepdim=True)))
-    return b.cast_to(b.div(e, b.sum(e, axes=axes, keepdim=True)), x.type.dtype)
+    return b.cast_to(_shares(b, e, b.sum(e, axes=axes, keepdim=True)), x.type.dtype)
+
+
+def _shares(b: Any, e: Any, total: Any) -> Any:
+    """What part of `total` each element is. Totals are at least 1, so that the one division that a row takes
+    loses half a unit in the last place; a division of each element takes as long as its exponential."""
+    return b.mul(e, b.reciprocal(total))
 
 
 def _softmax_grad(b: Any, n: Any, g: Any) -> Any:
@@ -321,7 +327,7 @@ def _safe_softmax(b: Any, x: Any, *, dim: int) -> Any:
     dead = b.eq(top, b.const(-math.inf, top))
     e = b.exp(b.sub(wide, b.where(dead, b.const(0, top), top)))
     total = b.sum(e, axes=axes, keepdim=True)
-    return b.cast_to(b.div(e, b.where(dead, b.const(1, total), total)), x.type.dtype)
+    return b.cast_to(_shares(b, e, b.where(dead, b.const(1, total), total)), x.type.dtype)
 
 
 composite(

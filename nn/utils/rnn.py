@@ -15,7 +15,8 @@ import numpy as np
 from ...ir.dtypes import int64
 from ...tracer.arguments import check_names
 from ...tracer.creation import arange, tensor, zeros
-from ...tracer.library import ArgumentError, ArgumentTypeError
+from ...tracer.devices import on_device
+from ...tracer.library import ArgumentError, ArgumentTypeError, device_name
 from ...tracer.methods import FUNCTIONS
 from ...tracer.recording import outside_traces
 from ...tracer.tensor import Tensor
@@ -82,13 +83,17 @@ class PackedSequence(_Fields, PartlyTraced):
         return made
 
     def to(self, *args: Any, **kwargs: Any) -> PackedSequence:
-        """The same with `data` in another dtype."""
+        """The same with `data` in another dtype, or on another device."""
         data = self.data.to(*args, **kwargs)
         return self if data is self.data else self._with(data)
 
     def cpu(self) -> PackedSequence:
-        """The same: everything is on the CPU."""
-        return self
+        """The same with `data` on the CPU."""
+        return self.to("cpu")
+
+    def cuda(self, device: Any = None) -> PackedSequence:
+        """The same with `data` on a GPU. Raises DTypeError where there is none."""
+        return self.to("cuda" if device is None else device)
 
     def pin_memory(self) -> PackedSequence:
         """The same: memory needs no pinning."""
@@ -100,7 +105,7 @@ class PackedSequence(_Fields, PartlyTraced):
 
     @property
     def is_cuda(self) -> bool:
-        return False
+        return self.data.is_cuda
 
 
 def _converter(name: str) -> Any:
@@ -153,7 +158,7 @@ class Layout:
         """How long each sequence is."""
         return self.there.sum(0)
 
-    def mask(self, rank: int) -> Tensor:
+    def mask(self, rank: int) -> Any:
         """bool `[T, B, 1, ...]` of a rank: whether there is an element."""
         return tensor(self.there.reshape(self.T, self.B, *(1,) * (rank - 2)))
 
@@ -167,7 +172,9 @@ class Layout:
         rank = np.cumsum(self.there.reshape(-1)) - 1
         where = np.where(self.there.reshape(-1), rank, 0)
         out = data.index_select(0, tensor(where)).reshape(self.T, self.B, *data.shape[1:])
-        return out if value is None else out.masked_fill(~self.mask(out.dim()), value)  # type: ignore[operator]
+        if value is None:
+            return out
+        return out.masked_fill(on_device(self.mask(out.dim()), device_name(out)).logical_not(), value)
 
 
 def pack_padded_sequence(

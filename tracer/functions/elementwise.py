@@ -60,7 +60,7 @@ def _unary(name: str, *, floating: bool = False) -> None:
 def _check_divisor(name: str, other: Any) -> None:
     """Integers divided by a zero are an error where it is known; by one that is only known later, 0."""
     if isinstance(other, Tensor):
-        known = other._value().buffer
+        known = other._value().known
         zero = known is not None and not known.array.all()
     else:
         zero = other == 0

@@ -12,7 +12,6 @@ from ...ir import dtypes
 from ...ir.errors import DTypeError, IndexKindError, IndexOutOfRange, OpError, TraceError
 from ...ir.op import REGISTRY, Op
 from ...ir.types import broadcast_shapes, normalize_axis
-from ...runtime.buffers import copy_of
 from ..creation import as_tensor, tensor
 from ..library import ArgumentError
 from ..operands import as_value, tensor_operand
@@ -132,7 +131,7 @@ def checked_indices(trace: Any, index: Tensor, size: int, dim: int, name: str = 
     if index.dtype.kind not in "iu":
         raise IndexKindError(f"{name}(): expected integer indices, got a tensor of {index._value().type}")
     v = as_value(trace, index, dtypes.int64)
-    known = index._value().buffer
+    known = index._value().known
     if known is not None and known.type.numel:
         low, high = int(known.array.min()), int(known.array.max())
         least = -size if name in _WRAPS else 0
@@ -195,7 +194,8 @@ def _part(x: Tensor, index: Any) -> Tensor | None:
     are never the same again, and each would be a program of its own.
     """
     value = x._value()
-    if value.buffer is None or value.requires_grad or x._storage.native:
+    buffer = value.buffer
+    if buffer is None or value.requires_grad or x._storage.native:
         return None
     shape = value.type.shape
     places: tuple[Any, ...] = index if index.__class__ is tuple else (index,)
@@ -223,10 +223,9 @@ def _part(x: Tensor, index: Any) -> Tensor | None:
         begin, end, steps = zip(*ranges)
         view.append((_SLICE, {"start": begin, "stop": end, "step": steps}))
     view += selects
-    found = value.buffer.array[places]
-    if not view or found.nbytes > _COPIED:
+    contents = buffer.part(places, _COPIED) if view else None
+    if contents is None:
         return None
-    contents = copy_of(found, value.type.dtype)
     part = Tensor(TracedValue(contents.type, None, 0, None, contents))
     part._cached, part._storage, part._version_seen = part._storage.value, x._storage, x._storage.version
     part._view = (*(x._view or ()), *view)
@@ -322,9 +321,10 @@ def nonzero(input: Tensor, *, as_tuple: bool = False) -> Any:
     """Indices of the elements that are not zero: i64 `[n, ndim]`, or a tuple of `[n]` per dimension."""
     a = contents_of(tensor_operand(input, "nonzero(): input"), "nonzero()", "a mask, x != 0")
     found = np.nonzero(np.atleast_1d(a))
+    where = input.device
     if as_tuple:
-        return tuple(tensor(f.astype(np.int64)) for f in found)
-    return tensor(np.stack(found, axis=1).astype(np.int64)[:, : input.dim()])
+        return tuple(tensor(f.astype(np.int64), device=where) for f in found)
+    return tensor(np.stack(found, axis=1).astype(np.int64)[:, : input.dim()], device=where)
 
 
 def contents_of(input: Tensor, what: str, instead: str) -> np.ndarray:

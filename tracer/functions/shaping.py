@@ -86,7 +86,7 @@ def _bits_as(input: Tensor, dtype: DType) -> Tensor:
     last = array.shape[-1] * array.itemsize if array.ndim else array.itemsize
     if last % dtype.itemsize or (not array.ndim and dtype.itemsize != array.itemsize):
         raise OpError(f"view(): the last dimension of {input._value().type} does not divide into {dtype}")
-    return concrete(copy_of(array.view(dtype.numpy), dtype))
+    return concrete(copy_of(array.view(dtype.numpy), dtype).on(input._storage.value.type.device))
 
 
 def reshape(input: Tensor, *sizes: Any, shape: Any = None) -> Tensor:

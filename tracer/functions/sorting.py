@@ -16,6 +16,7 @@ from ...ir.errors import DTypeError, IndexOutOfRange, OpError
 from ...ir.op import REGISTRY
 from ...ir.types import normalize_axis
 from ...runtime.buffers import copy_of
+from ..library import device_name
 from ..operands import as_value, result_type, tensor_operand
 from ..results import result_class
 from ..tensor import Tensor, concrete
@@ -53,7 +54,7 @@ def _place(name: str, input: Tensor, k: Any, dim: int, low: int) -> int:
     axis = normalize_axis(dim, input.dim())
     n = input.shape[axis] if input.dim() else 1
     if not low <= k <= n:
-        raise OpError(
+        raise (OpError if n else IndexOutOfRange)(
             f"{name}(): k = {k} is not in [{low}, {n}], the size of dimension {dim} of {input._value().type}"
         )
     return int(k)
@@ -208,16 +209,16 @@ def nanquantile(
 # --- unique elements ------------------------------------------------------------------------------
 
 
-def _fresh(array: Any, dtype: Any) -> Tensor:
-    return concrete(copy_of(np.asarray(array), dtype))
+def _fresh(array: Any, dtype: Any, like: Tensor) -> Tensor:
+    return concrete(copy_of(np.asarray(array), dtype).on(device_name(like)))
 
 
 def _chosen(values: Tensor, inverse: Any, counts: Any, return_inverse: bool, return_counts: bool) -> Any:
     made: list[Tensor] = [values]
     if return_inverse:
-        made.append(_fresh(inverse, dtypes.int64))
+        made.append(_fresh(inverse, dtypes.int64, values))
     if return_counts:
-        made.append(_fresh(counts, dtypes.int64))
+        made.append(_fresh(counts, dtypes.int64, values))
     return tuple(made) if len(made) > 1 else values
 
 
@@ -238,8 +239,8 @@ def unique(
     a = _known(input, "unique()")
     axis = None if dim is None else normalize_axis(dim, input.dim())
     found, inverse, counts = np.unique(a, return_inverse=True, return_counts=True, axis=axis, equal_nan=False)
-    shape = a.shape if axis is None else (a.shape[axis],)
-    return _chosen(_fresh(found, input.dtype), inverse.reshape(shape), counts, return_inverse, return_counts)
+    inverse = inverse.reshape(a.shape if axis is None else (a.shape[axis],))
+    return _chosen(_fresh(found, input.dtype, input), inverse, counts, return_inverse, return_counts)
 
 
 def unique_consecutive(
@@ -262,7 +263,7 @@ def unique_consecutive(
     counts = np.diff(np.append(starts, n))
     inverse = (np.cumsum(first) - 1).reshape(shape)
     found = np.take(rows, starts, axis)
-    return _chosen(_fresh(found, input.dtype), inverse, counts, return_inverse, return_counts)
+    return _chosen(_fresh(found, input.dtype, input), inverse, counts, return_inverse, return_counts)
 
 
 # --- binary search --------------------------------------------------------------------------------

@@ -109,7 +109,7 @@ def _stack(batch: Any, *, collate_fn_map: Any = None) -> Tensor:
     values = [t._value() for t in batch]
     dtype = values[0].type.dtype
     if STATE.trace is not STATE.lazy or any(
-        v.buffer is None or v.requires_grad or v.type.dtype is not dtype for v in values
+        v.known is None or v.requires_grad or v.type.dtype is not dtype for v in values
     ):
         return FUNCTIONS["stack"](list(batch), 0)
     arrays = [v.buffer.array for v in values if v.buffer is not None]

@@ -13,7 +13,7 @@ import numpy as np
 from ...ir.errors import IndexOutOfRange
 from ...runtime.buffers import copy_of
 from ...tracer import mt19937
-from ...tracer.library import ArgumentError, ArgumentTypeError, MissingForward
+from ...tracer.library import ArgumentError, ArgumentTypeError, MissingForward, device_name
 from ...tracer.random import Generator, default_generator, generator_of
 from ...tracer.recording import STATE, warn
 from ...tracer.tensor import Tensor, concrete
@@ -96,7 +96,7 @@ class TensorDataset(Dataset[tuple[Tensor, ...]]):
         n = len(self)
         if where.min() < -n or where.max() >= n:
             return None  # the ordinary way says which index
-        return [concrete(copy_of(t._array()[where], t.dtype)) for t in self.tensors]
+        return [concrete(copy_of(t._array()[where], t.dtype).on(device_name(t))) for t in self.tensors]
 
 
 class StackDataset(Dataset[Any]):
