@@ -112,6 +112,25 @@ def test_squares_are_turned_by_shuffles(target: str) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("nr", [1, 2, 3, 4, 5, 6])
+@pytest.mark.parametrize("pack_a", [False, True])
+def test_largest_tiles_do_not_spill(
+    target: str, nr: int, pack_a: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tiles that the model may choose, with all the accumulators that there are registers for."""
+    machine, cpu = TARGETS[target]
+    lanes, mr = machine.lanes(4), (machine.vector_registers - 1 - nr) // nr
+    while pack_a and not tiles.room_for_packed_a(mr, nr, machine.vector_registers):
+        mr -= 1
+    chosen = tiles.Strategy(False, False, mr, nr, lanes, pack_a, True, 200, 1.0)
+    monkeypatch.setattr(groups, "_choose", lambda p, machine: chosen)
+    graph = product(PRODUCTS["tn"], 5 * mr, 2 * nr * lanes, 200)
+    text = compile_program(schedule(graph, machine), x86(*cpu), use_cache=False).assembly()
+    lines = hot_loops(text)[0] if mr * nr > 1 else []
+    assert not any("rsp" in line and "mm" in line for line in lines)
+
+
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("layout", ["nn", "tn"])
 def test_blocks_in_place_stay_in_registers(
     target: str, layout: str, monkeypatch: pytest.MonkeyPatch

@@ -144,3 +144,25 @@ def test_the_number_of_threads_changes_no_bit(threads: int, kind: str) -> None:
         )
         found.append(compile_program(schedule(graph, machine), use_cache=False).call(arrays))
     assert all(np.array_equal(x, y) for x, y in zip(*found))
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize("spec", ["km,kn->mn", "mk,nk->mn", "mk,kn->mn"])
+@pytest.mark.parametrize("sizes", [(70, 130, 90), (260, 33, 200), (9, 700, 300)])
+def test_threads_share_products_and_packing(threads: int, spec: str, sizes: tuple[int, int, int]) -> None:
+    """With small caches everything is packed, and packing is shared too: no bit depends on who does it."""
+    graph = product(spec, dict(zip("mnk", sizes)), True)
+    rng = np.random.default_rng(2)
+    arrays = [rng.standard_normal(v.type.shape).astype("f") for v in graph.inputs]
+    found = []
+    for t in (1, threads):
+        machine = MachineModel(
+            MACHINE.vector_bytes, MACHINE.vector_registers, True, t, 1 << 13, 1 << 16, 1000, 64
+        )
+        program = schedule(graph, machine)
+        verify_program(program)
+        found.append(compile_program(program, use_cache=False).call(arrays))
+    x, y, bias = (a.astype(np.float64) for a in arrays)
+    want = np.einsum(spec, x, y) + bias
+    np.testing.assert_allclose(found[0][0], np.maximum(want, 0), rtol=1e-4, atol=1e-3)
+    assert np.array_equal(found[0][0], found[1][0])

@@ -1,5 +1,5 @@
-"""On a GPU: samples of every op, the examples' steps and what tests/test_cuda_device.py and test_cuda_train.py
-do on the emulated device. Skipped where there is none; with `TRACEGRAD_CUDA=emulate` in the environment they
+"""On a GPU: samples of every op, the examples' steps and what test_cuda_device.py and test_cuda_train.py do
+on the emulated device. Skipped where there is none; with `TRACEGRAD_CUDA=emulate` in the environment they
 run on the emulated one. And, where NVIDIA's packages are installed, their functions against those of the
 emulated driver.
 """

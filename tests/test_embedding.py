@@ -58,6 +58,7 @@ def test_max_norm_scales_rows_in_place(compile_: bool) -> None:
     assert (norms[[1, 3]] <= 0.5 + 1e-6).all()
     np.testing.assert_array_equal(a(w)[[0, 2, 4]], TABLE[[0, 2, 4]])
     np.testing.assert_array_equal(a(y), a(w)[[1, 3, 3]])
+    assert look(tg.zeros(0, dtype=tg.int64)).shape == (0, 3)
 
 
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])

@@ -202,3 +202,45 @@ def test_small_results_of_compiled_calls_use_their_memory_again(monkeypatch: pyt
     for _ in range(5):
         loss = step()
     assert not taken and loss.item() == 21.0
+
+
+def test_a_compiled_step_takes_parameters_over_without_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tg.nn.Linear(3, 4)
+    optimizer = tg.optim.Adam(model.parameters())
+    x = tg.ones(2, 3)
+    copies: list[int] = []
+    copy = buffers.Buffer.copy
+
+    def counted(buffer: buffers.Buffer) -> buffers.Buffer:
+        copies.append(buffer.type.nbytes)
+        return copy(buffer)
+
+    monkeypatch.setattr(buffers.Buffer, "copy", counted)
+
+    @tg.compile
+    def step(x: tg.Tensor) -> tg.Tensor:
+        optimizer.zero_grad()
+        loss = model(x).square().sum()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    losses = [step(x).item() for _ in range(5)]
+    assert copies == [] and losses == sorted(losses, reverse=True)
+
+
+def test_what_a_graph_saved_survives_a_compiled_step() -> None:
+    w = tg.tensor([2.0, 3.0], requires_grad=True)
+    y = (w * w).sum()
+    assert y.item() == 13
+
+    @tg.compile
+    def step() -> None:
+        with tg.no_grad():
+            w.add_(1.0)
+
+    step()
+    step()
+    assert w.tolist() == [4, 5]
+    (g,) = tg.autograd.grad(y, w)
+    assert g.tolist() == [4, 6]

@@ -138,7 +138,7 @@ def test_recurrent_steps_are_two_kernels(kind: str) -> None:
         loss.backward()
         return loss, *[p.grad for p in layer.parameters()]
 
-    steps = tg.compile(step).lower().loops.steps
+    steps = schedule(tg.compile(step).lower().optimized, AVX512).steps
     loops = [s for s in steps if isinstance(s, Repeat)]
     assert [s.reverse for s in loops] == [False, True]
     for s in loops:

@@ -85,18 +85,15 @@ def close(found: list[np.ndarray], want: list[np.ndarray]) -> None:
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("machine", [AVX2, AVX512], ids=["avx2", "avx512"])
 def test_loops_of_blocks(machine: MachineModel, threads: int) -> None:
-    """Channels that blocks divide and others, rows that tiles divide and others."""
+    """Rows and columns that tiles don't divide."""
     machine = replace(machine, threads=threads, parallel_cycles=10, l1_bytes=TINY_L1)
-    cut = 0
-    for case in (((2, 12, 2, 13), 32, (3, 3)), ((2, 20, 2, 6), 32, (3, 3))):
-        graph = convolution(case, 1, 1)
-        del graph.outputs[1:]
-        cut += blocked(graph, machine)
-        arrays = data(graph)
-        program = schedule(optimize(graph), machine)
-        verify_program(program)
-        close(run_program(program, arrays), list(evaluate(graph, arrays)[0]))
-    assert cut
+    graph = convolution(((2, 12, 2, 17), 24, (3, 3)), 1, 1)
+    del graph.outputs[1:]
+    assert blocked(graph, machine)
+    arrays = data(graph)
+    program = schedule(optimize(graph), machine)
+    verify_program(program)
+    close(run_program(program, arrays), list(evaluate(graph, arrays)[0]))
 
 
 SIZES = st.tuples(st.integers(0, 3), st.integers(1, 24), st.integers(1, 8), st.integers(1, 20))

@@ -26,7 +26,7 @@ from .placement import device_of
 from .recording import STATE, Trace, user_location
 from .tensor import Tensor
 from .tree import map_tensors
-from .values import Storage, TracedValue
+from .values import Storage, TracedValue, let_go
 
 
 @dataclass
@@ -244,6 +244,15 @@ class CompileTrace(Trace):
         for tensor, old, _ in self.grads.values():
             tensor._grad = old
 
+    def forget(self) -> None:
+        """Lets go of the values that were read: nothing else may hold them when native code takes their
+        memory, or they would be copied."""
+        for node in self.nodes:
+            let_go(node)
+        self.nodes = []
+        self.places = {}
+        self.written = {}
+
 
 def _free_variables(fn: Any) -> list[tuple[str, Any]]:
     """Names and values a function sees from outside, for the dumps."""
@@ -307,6 +316,7 @@ def trace_function(
     finally:
         STATE.trace = old
         trace.undo()
+        trace.forget()
 
 
 def _finish(trace: CompileTrace, arguments: list[Tensor], result: Any, keep_grads: bool) -> Traced:

@@ -1,8 +1,8 @@
 """Running the pending program of a thread: what must be kept, the program cache in the trie, interpret or
 compile.
 
-A program met for the first time runs on the interpreter, unless that takes as long as compiling it; one that
-comes back is compiled.
+A program met for the first time runs on the interpreter, unless that takes about as long as compiling it; one
+that comes back is compiled.
 `TRACEGRAD_LAZY=interpret` never compiles, `TRACEGRAD_LAZY=compile` compiles at first sight (both for tests
 and debugging).
 """
@@ -41,7 +41,7 @@ class LazyProgram:
         updates: indices into the trace's inputs whose memory is written, and slots of the values in it then.
         history: slots of values that outlive the program and whose gradients flow on into it.
         past: where the nodes behind them were recorded, once they are known.
-        dear: the interpreter would take about as long as the compiler.
+        dear: the interpreter would take half as long as the compiler, or longer.
     """
 
     __slots__ = (
@@ -81,7 +81,7 @@ class LazyProgram:
         self.executable: Executable | None = None
         self.placed: PlacedRuns | None = None
         self.runs = 0
-        self.dear = _interpreting(graph) > _compiling(graph)
+        self.dear = 2 * _interpreting(graph) > _compiling(graph)
 
     def run(self, inputs: list[Buffer], interpreted: int = 1) -> tuple[list[Buffer], list[Buffer] | None]:
         """Contents of the outputs, and those of updated inputs unless they were written in place. The first
@@ -95,9 +95,16 @@ class LazyProgram:
             if self.placed is not None:
                 return self.placed.interpreted(inputs) if first else (self.placed.run(inputs), None)
             if first:
-                outs, updates = interpret(self.graph, [b.array for b in inputs])
+                given = [b.array for b in inputs]
+                outs, updates = interpret(self.graph, given)
                 made = [_own(outs, v.type) for v in self.graph.outputs]
-                return made, [_own(updates, v.type) for v in self.graph.updates.values()]
+                ours = {id(a) for a in given}
+                for i, new in enumerate(updates):
+                    if id(new) in ours or not new.flags.owndata:  # it may show what another update changes
+                        updates[i] = new.copy()
+                for v in self.graph.updates:
+                    given[v.index][...] = updates.pop(0)
+                return made, None
             executable = self.executable = Executable(Lowered(self.graph))
         return executable(inputs), None
 

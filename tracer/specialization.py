@@ -66,9 +66,11 @@ class Specialization:
         self.written_args = {p.index for i, p in enumerate(traced.places) if p.kind == "arg" and i in updated}
         self.written_states = {p.storage for i, p in enumerate(traced.places) if p.storage and i in updated}
         for p in traced.places:
-            if p.storage in self.written_states:
-                p.storage.claim()  # type: ignore[union-attr]
-                p.value = p.storage.value  # type: ignore[union-attr]
+            storage: Any = p.storage
+            if storage in self.written_states:
+                p.value = TracedValue(p.value.type)  # the one that was read is nobody's but a saved graph's
+                storage.claim()
+                p.value = storage.value
         # `.grad`s that every call sets to the same thing: one comparison says that they are so already.
         fixed = [isinstance(t, Tensor) and (g is None or isinstance(g, Consumed)) for t, g in traced.grads]
         self.fixed_owners = [t for (t, _), is_fixed in zip(traced.grads, fixed) if is_fixed]

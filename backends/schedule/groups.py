@@ -91,6 +91,8 @@ class Group:
         kernel = node.op.kernel
         if kernel == "source":
             return self.source(node, v, index)
+        if not v.type.numel:
+            return Const(0, v.type.dtype)  # never computed: there is no such element
         if kernel == "reduce":
             return self.trivial_reduce(node, v, index, mask)
         return None

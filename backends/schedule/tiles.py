@@ -238,7 +238,10 @@ def _outer(
     ways = (machine.l1_bytes // 4096 - 2) * (4096 // gcd(p.am * p.itemsize, 4096) if p.ak == 1 else p.M)
     for nr in range(1, min(vectors, 6) + 1):
         most = max(1, (registers - 1 - nr) // nr)
-        for mr in {*range(max(1, most - 8), min(most, p.M) + 1), min(p.M, most)}:
+        if nr == 1 and vectors > 3 and registers >= 16 and not p.windows_b:
+            continue  # a load for every multiply-add
+        least = most * 2 // 3 if 4 * most < p.M else most - 8  # many tiles: small ones are no better a fit
+        for mr in {*range(max(1, least), min(most, p.M) + 1), min(p.M, most)}:
             if mr < 1 or mr > p.M:
                 continue
             row_tiles, column_tiles = -(-p.M // mr), -(-vectors // nr)
@@ -253,7 +256,7 @@ def _outer(
                     for count_n, n in splits(vectors, nr):
                         step = max(m * n * per_fma, (m + n) * per_load, 4.0) + 0.3 + extra * n
                         again = nc if nc and not pack_b else n * lanes  # columns until the next tile of rows
-                        if kc * again * p.itemsize > machine.l1_bytes:
+                        if kc * again * p.itemsize > machine.l1_bytes and (pack_b or row_tiles > 1):
                             step = max(step, L2_VECTOR * n) + FROM_L2 * n
                         if pack_b and kc * n * lanes * p.itemsize > machine.l2_bytes // 2:
                             step += FROM_L3 * n
@@ -277,11 +280,19 @@ def _outer(
                 total = batch * cycles + p.each_b * cost_b
                 passes = -(-vectors * lanes // nc) if nc else column_tiles
                 for pack_a, cost_a in _a_ways(p, mr, nr * lanes, batch, passes, kc, machine):
+                    if pack_a and not room_for_packed_a(mr, nr, registers):
+                        continue
                     cycles = total + cost_a
                     out.append(
                         Strategy(swap, False, mr, nr, lanes, pack_a, pack_b, kc, cycles, spread, nc=nc)
                     )
     return out
+
+
+def room_for_packed_a(mr: int, nr: int, registers: int) -> bool:
+    """Whether the tile leaves registers for elements of A that lie side by side: LLVM broadcasts several of
+    them ahead, and would spill accumulators for it."""
+    return nr < 5 or mr * nr + nr < registers - 2
 
 
 def _flat(p: Problem, swap: bool, machine: MachineModel) -> list[Strategy]:
@@ -329,9 +340,10 @@ def _b_ways(
     if len(p.inner) > 1 or p.bk <= width:
         return found
     # A few rows at a time, along memory, as far as a block of the result stays in the second cache.
-    most = max(1, min(p.N, machine.l2_bytes // 4 // (p.M * p.itemsize), 1024) // width) * width
+    room = min(machine.l2_bytes // 4 // (p.M * p.itemsize), 1056)
+    most = -(-p.N // width) * width if room >= p.N else max(1, room // width) * width
     for rows in (STREAMS, 2 * STREAMS):
-        for nc in {most, most // 2 // width * width} if machine.threads > 1 else {most}:
+        for nc in {most, -(-min(most, p.N) // 2 // width) * width} if machine.threads > 1 else {most}:
             if 2 * rows <= p.K and nc >= min(p.N // 2, 64):
                 cost = 3 * CROSSING * crossing + APART / 2 * (collide and nc * p.itemsize < 4096)
                 found.append((False, 0.0, cost, rows, nc))
