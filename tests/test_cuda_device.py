@@ -20,15 +20,17 @@ import tracegrad.nn.functional as F
 from tracegrad.backends.cuda import emulate as emulation
 from tracegrad.ir.errors import DeviceError, TraceError, TracegradError
 from tracegrad.runtime import cuda_driver as low
+from tracegrad.tracer import generator
 
 pytestmark = pytest.mark.skipif(not emulation.available(), reason="emulating takes g++")
 
 
 @pytest.fixture(autouse=True)
-def emulated_gpu() -> Iterator[None]:
-    """An emulated GPU instead of whatever is here."""
+def emulated_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An emulated GPU instead of whatever is here; its generators must not outlive it."""
     from tracegrad.runtime.cuda_emulated import emulated
 
+    monkeypatch.setattr(generator, "_ON_DEVICES", {})
     with emulated():
         yield
 

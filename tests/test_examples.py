@@ -208,9 +208,18 @@ def adam_by_hand() -> list[float]:
 # --- the wide net --------------------------------------------------------------------------------------
 
 
+def same_losses(rows: list[list[str]]) -> None:
+    """The table's losses, to three digits. By the last steps sums in another order have moved a loss by 2e-4
+    of itself (PyTorch's are 1.3e-4 from those in f64), so that a few of 500 may round to the next digit."""
+    assert [t for t, _ in rows] == [t for t, _ in LOSSES]
+    other = [(float(a), float(b)) for (_, a), (_, b) in zip(rows, LOSSES) if a != b]
+    assert len(other) <= 5 and all(abs(a / b - 1) < 0.0101 for a, b in other), other
+    assert rows[:200] == LOSSES[:200]
+
+
 def test_wide_net(tmp_path: Path) -> None:
     text = run("wide_net", cwd=tmp_path)
-    assert [line.split() for line in text.splitlines()[:500]] == LOSSES
+    same_losses([line.split() for line in text.splitlines()[:500]])
     assert re.fullmatch(r"500 steps in \d+\.\d\d s, .*", text.splitlines()[500])
     plot, page = tmp_path / "out" / "wide_net_loss.png", tmp_path / "out" / "wide_net.html"
     assert plot.read_bytes().startswith(b"\x89PNG") and plot.stat().st_size > 5000
@@ -221,7 +230,7 @@ def test_wide_net(tmp_path: Path) -> None:
 
 def test_wide_net_without_matplotlib(tmp_path: Path) -> None:
     text = run("wide_net", "--out", str(tmp_path / "a" / "b"), cwd=tmp_path, missing=("matplotlib",))
-    assert [line.split() for line in text.splitlines()[:500]] == LOSSES
+    same_losses([line.split() for line in text.splitlines()[:500]])
     assert "pip install 'tracegrad[plot]'" in text
     assert [p.name for p in (tmp_path / "a" / "b").iterdir()] == ["wide_net.html"]
 
@@ -244,7 +253,7 @@ def test_wide_net_a_step_at_a_time(compiled: bool) -> None:
         return loss
 
     call = tracegrad.compile(step) if compiled else step
-    assert [[str(t), f"{call().item():.3g}"] for t in range(1, 501)] == LOSSES
+    same_losses([[str(t), f"{call().item():.3g}"] for t in range(1, 501)])
 
 
 # --- against PyTorch --------------------------------------------------------------------------------------

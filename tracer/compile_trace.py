@@ -321,14 +321,18 @@ def trace_function(
 
 def _finish(trace: CompileTrace, arguments: list[Tensor], result: Any, keep_grads: bool) -> Traced:
     outputs: list[TracedValue] = []
+    given: dict[int, tuple[Tensor, Output]] = {}  # a tensor that comes out twice is one tensor
     argument_ids = {id(t): i for i, t in reversed([*enumerate(arguments)])}
 
     def output(t: Tensor) -> Output:
         value = t._value()
         if value.trace is not trace:
             trace.capture(value)
-        outputs.append(value)
-        return Output(len(outputs) - 1)
+        found = given.get(id(t))
+        if found is None or value is not outputs[found[1].index]:
+            outputs.append(value)
+            found = given[id(t)] = (t, Output(len(outputs) - 1))
+        return found[1]
 
     def returned(t: Tensor) -> Any:
         if id(t) in argument_ids or t._storage in trace.written or t._storage.value.trace is not trace:
@@ -356,7 +360,7 @@ def _finish(trace: CompileTrace, arguments: list[Tensor], result: Any, keep_grad
             grads.append((owner, Consumed(trace.name)))
         elif after._storage.value.trace is trace and after._storage not in trace.written:
             grads.append((owner, output(after)))
-            grad_outputs.append(False)
+            grad_outputs += [False] * (len(outputs) - len(grad_outputs))
         else:
             grads.append((owner, after))
     updates: list[tuple[Any, Any]] = []
