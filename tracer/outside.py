@@ -135,6 +135,8 @@ class Reads:
     def __init__(self) -> None:
         self.always: list[Read] = []
         self.tracked: list[Read] = []
+        self._cells: list[tuple[Any, Read]] = []  # of `always`, in the forms that are quick to look at
+        self._others: list[tuple[Any, Read]] = []
         self._known: set[tuple[int, str]] = set()
         self._objects: list[Any] = []
         self._attributes: set[str] = set()
@@ -217,6 +219,11 @@ class Reads:
         self.always = [r for r in self.always if kept(r)]
         self.tracked = [r for r in self.tracked if kept(r)]
         RELIED.update((id(r.table), r.key) for r in self.tracked)
+        for r in self.always:
+            if isinstance(r.table, Cell) and r.copy is None:
+                self._cells.append((r.table.cell, r))
+            else:
+                self._others.append((r.table.get, r))
         self._objects.clear()
         return [*self.always, *self.tracked]
 
@@ -224,8 +231,14 @@ class Reads:
 
     def same(self) -> bool:
         """Whether nothing was touched that each call looks at."""
-        for r in self.always:
-            if r.table.get(r.key, _MISSING) is not r.value or r.copy is not None:
+        try:
+            for cell, r in self._cells:
+                if cell.cell_contents is not r.value:
+                    return False
+        except ValueError:  # deleted
+            return False
+        for get, r in self._others:  # noqa: SIM110 - a generator takes longer
+            if get(r.key, _MISSING) is not r.value or r.copy is not None:
                 return False
         return True
 

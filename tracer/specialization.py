@@ -22,6 +22,7 @@ from ..runtime.executable import Context, Executable, Lowered
 from .attributes import is_whole
 from .compile_trace import Consumed, Output, Place, Traced
 from .lazy import part_from_native, scalar_buffer
+from .outside import Read
 from .recording import STATE, LazyTrace, user_location
 from .tensor import EPOCH, Tensor
 from .tree import map_tensors
@@ -194,8 +195,15 @@ class Specialization:
         if not self.plain or self.args:
             return None
         idle, enabled, guards = self._idle, self.grad_enabled, self.traced.grad_guards
-        grads, follows = list(zip(self.fixed_owners, self.fixed_values)), bool(self.traced.followed)
-        reads = self.traced.reads
+        grads, reads = list(zip(self.fixed_owners, self.fixed_values)), self.traced.reads
+        # What `_followed_already` looks at: variables, which `reads` has seen to be the same, and others.
+        places = self.traced.places
+        variables, follows = [], False
+        for owner, i, _ in self.traced.followed:
+            if owner.__class__ is tuple and isinstance(owner[0], Read):
+                variables.append((owner[0], places[i]))
+            else:
+                follows = True
         type = self.executable.output_types[0]
         recycled = type.nbytes <= _RECYCLED
 
@@ -207,6 +215,9 @@ class Specialization:
                     return None
             if not reads.same() or (follows and not self._followed_already([])):
                 return None
+            for r, p in variables:
+                if r.value._storage is not p.storage:
+                    return None
             try:
                 binding = idle.pop()
             except IndexError:

@@ -1,0 +1,73 @@
+"""`python -m benchmarks.table FILE.json [...]`: what `--json` wrote as the Markdown tables of README.md.
+
+Times are never printed, only ratios within a run: the best peer's over ours, minimum and median.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+OURS = "tracegrad"
+HEAD = ("workload", "best peer", "one call", "repeated", "ordinary code, to PyTorch", "start", "memory")
+
+
+def _best(found: dict[str, dict[str, Any]]) -> tuple[str, float, float]:
+    peers = {k: v for k, v in found.items() if not k.startswith(OURS)}
+    name = min(peers, key=lambda k: peers[k]["min_us"])
+    return name, peers[name]["min_us"], min(v["median_us"] for v in peers.values())
+
+
+def _ratio(found: dict[str, dict[str, Any]], ours: str, least: float, median: float) -> str:
+    if ours not in found:
+        return ""
+    return f"{least / found[ours]['min_us']:.3g}, {median / found[ours]['median_us']:.3g}"
+
+
+def _part(found: dict[str, dict[str, Any]], key: str) -> str:
+    if "torch" not in found:
+        return ""
+    return f"{found[OURS][key] / found['torch'][key]:.2f}"
+
+
+def row(name: str, found: dict[str, dict[str, Any]]) -> tuple[str, ...]:
+    """One workload's cells."""
+    peer, least, median = _best(found)
+    eager = found.get("torch")
+    lazy = _ratio(found, f"{OURS}.lazy", eager["min_us"], eager["median_us"]) if eager else ""
+    return (
+        name, peer, _ratio(found, OURS, least, median), _ratio(found, f"{OURS}.repeat", least, median), lazy,
+        _part(found, "cold_s"), _part(found, "memory_mb"),
+    )  # fmt: skip
+
+
+def family(name: str, results: dict[str, Any]) -> str:
+    """The geometric mean and the least ratio of workloads of one kind."""
+    ratios = {k: _best(v)[1] / v[OURS]["min_us"] for k, v in results.items()}
+    mean = math.exp(sum(map(math.log, ratios.values())) / len(ratios))
+    least = min(ratios, key=ratios.__getitem__)
+    worst = f"least {ratios[least]:.2f} (`{least}`)"
+    return f"- {name}, {len(ratios)} shapes: geometric mean {mean:.2f}, {worst}."
+
+
+def main(paths: list[str]) -> None:
+    results: dict[str, Any] = {}
+    for p in paths:
+        results |= json.loads(Path(p).read_text(encoding="utf-8"))
+    kinds = {k: {n: r for n, r in results.items() if n.startswith(f"{k}-")} for k in ("matmul", "conv")}
+    print("| " + " | ".join(HEAD) + " |")
+    print("|---" * len(HEAD) + "|")
+    for name, found in results.items():
+        if not any(name in of for of in kinds.values()):
+            print("| " + " | ".join(row(name, found)) + " |")
+    print()
+    for kind, of in kinds.items():
+        if of:
+            print(family(kind, of))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
