@@ -130,13 +130,15 @@ class Reads:
     Attributes:
         always: looked at by each call.
         tracked: of objects that say when they change; looked at when one did.
+        cells, others: `always` in the form that takes least time: variables of closures with what they must
+            hold; and the rest, with how to get at it.
     """
 
     def __init__(self) -> None:
         self.always: list[Read] = []
         self.tracked: list[Read] = []
-        self._cells: list[tuple[Any, Read]] = []  # of `always`, in the forms that are quick to look at
-        self._others: list[tuple[Any, Read]] = []
+        self.cells: list[tuple[Any, Read]] = []
+        self.others: list[tuple[Any, Read]] = []
         self._known: set[tuple[int, str]] = set()
         self._objects: list[Any] = []
         self._attributes: set[str] = set()
@@ -221,9 +223,9 @@ class Reads:
         RELIED.update((id(r.table), r.key) for r in self.tracked)
         for r in self.always:
             if isinstance(r.table, Cell) and r.copy is None:
-                self._cells.append((r.table.cell, r))
+                self.cells.append((r.table.cell, r))
             else:
-                self._others.append((r.table.get, r))
+                self.others.append((r.table.get, r))
         self._objects.clear()
         return [*self.always, *self.tracked]
 
@@ -232,12 +234,12 @@ class Reads:
     def same(self) -> bool:
         """Whether nothing was touched that each call looks at."""
         try:
-            for cell, r in self._cells:
+            for cell, r in self.cells:
                 if cell.cell_contents is not r.value:
                     return False
         except ValueError:  # deleted
             return False
-        for get, r in self._others:  # noqa: SIM110 - a generator takes longer
+        for get, r in self.others:  # noqa: SIM110 - a generator takes longer
             if get(r.key, _MISSING) is not r.value or r.copy is not None:
                 return False
         return True

@@ -196,14 +196,13 @@ class Specialization:
             return None
         idle, enabled, guards = self._idle, self.grad_enabled, self.traced.grad_guards
         grads, reads = list(zip(self.fixed_owners, self.fixed_values)), self.traced.reads
-        # What `_followed_already` looks at: variables, which `reads` has seen to be the same, and others.
-        places = self.traced.places
-        variables, follows = [], False
-        for owner, i, _ in self.traced.followed:
-            if owner.__class__ is tuple and isinstance(owner[0], Read):
-                variables.append((owner[0], places[i]))
-            else:
-                follows = True
+        # What `valid` looks at in the form that takes least time: variables of the function, tensors among
+        # them whose storage is state of the program, and the rest by the general way.
+        followed = self.traced.followed
+        held = {id(o[0]): i for o, i, _ in followed if isinstance(o, tuple) and isinstance(o[0], Read)}
+        variables = [(cell, r) for cell, r in reads.cells if id(r) not in held]
+        tensors = [(cell, r, self.traced.places[held[id(r)]]) for cell, r in reads.cells if id(r) in held]
+        look, follows = bool(reads.others), len(tensors) < len(followed)
         type = self.executable.output_types[0]
         recycled = type.nbytes <= _RECYCLED
 
@@ -213,11 +212,18 @@ class Specialization:
             for t, was_none in guards:
                 if (t._grad is None) is not was_none:
                     return None
-            if not reads.same() or (follows and not self._followed_already([])):
+            try:
+                for cell, r in variables:
+                    if cell.cell_contents is not r.value:
+                        return None
+                for cell, r, p in tensors:
+                    x = r.value
+                    if cell.cell_contents is not x or x._storage is not p.storage:
+                        return None
+            except ValueError:  # deleted
                 return None
-            for r, p in variables:
-                if r.value._storage is not p.storage:
-                    return None
+            if (look and not reads.same()) or (follows and not self._followed_already([])):
+                return None
             try:
                 binding = idle.pop()
             except IndexError:
