@@ -6,7 +6,7 @@ from __future__ import annotations
 from ...ir.expr import Const, Expr, Var
 from ...ir.graph import Graph, Node, Value
 from ..machine import GpuModel, MachineModel
-from ..schedule.contract import ContractGroup, Dim, affine_source
+from ..schedule.contract import ContractGroup, Dim, affine_source, joined
 from ..schedule.control import Frame
 from ..schedule.indexing import ZERO, ravel, unravel
 from ..schedule.plan import Planner
@@ -27,18 +27,7 @@ class GpuContractGroup(ContractGroup):
         """Groups letters into dimensions."""
 
         def dims(letters: list[str]) -> list[Dim]:
-            runs: list[Dim] = []
-            for c in letters:
-                a, b, cs = strides[c]
-                n = sizes[c]
-                if n == 1 and len(letters) > 1:
-                    continue
-                if runs:
-                    last = runs[-1]
-                    if (last.a, last.b, last.c) == (a * n, b * n, cs * n):
-                        runs[-1] = Dim(last.letters + c, last.size * n, ZERO, a, b, cs)
-                        continue
-                runs.append(Dim(c, n, ZERO, a, b, cs))
+            runs = joined(letters, sizes, strides)
             for d in runs:
                 d.var = Var(d.letters[0], d.size) if d.size != 1 else ZERO
             return runs

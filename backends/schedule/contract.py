@@ -48,6 +48,24 @@ class Dim:
     parts: tuple[tuple[int, int], ...] = ()
 
 
+def joined(letters: list[str], sizes: dict[str, int], strides: dict[str, tuple[int, int, int]]) -> list[Dim]:
+    """Letters as dimensions without variables: those that lie behind each other in both operands and the
+    result are one, and those of size 1 are gone unless there is no other."""
+    runs: list[Dim] = []
+    for c in letters:
+        a, b, cs = strides[c]
+        n = sizes[c]
+        if n == 1 and len(letters) > 1:
+            continue
+        if runs:
+            last = runs[-1]
+            if (last.a, last.b, last.c) == (a * n, b * n, cs * n):
+                runs[-1] = Dim(last.letters + c, last.size * n, ZERO, a, b, cs)
+                continue
+        runs.append(Dim(c, n, ZERO, a, b, cs))
+    return runs
+
+
 class ContractGroup(Group):
     """One contraction and its epilogue.
 
@@ -126,18 +144,7 @@ class ContractGroup(Group):
         """Groups letters into dimensions and chooses the strategy."""
 
         def dims(letters: list[str]) -> list[Dim]:
-            runs: list[Dim] = []
-            for c in letters:
-                a, b, cs = strides[c]
-                n = sizes[c]
-                if n == 1 and len(letters) > 1:
-                    continue
-                if runs:
-                    last = runs[-1]
-                    if (last.a, last.b, last.c) == (a * n, b * n, cs * n):
-                        runs[-1] = Dim(last.letters + c, last.size * n, ZERO, a, b, cs)
-                        continue
-                runs.append(Dim(c, n, ZERO, a, b, cs))
+            runs = joined(letters, sizes, strides)
             for k, d in enumerate(runs):
                 runs[k] = Dim(
                     d.letters, d.size, Var(d.letters[0], d.size) if d.size != 1 else ZERO, d.a, d.b, d.c
