@@ -239,6 +239,10 @@ class Reads:
                     return False
         except ValueError:  # deleted
             return False
+        return self.others_same()
+
+    def others_same(self) -> bool:
+        """The same of all but variables of closures."""
         for get, r in self.others:  # noqa: SIM110 - a generator takes longer
             if get(r.key, _MISSING) is not r.value or r.copy is not None:
                 return False

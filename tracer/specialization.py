@@ -222,7 +222,7 @@ class Specialization:
                         return None
             except ValueError:  # deleted
                 return None
-            if (look and not reads.same()) or (follows and not self._followed_already([])):
+            if (look and not reads.others_same()) or (follows and not self._followed_already([])):
                 return None
             try:
                 binding = idle.pop()
