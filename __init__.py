@@ -2,7 +2,12 @@
 else.
 """
 
+import gc as _gc
 import sys as _sys
+
+# Modules make many objects that all stay; looking through them for garbage is a seventh of the time.
+_collecting = _gc.isenabled()
+_gc.disable()
 
 from . import ir as ir
 from .ir import ops as _ops
@@ -29,7 +34,6 @@ from .tracer import cuda as cuda
 from .tracer import func as func
 from .tracer import public as _public
 from .tracer import random as random
-from .tracer.autograd import enable_grad, inference_mode, is_grad_enabled, no_grad, set_grad_enabled
 from .tracer.compile import compile, trace
 from .tracer.control import cond, map, scan, while_loop
 from .tracer.creation import (
@@ -52,6 +56,7 @@ from .tracer.creation import (
 )
 from .tracer.export_cuda import export_cuda
 from .tracer.func import vmap
+from .tracer.grad_mode import enable_grad, inference_mode, is_grad_enabled, no_grad, set_grad_enabled
 from .tracer.operands import get_default_dtype, result_type, set_default_dtype
 from .tracer.random import (
     Generator,
@@ -114,3 +119,5 @@ _sys.modules[f"{__name__}.autograd"] = autograd
 _sys.modules[f"{__name__}.autograd.function"] = autograd.function
 _sys.modules[f"{__name__}.autograd.functional"] = autograd.functional
 _sys.modules[f"{__name__}.autograd.forward_ad"] = autograd.forward_ad
+if _collecting:
+    _gc.enable()

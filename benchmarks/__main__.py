@@ -4,6 +4,9 @@ Every contender runs in a process of its own; blocks of steps alternate A B C A 
 that changes speed changes it for all. The table gives minimum and median time of a step, the best peer's time
 over each, the time from process start to the third step (cold caches, then warm), peak memory, and how long
 the step would take at the machine's measured peak of arithmetic and of memory traffic.
+
+With several numbers of threads (`--threads 1,2`) ours runs with each of them, in turn, and the table shows
+that more threads are not slower.
 """
 
 from __future__ import annotations
@@ -29,10 +32,10 @@ Figures = dict[str, dict[str, float]]
 
 
 class Contender:
-    """A worker process."""
+    """A worker process; `key` is what its figures are filed under."""
 
-    def __init__(self, workload: str, name: str, threads: int, env: dict[str, str]) -> None:
-        self.name = name
+    def __init__(self, workload: str, name: str, threads: int, env: dict[str, str], key: str = "") -> None:
+        self.key = key or name
         self.times: list[float] = []
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker", workload, name, str(threads), str(time.time())],
@@ -58,41 +61,61 @@ class Contender:
         return int(peak) / 1024, json.loads(counts)
 
 
+def surroundings(cache: str) -> dict[str, str]:
+    """Environment of workers whose caches are in a directory."""
+    env = {
+        **os.environ,
+        "TRACEGRAD_CACHE_DIR": cache,
+        "TORCHINDUCTOR_CACHE_DIR": f"{cache}/inductor",
+        "JAX_PLATFORMS": "cpu",
+    }
+    env.pop("PYTHONDONTWRITEBYTECODE", None)  # installed packages have their bytecode; so shall ours
+    return env
+
+
+def in_turn(running: list[Contender], rounds: int, seconds: float) -> Figures:
+    """Times blocks of steps of all, one after the other, and ends them: figures by key."""
+    blocks = {}
+    for c in running:
+        one = max(float(c.ask("1")), float(c.ask(str(max(int(0.02 / float(c.ask("1"))), 1)))), 1e-8)
+        blocks[c.key] = max(int(seconds / one), 1)
+    for _ in range(rounds):
+        for c in running:
+            c.times.append(float(c.ask(str(blocks[c.key]))))
+    out: Figures = {}
+    for c in running:
+        memory, counts = c.end()
+        out[c.key] = {
+            "min_us": min(c.times) * 1e6,
+            "median_us": statistics.median(c.times) * 1e6,
+            "warm_s": c.start,
+            "memory_mb": memory,
+            **counts,
+        }
+    return out
+
+
 def measure(w: Workload, names: list[str], threads: int, rounds: int, seconds: float) -> Figures:
     """Figures of one workload, by contender."""
     with tempfile.TemporaryDirectory() as cache:
-        env = {
-            **os.environ,
-            "TRACEGRAD_CACHE_DIR": cache,
-            "TORCHINDUCTOR_CACHE_DIR": f"{cache}/inductor",
-            "JAX_PLATFORMS": "cpu",
-        }
-        env.pop("PYTHONDONTWRITEBYTECODE", None)  # installed packages have their bytecode; so shall ours
+        env = surroundings(cache)
         cold = {}
         for n in names:
             first = Contender(w.name, n, threads, env)
             cold[n] = first.start
             first.end()
-        running = [Contender(w.name, n, threads, env) for n in names]
-        blocks = {}
-        for c in running:
-            one = max(float(c.ask("1")), float(c.ask(str(max(int(0.02 / float(c.ask("1"))), 1)))), 1e-8)
-            blocks[c.name] = max(int(seconds / one), 1)
-        for _ in range(rounds):
-            for c in running:
-                c.times.append(float(c.ask(str(blocks[c.name]))))
-        out: Figures = {}
-        for c in running:
-            memory, counts = c.end()
-            out[c.name] = {
-                "min_us": min(c.times) * 1e6,
-                "median_us": statistics.median(c.times) * 1e6,
-                "cold_s": cold[c.name],
-                "warm_s": c.start,
-                "memory_mb": memory,
-                **counts,
-            }
+        out = in_turn([Contender(w.name, n, threads, env) for n in names], rounds, seconds)
+        for n in names:
+            out[n]["cold_s"] = cold[n]
         return out
+
+
+def measure_threads(w: Workload, names: list[str], counts: list[int], rounds: int, seconds: float) -> Figures:
+    """Figures of one workload by contender and number of threads: `name@threads`."""
+    with tempfile.TemporaryDirectory() as cache:
+        env = surroundings(cache)
+        each = [(n, t) for n in names for t in counts]
+        return in_turn([Contender(w.name, n, t, env, f"{n}@{t}") for n, t in each], rounds, seconds)
 
 
 def best_peer(figures: Figures, key: str) -> float:
@@ -100,7 +123,7 @@ def best_peer(figures: Figures, key: str) -> float:
     return min((f[key] for n, f in figures.items() if n not in OURS), default=float("nan"))
 
 
-def show(w: Workload, figures: Figures, threads: int, machine: Machine) -> None:
+def show(w: Workload, figures: Figures, threads: int) -> None:
     """Prints one workload's table."""
     print(f"\n{w.name} ({threads} thread{'s' * (threads > 1)})")
     print(
@@ -114,14 +137,31 @@ def show(w: Workload, figures: Figures, threads: int, machine: Machine) -> None:
             f"{f['cold_s']:8.2f}{f['warm_s']:8.2f}{f['memory_mb']:7.0f}"
         )
     ours = figures.get("tracegrad")
-    if ours and "flops" in ours:
-        arithmetic = (w.flops or ours["flops"]) / machine.flops(threads)
-        traffic = ours["bytes"] / machine.bandwidth(threads)
-        floor = max(arithmetic, traffic) * 1e6
+    if ours and "floor_us" in ours:
         print(
-            f"{'floor':18}{floor:11.2f}   {arithmetic * 1e6:.2f} of arithmetic, {traffic * 1e6:.2f} "
-            f"of traffic; we reach {floor / ours['min_us']:.0%}"
+            f"{'floor':18}{ours['floor_us']:11.2f}   {ours['arithmetic_us']:.2f} of arithmetic, "
+            f"{ours['traffic_us']:.2f} of traffic; we reach {ours['floor_us'] / ours['min_us']:.0%}"
         )
+
+
+def show_threads(w: Workload, figures: Figures, counts: list[int]) -> None:
+    """Prints one workload's times by number of threads."""
+    print(f"\n{w.name:32}" + "".join(f"{t} thread{'s' * (t > 1):17}" for t in counts))
+    for n in dict.fromkeys(key.partition("@")[0] for key in figures):
+        found = [figures[f"{n}@{t}"] for t in counts]
+        cells = "".join(f"{f['min_us']:11.2f}{f['median_us']:11.2f}   " for f in found)
+        print(f"  {n:28}{cells}{found[0]['min_us'] / found[-1]['min_us']:6.2f} times as fast")
+
+
+def put_floors(everything: dict[str, Figures], threads: dict[str, int], machine: Machine) -> None:
+    """Adds the floors, by the best that was measured until now, to the figures of ours."""
+    for name, figures in everything.items():
+        ours = figures.get("tracegrad")
+        if ours and "flops" in ours:
+            ours["arithmetic_us"], ours["traffic_us"] = machine.floor(
+                threads[name], WORKLOADS[name].flops or ours["flops"], int(ours["bytes"])
+            )
+            ours["floor_us"] = max(ours["arithmetic_us"], ours["traffic_us"])
 
 
 def summary(everything: dict[str, Figures]) -> None:
@@ -168,7 +208,11 @@ def main() -> None:
     )
     parser.add_argument("--against", default="torch,jax", help="peers, of torch, torch.compile, jax")
     parser.add_argument("--only", default=",".join(OURS), help="which of ours")
-    parser.add_argument("--threads", type=int, default=0, help="default: what each workload says")
+    parser.add_argument(
+        "--threads",
+        default="",
+        help="a number, or several of them to compare; default: what each workload says",
+    )
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--seconds", type=float, default=0.1, help="length of a timed block")
     parser.add_argument("--json", help="also write the figures here")
@@ -180,19 +224,54 @@ def main() -> None:
         raise SystemExit(
             f"no workload is called {' or '.join(args.workloads)}; there are {', '.join(WORKLOADS)}"
         )
+    names = list(dict.fromkeys(wanted))
+    counts = [int(t) for t in args.threads.split(",") if t]
+    if len(counts) > 1:
+        compare_threads(names, args.only.split(","), counts, args)
+        return
     machine = Machine()
-    everything = {}
-    for name in dict.fromkeys(wanted):
+    everything: dict[str, Figures] = {}
+    threads = {}
+    for name in names:
         w = WORKLOADS[name]
-        threads = args.threads or w.threads
-        names = [c for c in w.contenders if c in peers or c in args.only.split(",")]
-        everything[name] = measure(w, names, threads, args.rounds, args.seconds)
-        show(w, everything[name], threads, machine)
-        if args.json:
-            Path(args.json).write_text(json.dumps(everything, indent=1), encoding="utf-8")
+        threads[name] = counts[0] if counts else w.threads
+        running = [c for c in w.contenders if c in peers or c in args.only.split(",")]
+        everything[name] = measure(w, running, threads[name], args.rounds, args.seconds)
+        ours = everything[name].get("tracegrad", {})
+        for _ in range(5 if "bytes" in ours else 0):
+            machine.measure(threads[name], int(ours["bytes"]))
+            put_floors(everything, threads, machine)
+            if ours["floor_us"] <= ours["min_us"]:
+                break  # else the machine was busy when it was measured
+        show(w, everything[name], threads[name])
+        write(everything, args.json)
     summary(everything)
     if args.plot:
         plot(everything, args.plot)
+
+
+def compare_threads(names: list[str], ours: list[str], counts: list[int], args: argparse.Namespace) -> None:
+    """Measures and prints workloads with several numbers of threads."""
+    everything: dict[str, Figures] = {}
+    for name in names:
+        w = WORKLOADS[name]
+        running = [c for c in w.contenders if c in ours]
+        everything[name] = measure_threads(w, running, counts, args.rounds, args.seconds)
+        show_threads(w, everything[name], counts)
+        write(everything, args.json)
+    slower = [
+        f"{name} ({key.partition('@')[0]}, {figures[key]['min_us'] / most['min_us']:.2f})"
+        for name, figures in everything.items()
+        for key, most in ((k, figures[f"{k.partition('@')[0]}@{counts[-1]}"]) for k in figures)
+        if key.endswith(f"@{counts[0]}") and figures[key]["min_us"] < most["min_us"]
+    ]
+    print(f"\nslower on {counts[-1]} threads than on {counts[0]}: {', '.join(slower) or 'none'}")
+
+
+def write(everything: dict[str, Figures], path: str | None) -> None:
+    """Keeps the figures."""
+    if path:
+        Path(path).write_text(json.dumps(everything, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 OURS = "tracegrad"
-HEAD = ("workload", "best peer", "one call", "repeated", "ordinary code, to PyTorch", "start", "memory")
+HEAD = (
+    "workload", "best peer", "one call", "repeated", "ordinary code, to PyTorch", "start", "warm", "memory",
+    "of the floor",
+)  # fmt: skip
 
 
 def _best(found: dict[str, dict[str, Any]]) -> tuple[str, float, float]:
@@ -40,8 +43,26 @@ def row(name: str, found: dict[str, dict[str, Any]]) -> tuple[str, ...]:
     lazy = _ratio(found, f"{OURS}.lazy", eager["min_us"], eager["median_us"]) if eager else ""
     return (
         name, peer, _ratio(found, OURS, least, median), _ratio(found, f"{OURS}.repeat", least, median), lazy,
-        _part(found, "cold_s"), _part(found, "memory_mb"),
+        _part(found, "cold_s"), _part(found, "warm_s"), _part(found, "memory_mb"), reached(found[OURS]),
     )  # fmt: skip
+
+
+def reached(ours: dict[str, Any]) -> str:
+    """The floor over our time."""
+    return f"{ours['floor_us'] / ours['min_us']:.2g}" if "floor_us" in ours else ""
+
+
+def by_threads(results: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Rows of figures that were measured with several numbers of threads: the time on the fewest over the
+    time on the most, of minima and medians."""
+    rows = []
+    for name, found in results.items():
+        for ours in dict.fromkeys(k.partition("@")[0] for k in found):
+            counts = sorted(int(k.partition("@")[2]) for k in found if k.startswith(f"{ours}@"))
+            few, many = found[f"{ours}@{counts[0]}"], found[f"{ours}@{counts[-1]}"]
+            ratios = [few[key] / many[key] for key in ("min_us", "median_us")]
+            rows.append((name, ours, f"{counts[-1]}", "{:.3g}, {:.3g}".format(*ratios)))
+    return rows
 
 
 def family(name: str, results: dict[str, Any]) -> str:
@@ -53,16 +74,25 @@ def family(name: str, results: dict[str, Any]) -> str:
     return f"- {name}, {len(ratios)} shapes: geometric mean {mean:.2f}, {worst}."
 
 
+def show(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """Prints a Markdown table."""
+    for cells in (head, None, *rows):
+        print("|---" * len(head) + "|" if cells is None else "| " + " | ".join(cells) + " |")
+
+
 def main(paths: list[str]) -> None:
     results: dict[str, Any] = {}
     for p in paths:
         results |= json.loads(Path(p).read_text(encoding="utf-8"))
+    several = {k: v for k, v in results.items() if any("@" in key for key in v)}
+    if several:
+        show(("workload", "mode", "threads", "times as fast as with the fewest"), by_threads(several))
+        results = {k: v for k, v in results.items() if k not in several}
+        if not results:
+            return
+        print()
     kinds = {k: {n: r for n, r in results.items() if n.startswith(f"{k}-")} for k in ("matmul", "conv")}
-    print("| " + " | ".join(HEAD) + " |")
-    print("|---" * len(HEAD) + "|")
-    for name, found in results.items():
-        if not any(name in of for of in kinds.values()):
-            print("| " + " | ".join(row(name, found)) + " |")
+    show(HEAD, [row(n, f) for n, f in results.items() if not any(n in of for of in kinds.values())])
     print()
     for kind, of in kinds.items():
         if of:

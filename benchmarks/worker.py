@@ -16,16 +16,16 @@ from typing import Any
 
 
 def cost_of(step: Any) -> dict[str, int]:
-    """What the compiler counts of one step: operations, and the bytes that must move (inputs, state twice,
-    outputs)."""
+    """What the compiler counts of one step: operations, the bytes that must move, and its workspace."""
     if not hasattr(step, "lower"):
         return {}
+    from .floor import traffic  # when the start has been timed
+
     lowered = step.lower()
-    memory = lowered.memory()
     return {
         "flops": lowered.cost().flops,
-        "bytes": memory.inputs + 2 * memory.state + memory.outputs,
-        "arena": memory.arena,
+        "bytes": traffic(lowered.loops),
+        "arena": lowered.memory().arena,
     }
 
 

@@ -453,24 +453,34 @@ def walk(e: Expr) -> Iterator[Expr]:
 _INDEX_OPS = ("add", "mul", "floordiv", "mod")
 
 
-def substitute(e: Expr, env: dict[Expr, Expr]) -> Expr:
-    """`e` with the given nodes (by identity) replaced; index sums are simplified again."""
-    memo: dict[int, Expr] = {}
+Memo = dict[int, tuple["Expr", "Expr"]]
+
+
+def substitute(e: Expr, env: dict[Expr, Expr], memo: Memo | None = None) -> Expr:
+    """`e` with the given nodes (by identity) replaced; index sums are simplified again. `memo`: a dictionary,
+    empty at first, for all expressions that the same is replaced in: what they share is then done once."""
+    done: Memo = {} if memo is None else memo
 
     def go(x: Expr) -> Expr:
-        if x in env:
-            return env[x]
-        got = memo.get(id(x))
-        if got is None:
-            args = tuple(go(a) for a in x.args)
-            if all(a is b for a, b in zip(args, x.args)):
-                got = x
-            elif isinstance(x, Prim) and x.dtype is dtypes.int64 and x.name in _INDEX_OPS:
-                got = _reindex(x.name, args)
-            else:
-                got = x.rebuild(args)
-            memo[id(x)] = got
-        return got
+        new = env.get(x)
+        if new is not None:
+            return new
+        kind = type(x)
+        if kind is Const or kind is Var or kind is Local:
+            return x
+        known = done.get(id(x))
+        if known is not None:
+            return known[1]
+        old = x.args
+        args = tuple([go(a) for a in old])
+        if all([a is b for a, b in zip(args, old)]):
+            new = x
+        elif isinstance(x, Prim) and x.dtype is dtypes.int64 and x.name in _INDEX_OPS:
+            new = _reindex(x.name, args)
+        else:
+            new = x.rebuild(args)
+        done[id(x)] = x, new  # with x, or another could get its id
+        return new
 
     return go(e)
 

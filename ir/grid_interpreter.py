@@ -24,11 +24,13 @@ from .loops import (
     MMA_DEPTH,
     Alloc,
     Barrier,
+    Batch,
     Buffer,
     For,
     If,
     Kernel,
     Let,
+    Matrices,
     Mma,
     Stmt,
     Store,
@@ -160,7 +162,8 @@ class _Blocks:
             self.coordinates.insert(0, rest % extent)
             rest = rest // extent
         self.memory: dict[int, tuple[str, np.ndarray]] = {}
-        self.copies: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # memory, places and values, ahead
+        # copies ahead, in batches: memory, places and values
+        self.copies: list[list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = [[]]
 
     def fail(self, message: str) -> VerifyError:
         return VerifyError(f"kernel {self.kernel.name}: {message}")
@@ -193,9 +196,16 @@ class _Blocks:
                     raise self.fail("a barrier is reached by some threads only")
                 self.phase += 1
                 if s.copies:
-                    for data, at, value in self.copies:
+                    there = self.copies[: max(len(self.copies) - 1 - s.left, 0)] if s.left else self.copies
+                    for data, at, value in (c for batch in there for c in batch):
                         data[at] = value
-                    self.copies.clear()
+                    self.copies = self.copies[len(there) :] or [[]]
+            elif isinstance(s, Batch):
+                if mask is not None and not np.all(mask):
+                    raise self.fail("a batch is ended by some threads only")
+                self.copies.append([])
+            elif isinstance(s, Matrices):
+                self.matrices(s, mask)
             elif isinstance(s, Mma):
                 self.mma(s, mask)
             else:
@@ -284,7 +294,7 @@ class _Blocks:
             found[0].store(self.kernel.name, found[1], found[2], self.phase)
         value = np.broadcast_to(value, np.broadcast_shapes(shape, np.shape(value)))[active]
         if s.ahead:
-            self.copies.append((data, at[active], value))
+            self.copies[-1].append((data, at[active], value))
         else:
             data[at[active]] = value
 
@@ -318,6 +328,28 @@ class _Blocks:
         total = (a @ b.swapaxes(1, 2))[:, r + 8 * (e[:4] // 2), 2 * q + e[:4] % 2]
         data, index = share(s.sums, s.sums_at, 4)
         data[self.own, index] += total.reshape(self.count, 4).astype(np.float32)
+
+    def matrices(self, s: Matrices, mask: Any) -> None:
+        if self.size % WARP or (mask is not None and not np.all(mask)):
+            raise self.fail("matrices are reached by some threads of a warp only")
+        width = 16 // s.source.dtype.itemsize
+        named = np.arange(self.count)[:, None] % WARP < 8 * s.count
+        index = np.broadcast_to(self.eval(s.source_at, mask, {}), (self.count, 1))
+        if (named & (index % width != 0)).any():
+            raise self.fail(f"a row of matrices in {s.source.name} is not aligned")
+        data, at, active, _ = self.access(s.source, index + np.arange(width), named)
+        found = self.track(s.source, at, active)
+        if found is not None:
+            found[0].load(self.kernel.name, found[1], found[2], self.phase)
+        rows = data[at].reshape(-1, WARP, width)[:, : 8 * s.count].reshape(-1, s.count, 8, width)
+        if s.turned:
+            rows = rows.swapaxes(2, 3)
+        each = width // 4
+        t, e = np.arange(WARP)[:, None], np.arange(each)
+        shares = rows[:, :, t // 4, t % 4 * each + e].transpose(0, 2, 1, 3).reshape(self.count, -1)
+        target = self.memory[id(s.to)][1]
+        to = np.broadcast_to(self.eval(s.to_at, mask, {}), (self.count, 1)) + np.arange(s.count * each)
+        target[self.own, to] = shares
 
     def load(self, e: Load, mask: Any, memo: dict[int, Any]) -> Any:
         active = True if mask is None else mask

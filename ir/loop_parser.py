@@ -17,6 +17,7 @@ from .loops import (
     SPACES,
     Alloc,
     Barrier,
+    Batch,
     Branch,
     Buffer,
     For,
@@ -24,6 +25,7 @@ from .loops import (
     Kernel,
     Let,
     LoopProgram,
+    Matrices,
     Mma,
     Prefetch,
     Repeat,
@@ -313,7 +315,13 @@ class _Parser:
         if word == "while":
             return While(self.expr(), self.block())
         if word == "barrier":
-            return Barrier("\n" not in self.text[self.end : self.start] and self.accept("copies"))
+            copies = self.same_line() and self.accept("copies")
+            left = self.integer() if copies and self.kind == "number" and self.same_line() else 0
+            return Barrier(copies, left)
+        if word == "batch" and self.token != "[":
+            return Batch()
+        if word == "matrices" and self.accept("."):
+            return self.matrices()
         if word == "mma" and self.accept("."):
             return self.mma()
         if word == "prefetch" and self.token != "[":
@@ -326,7 +334,7 @@ class _Parser:
         buffer, index = self.place(word)
         self.expect("=")
         value = self.expr()
-        masked = "\n" not in self.text[self.end : self.start] and self.accept("if")
+        masked = self.same_line() and self.accept("if")
         return Store(buffer, index, value, self.expr() if masked else None, ahead)
 
     def place(self, word: str) -> tuple[Buffer, tuple[Expr, ...]]:
@@ -336,6 +344,19 @@ class _Parser:
         index = self.index()
         self.expect("]")
         return buffer, index
+
+    def same_line(self) -> bool:
+        """Whether the next token stands on the line of the last one."""
+        return "\n" not in self.text[self.end : self.start]
+
+    def matrices(self) -> Matrices:
+        kind = self.name()
+        if kind[:1] not in "xt" or kind[1:] not in ("1", "2", "4"):
+            raise self.error(f"expected a kind of matrices (x1 to x4, t1 to t4), found {kind!r}")
+        to, (i,) = self.place(self.name())
+        self.expect("=")
+        source, (j,) = self.place(self.name())
+        return Matrices(int(kind[1:]), kind[0] == "t", to, i, source, j)
 
     def mma(self) -> Mma:
         kind = self.name()

@@ -24,7 +24,8 @@ Around kernels there may be `repeat t in 50 reverse rotate (a, b) { }`, `while d
 gives (r, a) { test } do { body }` and `branch c { } else { }` (see ir/loops.py). Literals carry their dtype
 (`f32:0.5`), bare integers are i64. `f32(e)` converts, `bits.u32(e)` reinterprets, `reduce.add(l in 16: e)`
 combines lanes, `warp.add(e)` the threads of a GPU warp. `copy s[i] = x[j]` is a copy made ahead, which
-`barrier copies` waits for, and `mma.tf32 c[i], a[j], b[k]` a product of small matrices by a warp. Used by
+`barrier copies` waits for (`barrier copies 1` not for the last `batch`), `mma.tf32 c[i], a[j], b[k]` a
+product of small matrices by a warp, whose shares `matrices.x4 a[i] = s[j]` loads (`t4`: turned). Used by
 dumps, the CLI and tests.
 """
 
@@ -42,6 +43,7 @@ from .loops import (
     SPACES,
     Alloc,
     Barrier,
+    Batch,
     Branch,
     Buffer,
     For,
@@ -49,6 +51,7 @@ from .loops import (
     Kernel,
     Let,
     LoopProgram,
+    Matrices,
     Mma,
     Prefetch,
     Repeat,
@@ -188,7 +191,14 @@ def _block(body: list[Stmt], names: _Names, indent: str, out: list[str]) -> None
         elif isinstance(s, While):
             out.append(f"{indent}while {_expr(s.cond, names)} {{")
         elif isinstance(s, Barrier):
-            out.append(f"{indent}barrier{' copies' * s.copies}")
+            left = f" {s.left}" if s.left else ""
+            out.append(f"{indent}barrier{' copies' * s.copies}{left}")
+        elif isinstance(s, Batch):
+            out.append(f"{indent}batch")
+        elif isinstance(s, Matrices):
+            parts = ((s.to, s.to_at), (s.source, s.source_at))
+            shown = " = ".join(f"{names.get(b)}[{_expr(at, names)}]" for b, at in parts)
+            out.append(f"{indent}matrices.{'t' if s.turned else 'x'}{s.count} {shown}")
         elif isinstance(s, Prefetch):
             index = ", ".join(_expr(i, names) for i in s.index)
             out.append(f"{indent}prefetch {'write ' * s.write}{names.get(s.buffer)}[{index}]")

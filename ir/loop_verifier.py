@@ -7,7 +7,8 @@ Rules, besides dtypes and scoping:
 - register buffers are indexed by constants, unrolled and vector variables only;
 - const and plain input buffers are not stored to, and every arena buffer lies inside the arena;
 - `program.updated` are inputs;
-- copies made ahead are loads from global memory, stored to shared memory; operands of an mma are registers;
+- copies made ahead are loads from global memory, stored to shared memory; operands of an mma are registers,
+  and matrices come from shared memory;
 - a kernel for a GPU keeps to the form that ir/loops.py describes: block loops, thread loops of the same
   extents (at most 1024 threads), shared buffers directly in the block, barriers that all threads reach;
 - conditions of control flow are single bools; buffers that rotate or are copied have one type, none rotates
@@ -26,6 +27,7 @@ from .loops import (
     SPACES,
     Alloc,
     Barrier,
+    Batch,
     Branch,
     Buffer,
     For,
@@ -33,6 +35,7 @@ from .loops import (
     Kernel,
     Let,
     LoopProgram,
+    Matrices,
     Mma,
     Prefetch,
     Repeat,
@@ -192,11 +195,13 @@ class _Checker:
                 self.block(s.body, loops)
             elif isinstance(s, Mma):
                 self.mma(s)
+            elif isinstance(s, Matrices):
+                self.matrices(s)
             elif isinstance(s, Prefetch):
                 for e in s.index:
                     self.expr(e)
                 self.access(s.buffer, s.index)
-            elif not isinstance(s, Barrier):
+            elif not isinstance(s, (Barrier, Batch)):
                 raise self.fail(f"unknown statement {type(s).__name__}")
         self.locals, self.allocated = locals_, allocated
         self.checked.clear()
@@ -244,6 +249,16 @@ class _Checker:
         for b, at, dtype, count in parts:
             if b.dtype is not dtype or b.space != "register" or b.size % count:
                 raise self.fail(f"mma.{s.kind} of {b!r}")
+            self.expr(at)
+            self.access(b, (at,))
+
+    def matrices(self, s: Matrices) -> None:
+        whole = s.source.size * s.source.dtype.itemsize % 16 == 0 and s.source.space == "shared"
+        each = 4 // max(s.source.dtype.itemsize, 1)
+        fits = s.to.space == "register" and s.to.size % (s.count * max(each, 1)) == 0
+        if s.source.dtype is not s.to.dtype or not whole or not fits or not each or (s.turned and each != 2):
+            raise self.fail(f"matrices of {s.source!r} to {s.to!r}")
+        for b, at in ((s.to, s.to_at), (s.source, s.source_at)):
             self.expr(at)
             self.access(b, (at,))
 

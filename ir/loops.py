@@ -155,9 +155,16 @@ class While(Stmt):
 
 @dataclass(eq=False, slots=True)
 class Barrier(Stmt):
-    """All threads of a GPU block arrive before any goes on; with `copies`, what they copied ahead did too."""
+    """All threads of a GPU block arrive before any goes on; with `copies`, what they copied ahead did too,
+    but for their last `left` batches."""
 
     copies: bool = False
+    left: int = 0
+
+
+@dataclass(eq=False, slots=True)
+class Batch(Stmt):
+    """Ends a batch of copies ahead: those that a thread made since its last one. It may be empty."""
 
 
 #: terms that one `Mma` adds up, by kind: the type that its operands are rounded to
@@ -183,6 +190,28 @@ class Mma(Stmt):
     a_at: Expr
     b: Buffer
     b_at: Expr
+
+
+@dataclass(eq=False, slots=True)
+class Matrices(Stmt):
+    """Brings 8 x 8 matrices of 16 bits, or 8 x 4 of 32, from shared memory to registers, by the 32 threads of
+    a warp, as PTX's `ldmatrix`. Thread t names where row t % 8 of matrix t // 8 begins, 16 bytes of memory,
+    aligned. It gets of every matrix 4 bytes, one after the other: of row t // 4 those from byte 4 * (t % 4)
+    on, or `turned` (16 bits only) elements t // 4 of rows 2 (t % 4) and 2 (t % 4) + 1. So the shares of `Mma`
+    are made.
+
+    Attributes:
+        count: 1, 2 or 4 matrices; threads from 8 * `count` on name nothing.
+        to, to_at: registers, from a place on.
+        source, source_at: shared memory.
+    """
+
+    count: int
+    turned: bool
+    to: Buffer
+    to_at: Expr
+    source: Buffer
+    source_at: Expr
 
 
 @dataclass(eq=False, slots=True)
@@ -316,10 +345,17 @@ class LoopProgram:
 
 def statements(body: list[Stmt]) -> Iterator[Stmt]:
     """Every statement of a block, nested ones after their parent."""
+    out: list[Stmt] = []
+    _gather(body, out)
+    return iter(out)
+
+
+def _gather(body: list[Stmt], out: list[Stmt]) -> None:
     for s in body:
-        yield s
-        if isinstance(s, (For, If, While)):
-            yield from statements(s.body)
+        out.append(s)
+        kind = type(s)
+        if kind is For or kind is If or kind is While:
+            _gather(s.body, out)  # type: ignore[attr-defined]
 
 
 def grid_of(body: list[Stmt]) -> tuple[list[For], list[Stmt]] | None:
@@ -343,15 +379,19 @@ def thread_extents(body: list[Stmt]) -> tuple[int, ...]:
 
 
 def expressions(s: Stmt) -> tuple[Expr, ...]:
-    """The expressions a statement itself evaluates."""
+    """The expressions a statement itself evaluates. (`Matrices` reads memory besides.)"""
     if isinstance(s, Store):
-        return (*s.index, s.value, *(() if s.mask is None else (s.mask,)))
+        return (*s.index, s.value) if s.mask is None else (*s.index, s.value, s.mask)
     if isinstance(s, Let):
         return (s.value,)
+    if isinstance(s, For):
+        return ()
     if isinstance(s, Prefetch):
         return s.index
     if isinstance(s, (If, While)):
         return (s.cond,)
     if isinstance(s, Mma):
         return s.sums_at, s.a_at, s.b_at
+    if isinstance(s, Matrices):
+        return s.to_at, s.source_at
     return ()

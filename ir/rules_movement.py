@@ -14,6 +14,8 @@ from .rewrite import Rewriter, attr, rule
 from .types import Shape
 
 Ints = tuple[int, ...]
+#: movement of a concatenation of up to so many parts becomes movement of the parts
+FEW_PARTS = 8
 
 
 def op_of(v: Value) -> str:
@@ -352,6 +354,37 @@ def _joined(b: Rewriter, x: Value, y: Value, dim: int) -> Value | None:
     if any((start[d], stop[d]) != (start2[d], stop2[d]) for d in range(len(start)) if d != dim):
         return None
     return b.slice(source_of(x), start=start, stop=(*stop[:dim], stop2[dim], *stop[dim + 1 :]), step=step)
+
+
+@rule("permute(c := concat(...))")
+def permute_concat(b: Rewriter, n: Node, c: Value) -> Value | None:
+    """permute(concat(x, y)) --> concat(permute(x), permute(y)), where nobody else reads the first"""
+    assert c.node is not None
+    if not b.only_use(c) or len(c.node.operands) > FEW_PARTS:
+        return None
+    dims = n.attrs["dims"]
+    parts = [b.permute(v, dims=dims) for v in c.node.operands]
+    return b.concat(*parts, dim=dims.index(attr(c.node, "dim")))
+
+
+@rule("reshape(c := concat(...))")
+def reshape_concat(b: Rewriter, n: Node, c: Value) -> Value | None:
+    """reshape(concat(x, y)) --> concat(reshape(x), reshape(y)), where nobody else reads the first"""
+    assert c.node is not None
+    if not b.only_use(c) or len(c.node.operands) > FEW_PARTS:
+        return None
+    shape, d = n.results[0].type.shape, attr(c.node, "dim")
+    outer = math.prod(c.type.shape[:d])
+    for e in range(len(shape)):
+        unit = math.prod(shape[e + 1 :])  # elements of a part in one step of dimension e
+        sizes = [math.prod(v.type.shape[d:]) for v in c.node.operands]
+        if unit and math.prod(shape[:e]) == outer and not any(size % unit for size in sizes):
+            parts = [
+                b.reshape(v, shape=(*shape[:e], size // unit, *shape[e + 1 :]))
+                for v, size in zip(c.node.operands, sizes)
+            ]
+            return b.concat(*parts, dim=e)
+    return None
 
 
 @rule("slice(c := concat(...))")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..ir import dtypes
-from ..tracer.autograd import no_grad
 from ..tracer.creation import ones, tensor, zeros
+from ..tracer.grad_mode import no_grad
 from ..tracer.library import ArgumentError
 from . import functional as F
 from . import init

@@ -10,10 +10,11 @@ from ..ir.dtypes import DType
 from ..ir.op import REGISTRY
 from ..tracer.functions import elementwise, reductions
 from ..tracer.library import ArgumentError, ArgumentTypeError
+from ..tracer.making import apply
 from ..tracer.methods import inplace as write
 from ..tracer.operands import get_default_dtype, tensor_operand
 from ..tracer.recording import warn
-from ..tracer.tensor import Tensor, apply
+from ..tracer.tensor import Tensor
 
 
 def _activation(
@@ -30,7 +31,7 @@ def _activation(
             tensor_operand(input, f"{name}(): input")
         attrs = dict(parameters)
         overwrite = False
-        if args or kwargs:
+        if args or (kwargs and kwargs != defaults):  # (layers give them all)
             if len(args) > len(order):
                 raise ArgumentError(
                     f"{name}() takes an input and {', '.join(order)}, got {len(args) + 1} arguments"

@@ -9,9 +9,10 @@ from ..ir.dtypes import bool_
 from ..ir.op import REGISTRY
 from ..tracer.creation import ones, zeros
 from ..tracer.library import ArgumentError, ArgumentTypeError
+from ..tracer.making import apply
 from ..tracer.methods import FUNCTIONS
 from ..tracer.operands import tensor_operand
-from ..tracer.tensor import Tensor, apply
+from ..tracer.tensor import Tensor
 from .functional_activation import softmax
 from .functional_norm import linear
 from .functional_random import dropout

@@ -8,10 +8,11 @@ from math import prod
 from typing import Any
 
 from ..ir.op import REGISTRY
-from ..tracer.autograd import no_grad
+from ..tracer.grad_mode import no_grad
 from ..tracer.library import ArgumentError
+from ..tracer.making import apply
 from ..tracer.operands import tensor_operand
-from ..tracer.tensor import Tensor, apply
+from ..tracer.tensor import Tensor
 from .functional_norm import _affine, checked_eps
 
 T = Any

@@ -9,8 +9,9 @@ from typing import Any
 from ..ir.errors import DTypeError, OpError
 from ..ir.op import REGISTRY
 from ..tracer.library import ArgumentError
+from ..tracer.making import apply
 from ..tracer.operands import tensor_operand
-from ..tracer.tensor import Tensor, apply
+from ..tracer.tensor import Tensor
 
 T = Any
 Ints = tuple[int, ...]

@@ -14,9 +14,10 @@ from ..ir.op import REGISTRY
 from ..tracer.creation import arange
 from ..tracer.functions import elementwise as E
 from ..tracer.library import ArgumentError
+from ..tracer.making import apply
 from ..tracer.operands import tensor_operand, values
 from ..tracer.recording import STATE, warn
-from ..tracer.tensor import Tensor, apply
+from ..tracer.tensor import Tensor
 from .functional_activation import logsigmoid
 
 #: A Tensor. Its operators are bound when the package is loaded, which type checkers don't see.

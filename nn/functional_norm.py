@@ -8,8 +8,9 @@ from ..ir.op import REGISTRY
 from ..tracer.creation import arange, ones, zeros
 from ..tracer.functions import linear as products
 from ..tracer.library import ArgumentError, ArgumentTypeError
+from ..tracer.making import apply
 from ..tracer.operands import tensor_operand
-from ..tracer.tensor import Tensor, apply
+from ..tracer.tensor import Tensor
 
 T = Any
 linear = products.linear

@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..ir.op import REGISTRY
-from ..tracer.autograd import no_grad
 from ..tracer.functions.indexing import checked_indices
+from ..tracer.grad_mode import no_grad
 from ..tracer.library import ArgumentError
 from ..tracer.operands import tensor_operand
 from ..tracer.recording import STATE

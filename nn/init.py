@@ -13,7 +13,7 @@ import numpy as np
 
 from ..tracer import mt19937
 from ..tracer.arguments import check_names
-from ..tracer.autograd import no_grad
+from ..tracer.grad_mode import no_grad
 from ..tracer.library import ArgumentError, overwrite
 from ..tracer.random import fill, generator_of
 from ..tracer.recording import warn

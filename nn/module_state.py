@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..ir.errors import TracegradError
-from ..tracer.autograd import no_grad
 from ..tracer.conversions import from_outside
+from ..tracer.grad_mode import no_grad
 from ..tracer.library import ArgumentTypeError, RemovableHandle, add_hook
 from ..tracer.recording import STATE
 from ..tracer.tensor import Tensor, note_change

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..tracer.autograd import no_grad
 from ..tracer.creation import empty
+from ..tracer.grad_mode import no_grad
 from ..tracer.library import ArgumentError
 from ..tracer.tensor import Tensor
 from . import functional as F

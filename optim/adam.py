@@ -57,7 +57,7 @@ class Adam(Rule):
             "rest2": 1 - h.beta2,
             "eps": h.eps,
             "size": -(h.lr / (1 - h.beta1**t)),
-            "root": sqrt(1 - h.beta2**t),
+            "scale": 1 / sqrt(1 - h.beta2**t),  # a product for every element, not a division
         }
 
     def update(self, p: Num, g: Num, s: Slots, c: Any, group: ParamGroup) -> Num:
@@ -65,7 +65,7 @@ class Adam(Rule):
         v = s.exp_avg_sq = s.exp_avg_sq * c.beta2 + c.rest2 * g * g
         if group["amsgrad"]:
             v = s.max_exp_avg_sq = maximum(s.max_exp_avg_sq, v)
-        return p + c.size * m / (sqrt(v) / c.root + c.eps)
+        return p + c.size * m / (sqrt(v) * c.scale + c.eps)
 
 
 class AdamW(Adam):

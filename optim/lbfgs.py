@@ -14,10 +14,10 @@ import numpy as np
 
 from ..ir.dtypes import DType, int64
 from ..runtime.buffers import from_array
-from ..tracer.autograd import enable_grad, no_grad
 from ..tracer.control import while_loop
 from ..tracer.creation import tensor, zeros
 from ..tracer.devices import on_device
+from ..tracer.grad_mode import enable_grad, no_grad
 from ..tracer.library import ArgumentError, ArgumentTypeError, device_name, overwrite
 from ..tracer.methods import FUNCTIONS
 from ..tracer.recording import STATE, outside_traces

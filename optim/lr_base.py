@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ..tracer.autograd import no_grad
+from ..tracer.grad_mode import no_grad
 from ..tracer.library import ArgumentError, ArgumentTypeError
 from ..tracer.recording import warn
 from ..tracer.tensor import Tensor

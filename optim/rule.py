@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from ..ir.dtypes import float32, float64
 from ..ir.errors import TraceError
-from ..tracer.autograd import enable_grad
+from ..tracer.grad_mode import enable_grad
 from ..tracer.library import ArgumentError, device_name, filled_state
 from ..tracer.recording import STATE, LazyTrace, outside_traces, user_location
 from ..tracer.tensor import Tensor, note_change
@@ -172,11 +172,14 @@ class Rule(Optimizer):
     # --- one group ------------------------------------------------------------------------------------------
 
     def _step_group(self, trace: Any, group: ParamGroup) -> None:
-        # (Of ordinary code, reading `.grad` has no effect.)
-        seen = trace is not STATE.lazy
-        found = [
-            (p, g) for p in group["params"] if (seen or p._grad is not None) and (g := p.grad) is not None
-        ]
+        if trace is STATE.lazy:  # where reading `.grad` has no effect
+            found = [
+                (p, g if g.__class__ is Tensor else p.grad)
+                for p in group["params"]
+                if (g := p._grad) is not None
+            ]
+        else:
+            found = [(p, g) for p in group["params"] if (g := p.grad) is not None]
         if not found:
             return
         slots = self.slots(group)
@@ -199,17 +202,10 @@ class Rule(Optimizer):
         tensors = [*{id(t): t for t in held if isinstance(t, Tensor)}.values()]
         before = [t._value() for t in tensors]
         operands = [*before, *(g._value() for _, g in found), *(n.value for n in given.values())]
-        replayed = True
-
-        def update() -> tuple[list[Any], None]:
-            nonlocal replayed
-            replayed = False
-            self._update(trace, group, found, Hypers(trace, group, given), stateful)
-            after = (t._value() for t in tensors)
-            return [None if a is b else a for a, b in zip(after, before)], None
-
-        made, _ = trace.segment((self._formula, fixed, len(found)), operands, update)
-        if replayed:
+        ran: list[bool] = []
+        given_to = (trace, group, found, given, stateful, tensors, before, ran)
+        made, _ = trace.segment((self._formula, fixed, len(found)), operands, self._recorded, *given_to)
+        if not ran:
             for t, value in zip(tensors, made):
                 if value is None:
                     continue
@@ -219,6 +215,16 @@ class Rule(Optimizer):
                     storage.put(value)
                 else:
                     write(t, value)
+
+    def _recorded(
+        self, trace: Any, group: ParamGroup, found: list[Any], given: Any, stateful: bool, tensors: list[Any],
+        before: list[Any], ran: list[bool],
+    ) -> tuple[list[Any], None]:  # fmt: skip
+        """Updates, and gives the new values of those of the tensors that have one."""
+        ran.append(True)
+        self._update(trace, group, found, Hypers(trace, group, given), stateful)
+        after = (t._value() for t in tensors)
+        return [None if a is b else a for a, b in zip(after, before)], None
 
     def _update(
         self, trace: Any, group: ParamGroup, found: list[Any], hypers: Hypers, stateful: bool

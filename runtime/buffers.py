@@ -6,6 +6,8 @@ A `Buffer` is one tensor's contents. Executables pass `ptr` to native code; noth
 from __future__ import annotations
 
 import ctypes
+import itertools
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -25,21 +27,60 @@ _CELLS: dict[dtypes.DType, Any] = {
 _IDLE_BYTES, _IDLE_BLOCKS = 64 << 20, 64
 
 
+def _idle_in_all() -> int:
+    """How much idle memory large blocks may hold together."""
+    try:
+        return max(256 << 20, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 8)
+    except (AttributeError, ValueError, OSError):
+        return 1 << 30
+
+
+_IDLE_IN_ALL = _idle_in_all()
+_clock = itertools.count()
+
+
 class _Pool:
     """Idle blocks of one size."""
 
-    __slots__ = ("idle", "limit", "size")
+    __slots__ = ("idle", "limit", "size", "used")
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.idle: list[_Block] = []
         self.limit = min(max(_IDLE_BYTES // size, 1), _IDLE_BLOCKS)
+        self.used = 0
 
     def take(self) -> _Block:
         try:
             return self.idle.pop()
         except IndexError:
             return _Block(self)
+
+
+class _LargePool(_Pool):
+    """Blocks of which fewer than `_IDLE_BLOCKS` are kept. It knows when it was used last."""
+
+    __slots__ = ()
+
+    def take(self) -> _Block:
+        self.used = next(_clock)
+        return super().take()
+
+
+def _bound(most: int) -> None:
+    """Lets go of idle large blocks, those of sizes that were not wanted for longest first, until no more than
+    so many bytes are left. No locks: it is called where an object goes, which may be anywhere."""
+    pools = list(_large.values())
+    total = sum([p.size * len(p.idle) for p in pools])
+    if total <= most:
+        return
+    for p in sorted(pools, key=lambda p: p.used):
+        while total > most:
+            try:
+                p.idle.pop()
+            except IndexError:
+                break
+            total -= p.size
 
 
 class _Block:
@@ -49,7 +90,7 @@ class _Block:
 
     def __init__(self, pool: _Pool) -> None:
         try:
-            self.raw = np.empty(pool.size, np.uint8)
+            self.raw = _raw(pool.size)
         except (MemoryError, ValueError):
             raise OpError(f"not enough memory for a tensor of {pool.size} bytes") from None
         self.base = _address(self.raw)
@@ -59,13 +100,24 @@ class _Block:
 
 
 _pools: dict[int, _Pool] = {}
+_large: dict[int, _Pool] = {}
+
+
+def _raw(size: int) -> np.ndarray:
+    try:
+        return np.empty(size, np.uint8)
+    except MemoryError:
+        _bound(0)
+        return np.empty(size, np.uint8)
 
 
 def _pool(nbytes: int) -> _Pool:
     size = (nbytes + 2 * ALIGN - 1) & -ALIGN
     pool = _pools.get(size)
     if pool is None:
-        pool = _pools[size] = _Pool(size)
+        pool = _pools[size] = (_LargePool if size > _IDLE_BYTES // _IDLE_BLOCKS else _Pool)(size)
+        if pool.limit < _IDLE_BLOCKS:
+            _large[size] = pool
     return pool
 
 
@@ -116,14 +168,14 @@ class Buffer:
         found = self.array[places]
         return None if found.nbytes > most else copy_of(found, self.type.dtype)
 
-    def on(self, device: str | None) -> Buffer:
-        """The contents on a device (None: the CPU); itself if they are there. Raises CudaError,
-        OutOfMemoryError."""
+    def on(self, device: str | None, non_blocking: bool = False) -> Buffer:
+        """The contents on a device (None: the CPU); itself if they are there. With `non_blocking` the copy
+        may go on after this returns. Raises CudaError, OutOfMemoryError."""
         if self.type.device == device:
             return self
         from .cuda_buffers import moved
 
-        return moved(self, device)
+        return moved(self, device, non_blocking)
 
     def shared_outside(self) -> bool:
         """Whether memory that is not ours is still held by its owner (who may change it behind our back)."""
@@ -148,6 +200,8 @@ class Buffer:
                 return
         if len(block.idle) < block.limit:
             block.idle.append(block)
+            if block.limit < _IDLE_BLOCKS:
+                _bound(_IDLE_IN_ALL)
 
 
 def scalar_at(array: np.ndarray) -> Any:

@@ -3,10 +3,15 @@ tracer, through `runtime/buffers.py`'s interface, and by runtime/cuda.py.
 
 A tensor's memory comes from its device's caching pool and goes back when nobody holds it. All work on a
 device goes through one stream, so it may be handed out again at once.
+
+Copies to a device return before they are done: they read pinned memory (cuda_memory.py), or a copy of the
+array there. Copies from a device wait, unless they are told not to; then what reads them waits
+(`ArrivingBuffer`).
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +21,13 @@ from ..ir import dtypes
 from ..ir.types import PlacedType, Type, placed_type
 from . import cuda_driver as low
 from .buffers import Buffer, empty, scalar_at
+from .cuda_memory import Block, HostBlock, host_pool, pinned_block, pinned_empty, pool
+from .cuda_streams import Event, Stream
+from .cuda_streams import stream as stream_of
+
+#: arrays of so many bytes are copied to pinned memory first, from where they go on by themselves; larger ones
+#: are waited for
+_STAGED = 8 << 20
 
 
 class DeviceBuffer(Buffer):
@@ -28,7 +40,7 @@ class DeviceBuffer(Buffer):
 
     __slots__ = ("memory",)
 
-    def __init__(self, type: PlacedType, memory: low.Block) -> None:
+    def __init__(self, type: PlacedType, memory: Block) -> None:
         super().__init__(type, None, None, memory.ptr)
         self.memory = memory
 
@@ -53,7 +65,7 @@ class DeviceBuffer(Buffer):
     def copy(self) -> DeviceBuffer:
         """The same contents in memory of their own."""
         made = device_empty(self.type)
-        stream = low.stream(number(self.type.device))
+        stream = stream_of(number(self.type.device))
         stream.copy(made.ptr, self.ptr, self.type.nbytes)
         return made
 
@@ -69,7 +81,7 @@ class DeviceBuffer(Buffer):
         assert isinstance(t, PlacedType)
         made = device_empty(PlacedType(t.dtype, found.shape, t.device))
         start = found.__array_interface__["data"][0] - plan.__array_interface__["data"][0]
-        low.stream(number(t.device)).copy(made.ptr, self.ptr + start * t.dtype.itemsize, nbytes)
+        stream_of(number(t.device)).copy(made.ptr, self.ptr + start * t.dtype.itemsize, nbytes)
         return made
 
     def __del__(self) -> None:
@@ -97,25 +109,134 @@ def device_empty(type: Type, planned: int = 0) -> DeviceBuffer:
     assert isinstance(type, PlacedType)
     n = number(type.device)
     low.use(n)
-    return DeviceBuffer(type, low.pool(n).take(type.nbytes, planned))
+    return DeviceBuffer(type, pool(n).take(type.nbytes, planned))
 
 
-def send(array: np.ndarray, target: DeviceBuffer) -> None:
-    """Copies an array of the buffer's dtype and size to it; the array may be changed afterwards."""
-    stream = low.stream(number(target.type.device))
+def send(array: np.ndarray, target: DeviceBuffer, wait: bool = True) -> None:
+    """Copies an array of the buffer's dtype and size to it. The array may be changed afterwards; if it is in
+    pinned memory and `wait` is False, only when the copy is done.
+
+    Raises CudaError.
+    """
+    nbytes = target.type.nbytes
+    if not nbytes:
+        return
+    stream = stream_of(number(target.type.device))
     held = np.ascontiguousarray(array)
-    stream.upload(target.ptr, held.ctypes.data, target.type.nbytes)
+    block = pinned_block(held)
+    if block is None and nbytes <= _STAGED:
+        block = host_pool().take(nbytes)
+        np.asarray(block)[:nbytes] = held.reshape(-1).view(np.uint8)
+        stream.upload(target.ptr, block.ptr, nbytes)
+        _mark(block, stream)
+        return
+    stream.upload(target.ptr, held.ctypes.data, nbytes)
+    if block is not None:
+        _mark(block, stream)
+    if wait or block is None:
+        stream.synchronize()
+
+
+def _mark(block: HostBlock, stream: Stream) -> None:
+    """Says that the stream's work so far reads or writes a block of pinned memory."""
+    event = Event(stream)
+    event.record(stream)
+    block.busy[stream.device] = event
 
 
 def fetch(source: DeviceBuffer, array: np.ndarray) -> None:
     """Copies a buffer into a contiguous array, when all work before is done."""
-    stream = low.stream(number(source.type.device))
+    stream = stream_of(number(source.type.device))
     stream.download(array.ctypes.data, source.ptr, source.type.nbytes)
     stream.synchronize()
 
 
-def moved(buffer: Buffer, device: str | None) -> Buffer:
+def write_back(source: DeviceBuffer, target: Buffer) -> None:
+    """Copies what was changed on a device to where it came from: the CPU, or another device."""
+    if isinstance(target, DeviceBuffer):
+        send(source.array, target)
+    else:
+        fetch(source, target.array)
+
+
+class PinnedBuffer(Buffer):
+    """Contents of a tensor of the CPU in pinned memory."""
+
+    __slots__ = ()
+
+    def __init__(self, type: Type) -> None:
+        raw = pinned_empty(max(type.nbytes, 1))
+        array = raw[: type.nbytes].view(type.dtype.numpy).reshape(type.shape)
+        super().__init__(type, None, array, raw.ctypes.data)
+
+    def shared_outside(self) -> bool:
+        return False
+
+    def seen_outside(self) -> bool:
+        assert self._array is not None
+        return sys.getrefcount(self._array) > 2
+
+
+class ArrivingBuffer(PinnedBuffer):
+    """Contents of a tensor of the CPU that are on their way from a device. Who asks where they are waits for
+    them; the device goes on meanwhile."""
+
+    __slots__ = ("address", "event", "source")
+
+    def __init__(self, source: DeviceBuffer) -> None:
+        self.event: Event | None = None
+        super().__init__(placed_type(source.type, None))
+        stream = stream_of(number(source.type.device))
+        stream.download(self.address, source.ptr, source.type.nbytes)
+        assert self._array is not None
+        block = pinned_block(self._array)
+        assert block is not None
+        _mark(block, stream)
+        self.event = block.busy[stream.device]
+
+    def _arrived(self) -> None:
+        if self.event is not None:
+            self.event.wait()
+            self.event = None
+
+    @property
+    def ptr(self) -> int:  # type: ignore[override]
+        """Address of the first element, when it is there."""
+        self._arrived()
+        return self.address
+
+    @ptr.setter
+    def ptr(self, value: int) -> None:
+        self.address = value
+
+    @property
+    def array(self) -> np.ndarray:
+        """The contents, when they are there."""
+        self._arrived()
+        return super().array
+
+
+def pinned(buffer: Buffer) -> Buffer:
+    """A tensor's contents in pinned memory; itself if they are. Raises CudaError without a GPU."""
+    if is_pinned(buffer):
+        return buffer
+    made = PinnedBuffer(buffer.type)
+    made.array[...] = buffer.array
+    return made
+
+
+def is_pinned(buffer: Buffer) -> bool:
+    """Whether a tensor's contents are in pinned memory."""
+    array = buffer._array
+    return array is not None and pinned_block(array) is not None
+
+
+def moved(buffer: Buffer, device: str | None, non_blocking: bool = False) -> Buffer:
     """The contents of a buffer on a device (None: the CPU); itself if they are there.
+
+    Args:
+        non_blocking: contents in pinned memory must not be changed until the copy is done; what comes to the
+            CPU is waited for when it is read.
 
     Raises OutOfMemoryError, CudaError.
     """
@@ -123,12 +244,14 @@ def moved(buffer: Buffer, device: str | None) -> Buffer:
     if t.device == device:
         return buffer
     if device is None:
-        made = empty(placed_type(t, None))
         assert isinstance(buffer, DeviceBuffer)
+        if non_blocking and t.nbytes:
+            return ArrivingBuffer(buffer)
+        made = empty(placed_type(t, None))
         fetch(buffer, made.array)
         return made
     out = device_empty(placed_type(t, device))
-    send(buffer.array, out)
+    send(buffer.array, out, not non_blocking)
     return out
 
 

@@ -100,8 +100,10 @@ class CudaLowered(Lowered):
         if not nvcc.available():
             return CudaCost(kernels)
         found = nvcc.compile_cubin(self.unit.text, self.architecture)[1]
-        names = [self.unit.launches[k].function.name for k in self.loops.kernels]
-        return CudaCost(kernels, tuple(found[n] for n in names))
+        made = [self.unit.launches[k].function for k in self.loops.kernels]
+        # ptxas does not know what a launch asks for besides.
+        taken = [replace(found[f.name], shared=found[f.name].shared + f.dynamic_bytes) for f in made]
+        return CudaCost(kernels, tuple(taken))
 
     def emulated(self, checked: bool = False) -> Emulated:
         """The same text built with g++, to run on the CPU; slow. With `checked`, all accesses are looked at.
@@ -117,6 +119,21 @@ class CudaLowered(Lowered):
         if nvrtc.available():
             return nvrtc.compile_cubin(self.unit.device_text, self.architecture)
         return nvcc.compile_cubin(self.unit.text, self.architecture)[0]
+
+    def code(self, capability: tuple[int, int]) -> bytes:
+        """What a GPU of a compute capability loads: its own machine code, which only GPUs of the same major
+        number run; or PTX, which its driver compiles, where the compiler at hand does not know it.
+
+        Raises NvccError with neither NVRTC nor nvcc."""
+        own = "sm_{}{}".format(*capability)
+        if self.architecture.startswith(own):
+            return self.cubin()
+        virtual = self.architecture.replace("sm", "compute")
+        if not nvrtc.available():
+            return nvcc.compile_ptx(self.unit.text, virtual)
+        if nvrtc.knows(capability):
+            return nvrtc.compile_cubin(self.unit.device_text, own)
+        return nvrtc.compile_ptx(self.unit.device_text, virtual)
 
     def compile(self) -> CudaExecutable:
         """Ready to run on the GPU of this machine. Raises CudaError where there is none, saying what is

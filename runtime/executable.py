@@ -15,25 +15,27 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..ir.dtypes import uint8
+from ..ir.fingerprint import fingerprint
 from ..ir.graph import Graph
 from ..ir.interpreter import evaluate
-from ..ir.loops import For, statements
 from ..ir.types import Type
-from .buffers import Buffer, allocator, empty
+from .buffers import Buffer, allocator
 from .collector import collector_paused
 from .precision import get_float32_matmul_precision
-from .report import Cost, Memory, cost_of, memory_of
+from .workspace import LENT, lend, workspace
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ..backends.llvm.compile import NativeProgram
+    from ..backends.llvm.native import NativeProgram
     from ..backends.machine import MachineModel
     from ..ir.loops import LoopProgram
     from ..ir.passes import PassRecord
     from .cuda_lowered import CudaLowered
+    from .report import Cost, Memory
 
+#: programs with values of so many elements have, likely, loops that threads share
+_SHARED = 4096
 STAGES = ("graph", "optimized", "loops", "llvm", "asm")
 #: Called with every `Lowered` when it is made: how tools see what a script compiles.
 LISTENERS: list[Callable[[Lowered], None]] = []
@@ -83,10 +85,29 @@ class Lowered:
 
     @cached_property
     def native(self) -> NativeProgram:
-        from ..backends.llvm.compile import compile_program
+        from ..backends.llvm.native import load_program
 
         with collector_paused():
-            return compile_program(self.loops)
+            key = self._key()
+            if key is not None:
+                graph, machine = self.graph, self.machine  # and not self, which would hold itself
+                found = load_program(key, lambda: _loops(graph, machine))
+                if found is not None:
+                    return found
+            from ..backends.llvm.compile import compile_program
+            from ..backends.llvm.pool import prepare
+
+            if any(v.type.numel >= _SHARED for n in self.graph.nodes for v in (*n.operands, *n.results)):
+                prepare()
+            return compile_program(self.loops, key=key)
+
+    def _key(self) -> str | None:
+        """What the compile cache knows this program by before any pass has run; None where that cannot be
+        told, or where the stages are to run all the same."""
+        if any(os.environ.get(f"TRACEGRAD_{name}") == "1" for name in ("TUNE", "VERIFY")):
+            return None
+        text = fingerprint(self.graph)
+        return None if text is None else f"graph for {self.machine}\n{text}"
 
     @cached_property
     def _cuda(self) -> dict[str, CudaLowered]:
@@ -125,10 +146,14 @@ class Lowered:
 
     def cost(self) -> Cost:
         """Operations and bytes moved of one run, kernel by kernel; nothing runs."""
+        from .report import cost_of
+
         return cost_of(self.loops)
 
     def memory(self) -> Memory:
         """Bytes that one run needs, its peak included; nothing runs."""
+        from .report import memory_of
+
         return memory_of(self.optimized, self.loops)
 
     def show(self, path: str | Path | None = None, open_browser: bool = False) -> Path:
@@ -136,6 +161,14 @@ class Lowered:
         from .page import show  # the viewer is large and rarely wanted
 
         return show(self, path, open_browser)
+
+
+def _loops(graph: Graph, machine: MachineModel) -> LoopProgram:
+    """The loop program of a traced graph."""
+    from ..backends.schedule import schedule
+    from ..ir.passes import optimize
+
+    return schedule(optimize(graph), machine)
 
 
 def host_machine() -> MachineModel:
@@ -196,8 +229,7 @@ class Executable:
         self.run = ctypes.CFUNCTYPE(None, ctypes.c_uint64)(native.run_address)
         self.run_pointer = ctypes.CFUNCTYPE(None)(native.run_address)  # takes a c_void_p; converts nothing
         self.repeat = ctypes.CFUNCTYPE(None, ctypes.c_uint64, ctypes.c_int64)(native.repeat_address)
-        loops = (s for k in native.program.kernels for s in statements(k.body))
-        self.parallel = any(isinstance(s, For) and s.kind == "parallel" for s in loops)
+        self.parallel = native.parallel
         self._idle: list[Context] = []
 
     def context(self) -> Context:
@@ -208,7 +240,9 @@ class Executable:
             except IndexError:  # another thread took it in between
                 pass
         nbytes = self.native.arena_bytes
-        arena = empty(Type(uint8, (nbytes,))) if nbytes else None
+        arena = workspace(nbytes) if nbytes else None
+        if nbytes >= LENT:
+            lend(self)
         ctx = Context(self.n_slots, arena)
         ctx.table[self.n_slots - 2] = arena.ptr if arena is not None else 0
         if self.parallel:

@@ -15,7 +15,8 @@ from dataclasses import asdict, astuple
 import numpy as np
 
 from ..backends.llvm.cache import CachedObject, build_id, default_cache, object_key
-from ..backends.llvm.compile import NativeProgram, compile_program
+from ..backends.llvm.compile import compile_program
+from ..backends.llvm.native import NativeProgram
 from ..backends.llvm.pool import parallel_for_address
 from ..backends.llvm.target import host_target
 from ..backends.machine import MachineModel

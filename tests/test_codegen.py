@@ -105,6 +105,29 @@ def test_gathers_and_scatters_by_data() -> None:
         check(p, [x, i, j, k], target=target, ulp=0)
 
 
+@pytest.mark.parametrize("dtype,lanes", [("f32", 8), ("f32", 16), ("f64", 8), ("f64", 16), ("i64", 8)])
+@pytest.mark.parametrize("low,high", [(0, 4), (1, 4), (4, 8), (5, 7), (0, 8), (3, 5)])
+def test_lanes_that_are_never_set_are_not_read(dtype: str, lanes: int, low: int, high: int) -> None:
+    """Rows in a border: masks of a condition and some lanes, in vectors that are wider than registers."""
+    last, back = lanes - 1, f"{lanes - 1} - l"
+    p = program(f"""
+      input x: {dtype}[3,8]
+      output y: {dtype}[5,{lanes}]
+      output z: {dtype}[5,{lanes}]
+      returns y, z
+      kernel {{
+        for r in 5 serial {{
+          let row: bool = r >= 1 & r < 4
+          for l in {lanes} vector {{
+            y[{lanes}*r + l] = x[8*r + l - 8 ? row & l >= {low} & l < {high} : {dtype}:0]
+            z[{lanes}*r + l] = x[8*r - l + {last - 8} ? row & {back} >= {low} & {back} < {high} : {dtype}:7]
+          }}
+        }}
+      }}""")
+    for target in TARGETS.values():
+        check(p, target=target, ulp=0)
+
+
 @pytest.mark.parametrize(
     "shape,lanes", [((5, 7), 16), ((8, 64), 16), ((64, 3), 8), ((3, 4, 5), 11), ((2, 100), 16)]
 )

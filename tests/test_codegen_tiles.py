@@ -171,3 +171,59 @@ def test_what_an_epilogue_reads_is_prefetched() -> None:
     assert len(re.findall(r"prefetch\w*\s", text)) >= 4
     assert not any("prefetch" in line for lines in hot_loops(text) for line in lines)
     assert "prefetch" not in assembly(20)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_rows_of_a_region_are_turned_together(target: str) -> None:
+    """Pixels of channels: tiles of a few pixels write whole vectors, and no store is of part of a square but
+    the last one's, although no tile has as many rows as a square."""
+    machine, cpu = TARGETS[target]
+
+    def body(b, x, w):
+        seen = b.windows(x, size=(3, 3), stride=(1, 1), dilation=(1, 1))
+        return b.relu(b.contract(w, seen, spec="ocuv,ncuvxy->noxy"))
+
+    graph = build("c", {"x": f32(2, 64, 26, 26), "w": f32(64, 64, 3, 3)}, body)
+    program = schedule(graph, machine)
+    loops = print_program(program)
+    assert "sums" in loops and loops.count("square:") == 1 and " if " not in loops
+    text = compile_program(program, x86(*cpu), use_cache=False).assembly()
+    partly = r"vmov\w+\s+%[yz]mm\d+, .*\{%k|vmaskmov\w+\s+%ymm"
+    assert "scatter" not in text and not re.search(partly, text)
+    lines = hot_loops(text)[0]
+    assert not any("rsp" in line and "mm" in line for line in lines)
+
+
+def test_taps_of_weight_gradients_share_vectors() -> None:
+    """Three taps are too few rows for a tile: it takes those of several channels, and loads a vector of the
+    gradient for all of them, where it is, without spills."""
+    machine, cpu = TARGETS["avx512"]
+
+    def body(b, x, g):
+        seen = b.windows(x, size=(3, 3), stride=(1, 1), dilation=(1, 1))
+        return b.contract(g, seen, spec="noxy,ncuvxy->ocuv")
+
+    graph = build("c", {"x": f32(4, 64, 26, 26), "g": f32(4, 64, 24, 24)}, body)
+    lines = hot_loops(compile_program(schedule(graph, machine), x86(*cpu), use_cache=False).assembly())[0]
+    fused = [line for line in lines if line.startswith("vfmadd")]
+    assert len({line.rsplit("%", 1)[1] for line in fused}) >= 18
+    assert sum(map(memory, lines)) <= len(fused) * 5 // 9
+    assert not any("rsp" in line and "mm" in line for line in lines)
+
+
+def test_rows_of_the_next_columns_come_ahead() -> None:
+    """Few rows times a far matrix, read where it is: of every row of it, which is a page away, what the next
+    tile needs is prefetched once, by one of the tiles of rows, between the steps."""
+    machine, cpu = TARGETS["avx512"]
+    rows, steps, columns = 24, 120, 9000
+    program = schedule(product(PRODUCTS["nn"], rows, columns, steps), machine)
+    loops = print_program(program)
+    fetched = [line for line in loops.splitlines() if "prefetch" in line]
+    assert fetched and "partial" not in loops and "panel" not in loops
+    text = compile_program(program, x86(*cpu), use_cache=False).assembly()
+    lines = hot_loops(text)[0]
+    assert len({line.rsplit("%", 1)[1] for line in lines if line.startswith("vfmadd")}) >= 18
+    assert not any(("rsp" in line and "mm" in line) or "prefetch" in line for line in lines)
+    assert "prefetch" in text
+    few = print_program(schedule(product(PRODUCTS["nn"], rows, 512, steps), machine))
+    assert "prefetch" not in few

@@ -7,7 +7,7 @@ from schedule_graphs import build, f32
 from tracegrad.backends.machine import AVX512, MachineModel
 from tracegrad.backends.schedule import contract as groups
 from tracegrad.backends.schedule import schedule
-from tracegrad.backends.schedule.tiles import Problem, Strategy, choose
+from tracegrad.backends.schedule.tiles import Problem, Strategy, choose, rows_first
 
 
 def chosen(
@@ -78,3 +78,17 @@ def test_two_threads_have_something_to_share(a: str, b: str, m: int, k: int, n: 
 def test_tiles_fill_the_registers(size: int) -> None:
     _, way = chosen("mk", "kn", size, size, size)
     assert 20 <= way.mr * way.nr <= 28
+
+
+@pytest.mark.parametrize("m,k,n", [(128, 32, 9216), (256, 24, 4100), (100, 40, 8000)])
+def test_large_results_are_made_row_after_row(m: int, k: int, n: int) -> None:
+    """Gradients of wide weights by small batches: a tile of columns for all rows would go to another page of
+    the result, and of what an update reads, for every row."""
+    p, way = chosen("km", "kn", m, k, n)
+    assert way.nc or rows_first(way.pack_b and way.kc >= p.K, p.K * p.N * p.itemsize, AVX512)
+
+
+@pytest.mark.parametrize("m,k,n", [(32, 128, 9216), (32, 128, 9000), (64, 200, 4000)])
+def test_far_rows_of_few_products_are_fetched_ahead(m: int, k: int, n: int) -> None:
+    _, way = chosen("mk", "kn", m, k, n)
+    assert way.ahead and not way.pack_b and way.kc == k

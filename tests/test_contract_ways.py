@@ -66,7 +66,13 @@ def run(graph: Graph, way: Strategy, arrays: list[np.ndarray], machine: MachineM
         if nc > (q.flat_n.size if flat and q.flat_n is not None else q.N):
             nc = 0
         mr = min(way.mr, q.M)
-        return Strategy(way.swap, False, mr, way.nr, way.lanes, way.pack_a, pack_b, kc, 1.0, False, flat, nc)
+        merge = min(way.merge, len(q.m_others)) if not way.pack_a else 0
+        if merge:
+            mr = q.M * max(1, min(way.mr // q.M, q.m_others[merge - 1]))
+        ahead = way.ahead and not nc
+        return Strategy(
+            way.swap, False, mr, way.nr, way.lanes, way.pack_a, pack_b, kc, 1.0, False, flat, nc, merge, ahead
+        )
 
     held = contract._choose
     contract._choose = chosen if way.kc else choose  # type: ignore[assignment]
@@ -92,6 +98,8 @@ WAYS = st.builds(
     spread=st.just(False),
     flat=st.booleans(),
     nc=st.sampled_from([0, 1, 2]),
+    merge=st.integers(0, 2),
+    ahead=st.booleans(),
 )
 #: the model's own choice is used where kc is 0
 PLAIN = Strategy(False, False, 1, 1, MACHINE.lanes(4), False, False, 10_000, 1.0)

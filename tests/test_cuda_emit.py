@@ -162,8 +162,8 @@ def test_names_never_hide_what_is_called() -> None:
         ("for b in 1 block { for t in 2048 thread { y[0] = x[0] } }", "threads"),
         ("for b in 1 block { for t in 48 thread { y[t] = warp.add(x[t]) } }", "48 threads"),
         (
-            "for b in 1 block { alloc shared s: f32[20000] for t in 1 thread { s[0] = x[0] y[0] = s[0] } }",
-            "80000 bytes",
+            "for b in 1 block { alloc shared s: f32[60000] for t in 1 thread { s[0] = x[0] y[0] = s[0] } }",
+            "240000 bytes",
         ),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from cuda_programs import one
@@ -9,6 +11,7 @@ from tracegrad.backends.cuda import emulate as emulation
 from tracegrad.backends.cuda import nvcc
 from tracegrad.backends.cuda.emit import emit
 from tracegrad.backends.cuda.emulate import EmulationError, emulate
+from tracegrad.backends.cuda.traffic import table
 from tracegrad.ir.loop_interpreter import run_program
 from tracegrad.ir.loop_text import parse_program
 
@@ -40,19 +43,69 @@ needs_nvcc = pytest.mark.skipif(not nvcc.available(), reason="nvcc is not instal
             "shared memory that was not written",
         ),
         (
+            "for b in 1 block { alloc shared s: f32[64] for t in 32 thread { s[t] = x[t] } barrier\n"
+            "for t in 32 thread { alloc register a: f32[4] matrices.x4 a[0] = s[t] y[t] = a[0] } }",
+            "a row of matrices at .*, which is not aligned",
+        ),
+        (
             "for b in 1 block { for t in 64 thread { alloc local a: f32[4]\n"
             "for i in 4 serial { a[i] = x[t] }\n"
             "y[t] = a[t] } }",
             "is outside of its array",
         ),
     ],
-    ids=["write", "read", "threads", "blocks", "barrier", "phase", "unwritten", "local"],
+    ids=["write", "read", "threads", "blocks", "barrier", "phase", "unwritten", "matrices", "local"],
 )
 def test_the_emulator_finds(body: str, why: str) -> None:
     head = "input x: f32[64]\n  output y: f32[64]\n  returns y"
     p = parse_program(f'program "p" {{ {head} kernel "k" "c" flops=0 bytes=0 {{ {body} }} }}')
     with pytest.raises(EmulationError, match=why):
         emulate(p, checked=True).call([np.ones(64, np.float32)])
+
+
+@needs_gxx
+def test_vectors_that_are_not_aligned_are_found() -> None:
+    """The text says that four neighbours are one access; here they begin one element too late."""
+    body = "for t in 8 thread { for v in 4 vector { y[4*t + v] = x[4*t + v] } }"
+    unit = emit(one(f"for b in 1 block {{ {body} }}"))
+    text = unit.text.replace("pack_at<4>(x + t * 4)", "pack_at<4>(x + t * 4 + 1)")
+    assert text != unit.text
+    with pytest.raises(EmulationError, match=r"reads 16 bytes at .*, which are not aligned"):
+        emulate(replace(unit, text=text), checked=True).call([np.ones(64, np.float32)])
+
+
+TRAFFIC = """for b in 1 block {{ alloc shared s: f32[1056]
+  for t in 32 thread {{
+    for i in 32 serial {{ s[{0}] = x[{1}] }}
+    barrier
+    y[t] = s[{2}]
+  }}
+}}"""
+
+
+@needs_gxx
+@pytest.mark.parametrize(
+    ("places", "conflicts", "sectors", "least"),
+    [
+        (("32*i + t", "t", "t"), 1.0, 1.0, 4),  # neighbours
+        (("32*t + i", "2*t", "t"), 32.0, 2.0, 4),  # all in one bank; every other element
+        (("33*t + i", "8*(t % 8)", "t"), 1.0, 8.0, 1),  # padded; a sector for each element
+        (("2*t", "0*t", "2*t"), 2.0, 1.0, 1),  # two words of each bank; one element for all
+    ],
+)
+def test_conflicts_and_sectors_are_counted(
+    places: tuple[str, str, str], conflicts: float, sectors: float, least: int
+) -> None:
+    run = emulate(one(TRAFFIC.format(*places)), counted=True)
+    run.call([np.ones(64, np.float32)])
+    found = {(t.shared, t.write): t for t in run.traffic()}
+    write, read = found[True, True], found[False, False]
+    assert write.ratio == conflicts == write.worst and write.requests == 32
+    assert read.ratio == sectors and read.least == 32 * least
+    line = run.unit.text.splitlines()[write.line - 1]
+    assert "s[" in line and " = x[" in line
+    shown = table(run.traffic(), text=run.unit.text)
+    assert ("s[" in shown) == (conflicts > 1 or sectors > 1)
 
 
 @needs_gxx

@@ -1,18 +1,15 @@
 """On a GPU: samples of every op, the examples' steps and what test_cuda_device.py and test_cuda_train.py do
 on the emulated device. Skipped where there is none; with `TRACEGRAD_CUDA=emulate` in the environment they
-run on the emulated one. And, where NVIDIA's packages are installed, their functions against those of the
-emulated driver.
+run on the emulated one.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-import re
 import runpy
 import sys
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +23,12 @@ from cuda_tools import near
 from test_codegen_graphs import draw
 from test_cuda_ops import BATCHES, SAMPLES, sample_graph
 from test_cuda_steps import EXAMPLES, SCRIPTS
-from tracegrad.backends.cuda import nvcc, nvrtc
 from tracegrad.backends.cuda.emit import CudaUnit, emit
 from tracegrad.backends.gpu_schedule import schedule_gpu
 from tracegrad.ir.interpreter import evaluate
 from tracegrad.ir.passes import optimize
 from tracegrad.runtime.cuda import CudaExecutable, architecture_of
-from tracegrad.runtime.cuda_emulated import CUresult, EmulatedDriver
-from tracegrad.runtime.cuda_lowered import MODELS
+from tracegrad.runtime.cuda_lowered import MODELS, CudaLowered
 
 needs_gpu = pytest.mark.skipif(not tg.cuda.is_available(), reason=f"no GPU: {tg.cuda.why_not()}")
 
@@ -45,15 +40,16 @@ class Programs:
         self.unit = unit
         self.architecture = architecture
         self.loops = unit.programs[0]
+        self.compiled: bytes | None = None
 
-    @cached_property
-    def code(self) -> bytes:
-        if nvrtc.available():
-            return nvrtc.compile_cubin(self.unit.device_text, self.architecture)
-        return nvcc.compile_cubin(self.unit.text, self.architecture)[0]
+    def code(self, capability: tuple[int, int]) -> bytes:
+        """As of a lowering, compiled once."""
+        if self.compiled is None:
+            self.compiled = CudaLowered.code(self, capability)  # type: ignore[arg-type]
+        return self.compiled
 
     def cubin(self) -> bytes:
-        return self.code
+        return CudaLowered.cubin(self)  # type: ignore[arg-type]
 
     def call(self, inputs: Sequence[np.ndarray], program: int = 0, steps: int = 1) -> list[np.ndarray]:
         """As `Emulated.call`, on the GPU."""
@@ -154,31 +150,3 @@ def test_libraries(use: Any) -> None:
 @needs_gpu
 def test_weights_go_between_devices(tmp_path: Path) -> None:
     training.test_weights_go_between_devices_with_their_optimiser(tmp_path)
-
-
-def test_the_emulated_driver_has_the_real_ones_functions() -> None:
-    """Names of functions, of their parameters, and of the constants that are used."""
-    real = pytest.importorskip("cuda.bindings.driver")
-    mine = [n for n in dir(EmulatedDriver) if n.startswith("cu")]
-    assert len(mine) > 25
-    for name in mine:
-        code = getattr(EmulatedDriver, name).__code__
-        said = re.match(rf"{name}\((.*?)\)", getattr(real, name).__doc__.strip())
-        assert said, name
-        parameters = [p.split(":")[0].split()[-1].lstrip("*") for p in said.group(1).split(",") if p.strip()]
-        assert parameters == list(code.co_varnames[1 : code.co_argcount]), name
-    for status in CUresult:
-        assert getattr(real.CUresult, status.name).value == status.value
-    for group in ("CUdevice_attribute", "CUstream_flags", "CUstreamCaptureMode"):
-        for member in getattr(EmulatedDriver, group):
-            assert getattr(getattr(real, group), member.name).value == member.value
-
-
-def test_nvrtc_takes_a_step(tmp_path: Path) -> None:
-    """No GPU is needed for it. Both halves, whose headers come from a package."""
-    if not nvrtc.available():
-        pytest.skip("NVRTC is not installed")
-    lowered = tg.compile(lambda x: (x.half() @ x.half().T).softmax(-1).bfloat16()).lower(
-        tg.randn(16, 16), backend="cuda"
-    )
-    assert lowered.cubin()[:4] == b"\x7fELF"

@@ -4,7 +4,9 @@ fails on races, so a missing barrier shows."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -26,7 +28,7 @@ from tracegrad.ir.interpreter import evaluate
 from tracegrad.ir.loop_interpreter import run_program
 from tracegrad.ir.loop_text import parse_program, print_program
 from tracegrad.ir.loop_verifier import verify_program
-from tracegrad.ir.loops import LoopProgram
+from tracegrad.ir.loops import For, LoopProgram, grid_of, statements
 from tracegrad.ir.op import REGISTRY
 from tracegrad.ir.passes import optimize
 from tracegrad.ir.types import Type
@@ -143,6 +145,26 @@ def test_tiles(spec: str, size: tuple[int, int, int], machine: GpuModel) -> None
 # --- elementwise, scatters ----------------------------------------------------------------------------------
 
 
+def test_few_long_products_are_shared_by_warps() -> None:
+    """Where both operands lie along the terms, or there are very few sums."""
+    for spec, size, warps in (
+        ("mk,nk->mn", (6, 5, 200), True), ("mk,kn->mn", (6, 5, 1000), True),
+        ("mk,kn->mn", (6, 5, 200), False), ("mk,nk->mn", (6, 5, 20), False),
+        ("mhk,nhk->mn", (6, 5, 40), True),
+    ):  # fmt: skip
+        sizes = {**dict(zip("mnk", size)), "h": 3}
+        x, y = spec.split("->")[0].split(",")
+        types = {"x": f32(*(sizes[c] for c in x)), "y": f32(*(sizes[c] for c in y)), "z": f32(6, 5)}
+
+        def body(b: Any, x: Any, y: Any, z: Any, spec: str = spec) -> Any:
+            return b.relu(b.add(b.contract(x, y, spec=spec), z))
+
+        graph = build("c", types, body)
+        for machine in (SM_75, LARGE):
+            text = print_program(check(graph, arrays_for(graph), machine))
+            assert ("warp.add" in text) == warps, spec
+
+
 @pytest.mark.parametrize("shape", [(64, 32), (33, 70), (3, 40, 50), (2, 16, 37)], ids=str)
 def test_transposes_go_through_shared_memory(shape: tuple[int, ...]) -> None:
     last = len(shape) - 1
@@ -155,6 +177,19 @@ def test_transposes_go_through_shared_memory(shape: tuple[int, ...]) -> None:
     graph = build("t", {"x": f32(*shape), "y": f32(*[shape[d] for d in dims])}, body)
     program = check(graph, arrays_for(graph))
     assert "shared" in print_program(program)
+
+
+@pytest.mark.parametrize("n", [1 << 16, 70_004])
+def test_large_elementwise_kernels_loop_over_the_grid(n: int) -> None:
+    """As many blocks as a GPU of one multiprocessor holds, and a loop."""
+    graph = build("g", {"x": f32(n), "y": f32(n)}, lambda b, x, y: b.add(b.exp(x), y))
+    rng = np.random.default_rng(1)
+    program = check(optimize(graph), [rng.normal(size=n).astype(np.float32) for _ in range(2)], SMALL)
+    (kernel,) = program.kernels
+    loops, body = grid_of(kernel.body) or ([], [])
+    assert [f.extent for f in loops] == [8]
+    turns = [f.extent for f in statements(body) if isinstance(f, For) and f.kind == "serial"]
+    assert turns == [-(-n // 8192)]
 
 
 def test_vectors_where_memory_is_met_in_order() -> None:
@@ -245,10 +280,26 @@ def test_kernels_that_depend_on_one_another_stay_apart() -> None:
             x = b.tanh(b.contract(x, x, spec="mk,kn->mn"))
         return x, b.sum(y, axes=(0,)), b.exp(b.flip(y, dims=(0,)))
 
-    graph = build("chain", {"x": f32(9, 9), "y": f32(70)}, body)
+    graph = build("chain", {"x": f32(20, 20), "y": f32(70)}, body)
     program = check(graph, arrays_for(graph))
     assert len(program.kernels) == 3
     assert any(" | " in k.comment for k in program.kernels)
+
+
+@pytest.mark.parametrize("shape", [(3, 40), (2, 300), (5, 1000)], ids=str)
+def test_kernels_of_one_block_that_follow_one_another_are_one(shape: tuple[int, int]) -> None:
+    """Blocks of different sizes, with shuffles and with shared memory, in order by barriers."""
+
+    def body(b: Any, x: Any) -> Any:
+        rows = b.softmax(b.sum(x, axes=(1,)), dim=0)
+        total = b.sum(b.mul(x, b.sum(b.mul(rows, rows), axes=(0,))), axes=(0, 1))
+        return b.cumsum(b.mul(b.sum(x, axes=(0,)), total), dim=0)
+
+    graph = optimize(build("chain", {"x": f32(*shape)}, body))
+    program = check(graph, [np.abs(a) for a in arrays_for(graph)])
+    grids = [prod(f.extent for f in (grid_of(k.body) or ([], []))[0]) for k in program.kernels]
+    assert not any(a == b == 1 for a, b in itertools.pairwise(grids)), grids
+    assert any("; " in k.comment for k in program.kernels)
 
 
 # --- training steps and rows --------------------------------------------------------------------------------

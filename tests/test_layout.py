@@ -55,26 +55,21 @@ LATE_FOR_A_CYCLE: dict[tuple[str, str, str], str] = {
 }
 LATE_FOR_TIME: dict[tuple[str, str, str], str] = {
     ("ir.scalar", "*", "ir.special"): "a long table, for erf in the interpreter alone",
-    ("runtime.executable", "Lowered.optimized", "ir.passes"): "what compiles is loaded when it is needed",
-    ("runtime.executable", "Lowered.loops", "*"): "the same",
+    ("runtime.executable", "*", "*"): "what compiles, or runs on GPUs, is loaded when it is needed",
     (
         "backends.llvm.codegen_math",
         "_function_text",
         "backends.llvm.math",
     ): "built with llvmlite.ir, slow to load; most small programs need none of it",
-    ("runtime.executable", "Lowered.native", "backends.llvm.compile"): "the same",
-    ("runtime.executable", "host_machine", "*"): "the same",
-    ("runtime.executable", "Executable.context", "backends.llvm.pool"): "the same",
+    ("backends.llvm.native", "*", "backends.llvm.codegen_program"): "the same",
     ("tracer.environment", "*", "backends.llvm.pool"): "the same",
-    ("tracer.mt19937", "_normal_blocks", "backends.llvm.box_muller"): "large random tensors only",
+    ("tracer.mt19937", "_native_blocks", "backends.llvm.box_muller"): "large random tensors only",
     ("utils.data.loader", "DataLoader.__iter__", "utils.data.workers"): "multiprocessing, for workers only",
-    ("runtime.executable", "Lowered.cuda", "runtime.cuda_lowered"): "only for GPUs",
     ("runtime.cuda_lowered", "CudaLowered.compile", "runtime.cuda"): "only for GPUs",
-    ("tracer.devices", "device_empty_of", "runtime.cuda_buffers"): "only for GPUs",
+    ("tracer.devices", "*", "runtime.cuda_buffers"): "only for GPUs",
     ("tracer.placed_lazy", "PlacedRuns.run", "runtime.cuda"): "only for GPUs",
     ("tracer.placed_program", "PlacedSpecialization.placed", "runtime.cuda"): "only for GPUs",
     ("tracer.export_cuda", "*", "*"): "only for GPUs",
-    ("runtime.executable", "Lowered.show", "runtime.page"): "only when a program is looked at",
 }
 LATE = {**LATE_FOR_A_CYCLE, **LATE_FOR_TIME}
 

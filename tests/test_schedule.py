@@ -442,3 +442,21 @@ def test_updates_that_all_go_to_one_place_add_up(machine: MachineModel, only_loo
 
     graph = build("t", {"base": f32(17), "new": f32(40), "at": Type(int64, ())}, body)
     check(graph, [np.ones(17, np.float32), np.arange(40, dtype=np.float32), np.asarray(3)], machine)
+
+
+@pytest.mark.parametrize("machine", MACHINES, ids=["avx512", "avx2", "small", "threads"])
+def test_a_loss_does_not_make_its_gradient_wait(machine: MachineModel) -> None:
+    """Both divide by the sum of the weights. If the group of that sum took the loss as well, the gradient
+    could not be stored by the rows that the loss comes from, and these would keep all they know for it."""
+
+    def body(b: Any, x: Value, w: Value) -> tuple[Value, Value]:
+        p = b.exp(b.sub(x, b.amax(x, axes=(1,), keepdim=True)))
+        s = b.sum(p, axes=(1,), keepdim=True)
+        loss = b.sum(b.mul(b.reshape(s, shape=(50,)), w), axes=(0,))
+        total = b.sum(w, axes=(0,))
+        loss = b.div(loss, total)
+        return loss, b.mul(b.div(p, s), b.reshape(b.div(w, total), shape=(50, 1)))
+
+    graph = build("t", {"x": f32(50, 70), "w": f32(50)}, body)
+    check(graph, arrays_for(graph), machine)
+    assert sum(b.nbytes for b in schedule(graph, machine).temps if b.space == "arena") < 50 * 70 * 4

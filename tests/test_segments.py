@@ -21,7 +21,7 @@ def compiled_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def without_replay(monkeypatch: pytest.MonkeyPatch, run: Callable[[], Any]) -> Any:
     with monkeypatch.context() as m:
-        m.setattr(LazyTrace, "segment", lambda self, key, operands, procedure: procedure())
+        m.setattr(LazyTrace, "segment", lambda self, key, operands, procedure, *given: procedure(*given))
         return run()
 
 
@@ -151,3 +151,58 @@ def test_shared_leaves_and_given_gradients() -> None:
         y = w * w + w[:1] * w
         y.backward(tg.tensor([scale, 1.0]))
         assert w.grad.tolist() == [scale * 12.0 + 4.0, 11.0]
+
+
+def _names(fn: Any) -> Any:
+    return None if fn is None else (fn.name(), [_names(f) for f, _ in fn.next_functions])
+
+
+def test_grad_fn_of_a_freed_graph_that_outlived_its_program() -> None:
+    """Its nodes are made when they are looked at."""
+    seen = []
+    for _ in range(5):
+        w, v = (tg.tensor([1.0, 2.0], requires_grad=True) for _ in range(2))
+        a = w + v
+        out = (a * w) + a
+        loss = out.sum()
+        loss.backward()
+        loss.item()
+        seen.append((_names(loss.grad_fn), _names(out.grad_fn), _names(a.grad_fn)))
+        assert loss.grad_fn == loss.grad_fn
+        ((left, _), (right, _)) = a.grad_fn.next_functions
+        assert left.variable is w and right.variable is v
+        assert loss.grad_fn.next_functions[0][0] == out.grad_fn
+        with pytest.raises(GradError, match="second time"):
+            loss.backward()
+        a.sum().backward()  # nothing was saved for it
+        assert w.grad.tolist() == [5.0, 8.0] and v.grad.tolist() == [3.0, 4.0]
+    assert all(s == seen[0] for s in seen)
+    assert seen[0][2] == ("AddBackward0", [("AccumulateGrad", []), ("AccumulateGrad", [])])
+
+
+def test_what_was_freed_keeps_no_memory() -> None:
+    x, w = tg.ones(3), tg.ones(3, requires_grad=True)
+    kept, sizes = [], []
+    for _ in range(4):
+        h = w * x
+        loss = (h + w).sum()
+        loss.backward()
+        value = h._value()
+        del h
+        loss.item()
+        kept.append(loss)
+        sizes.append(value.buffer is None)
+        assert loss.grad_fn.name() == "SumBackward0"
+    assert all(sizes)
+
+
+def test_a_result_outlives_its_storage() -> None:
+    """`t` was written in place after its graph was freed: what it was is still part of the path."""
+    for _ in range(4):
+        w = tg.ones(2, requires_grad=True)
+        t = w + w
+        t.sum().backward()
+        t.tolist()
+        t *= 3
+        t.sum().backward()
+        assert w.grad.tolist() == [8.0, 8.0]

@@ -1,10 +1,8 @@
-"""The autograd API: `backward`, `grad`, grad modes. The walk itself is ir/grad.py, run on recorded nodes."""
+"""The autograd API: `backward` and `grad`. The walk itself is ir/grad.py, run on recorded nodes."""
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..ir.errors import GradError
@@ -14,120 +12,11 @@ from ..ir.op import REGISTRY
 from . import anomaly
 from .hooks import Callbacks, active, concern
 from .library import ArgumentError
+from .making import of_storage
 from .placement import TO_DEVICE
 from .recording import STATE, LazyTrace, Trace
 from .tensor import Tensor
-from .values import OPAQUE, SPENT, TracedValue, history, let_go, without_contents
-
-
-class _GradMode:
-    """Context manager and decorator that sets whether operations record for gradients."""
-
-    enabled = False
-
-    def __init__(self, function: Callable[..., Any] | None = None) -> None:
-        self._saved: list[tuple[Trace, bool]] = []
-        self._function = function
-        if function is not None:
-            functools.update_wrapper(self, function)
-
-    def __enter__(self) -> None:
-        trace = STATE.trace
-        self._saved.append((trace, trace.grad_enabled))
-        trace.grad_enabled = self.enabled
-
-    def __exit__(self, *exc: Any) -> None:
-        trace, old = self._saved.pop()
-        trace.grad_enabled = old
-
-    def __get__(self, instance: Any, owner: Any = None) -> Any:
-        return self if instance is None else functools.partial(self, instance)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self._function is not None:  # @no_grad without parentheses
-            with type(self)():
-                return self._function(*args, **kwargs)
-        function = args[0]
-        if inspect.isgeneratorfunction(function):
-            return self._generator(function)
-
-        @functools.wraps(function)
-        def wrapped(*a: Any, **k: Any) -> Any:
-            trace = STATE.trace  # of the calling thread: nothing of the call is kept in `self`
-            before, trace.grad_enabled = trace.grad_enabled, self.enabled
-            try:
-                return function(*a, **k)
-            finally:
-                trace.grad_enabled = before
-
-        return wrapped
-
-    def _generator(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A generator that runs in this mode, and gives its caller the caller's."""
-
-        @functools.wraps(function)
-        def wrapped(*a: Any, **k: Any) -> Iterator[Any]:
-            running, sent, error = function(*a, **k), None, None
-            while True:
-                trace = STATE.trace
-                before, trace.grad_enabled = trace.grad_enabled, self.enabled
-                try:
-                    made = running.send(sent) if error is None else running.throw(error)
-                except StopIteration as end:
-                    return end.value
-                finally:
-                    trace.grad_enabled = before
-                error = None
-                try:
-                    sent = yield made
-                except GeneratorExit:
-                    running.close()
-                    raise
-                except BaseException as e:
-                    error = e
-
-        return wrapped
-
-
-class no_grad(_GradMode):
-    """Operations inside don't record for gradients. Also a decorator."""
-
-
-class inference_mode(_GradMode):
-    """The same as `no_grad` here."""
-
-    def __init__(self, mode: Any = True) -> None:
-        super().__init__(mode if callable(mode) else None)
-        self.enabled = not mode if isinstance(mode, bool) else False
-
-
-class enable_grad(_GradMode):
-    """Operations inside record for gradients. Also a decorator."""
-
-    enabled = True
-
-
-class set_grad_enabled(_GradMode):
-    """Sets the grad mode at once; as a context manager, restores it at the end."""
-
-    def __init__(self, mode: bool) -> None:
-        super().__init__()
-        self.enabled = mode
-        self._before = STATE.trace.grad_enabled
-        STATE.trace.grad_enabled = mode
-
-    def __enter__(self) -> None:
-        self._saved.append((STATE.trace, self._before))
-        STATE.trace.grad_enabled = self.enabled
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        STATE.trace.grad_enabled = self._before  # as a decorator it sets the mode in the function alone
-        return super().__call__(*args, **kwargs)
-
-
-def is_grad_enabled() -> bool:
-    """Whether operations record for gradients now."""
-    return STATE.trace.grad_enabled
+from .values import OPAQUE, SPENT, TracedValue, history, let_go, storage_of, without_contents
 
 
 def _stops(v: Any) -> bool:
@@ -201,15 +90,15 @@ def _run(
             )
         if not isinstance(t, Tensor):
             raise GradError("backward() takes tensors")
-    calls = active() or anomaly.enabled()
-    plain = wrt is None and not create_graph
     if (
-        plain
+        wrt is None
+        and not create_graph
         and isinstance(trace, LazyTrace)
-        and all(v in trace.slots for v in values)
+        and all([v in trace.slots for v in values])
         and not _runs_python(trace)
     ):
         return _replayed(trace, tensors, values, gradients, keep)
+    calls = active() or anomaly.enabled()
     leaves, nodes = _explore(values)
     targets = leaves if wrt is None else [v for t in wrt for v in _values_of(t, leaves)]
     callbacks = callbacks_of(trace, create_graph, leaves) if calls else None
@@ -283,7 +172,7 @@ class _walking:
 
 def _runs_python(trace: LazyTrace) -> bool:
     """Whether a walk back through the pending program may call what users wrote."""
-    if anomaly.enabled() or (OPAQUE and trace.own_attrs):
+    if anomaly.enabled() or (trace.own_attrs and OPAQUE):
         return True
     return concern(trace.values)
 
@@ -307,20 +196,27 @@ def _replayed(
 ) -> tuple[list[TracedValue], dict[Any, Any]]:
     """The plain walk of ordinary code to all leaves, as a segment: a graph that is wholly of the pending
     program is walked once and for all."""
-
-    def walk() -> tuple[list[Any], tuple[int, int]]:
-        leaves, nodes = _explore(values)
-        found = walk_back(trace, given, leaves, stop=_stops)
-        saved, free = _results(nodes)
-        return [*leaves, *map(found.get, leaves), *saved, *free], (len(leaves), 2 * len(leaves) + len(saved))
-
-    with _walking(trace, False):
+    old = trace.grad_enabled, trace.walked_back, trace.phase
+    trace.grad_enabled, trace.walked_back, trace.phase = False, False, "backward"
+    try:
         given = _seeds(trace, tensors, values, gradients)
-        made, (n, end) = trace.segment("backward", [*given, *given.values()], walk)
+        seen = [*given, *given.values()]
+        made, (n, end) = trace.segment("backward", seen, _walk, trace, values, given)
+    finally:
+        trace.grad_enabled, trace.walked_back, trace.phase = old
     leaves = made[:n]
     if not keep:
         release(trace, made[2 * n : end], made[end:], values)
     return leaves, {v: g for v, g in zip(leaves, made[n : 2 * n]) if g is not None}
+
+
+def _walk(
+    trace: LazyTrace, values: Sequence[TracedValue], given: dict[Any, Any]
+) -> tuple[list[Any], tuple[int, int]]:
+    leaves, nodes = _explore(values)
+    found = walk_back(trace, given, leaves, stop=_stops)
+    saved, free = _results(nodes)
+    return [*leaves, *map(found.get, leaves), *saved, *free], (len(leaves), 2 * len(leaves) + len(saved))
 
 
 def _values_of(t: Tensor, leaves: Sequence[TracedValue]) -> list[TracedValue]:
@@ -393,16 +289,20 @@ def backward(
         wrt = inputs
     leaves, found = _run(tensors, list(grad_tensors), keep, create_graph, wrt)
     trace = STATE.trace
-    enabled, trace.grad_enabled = trace.grad_enabled, create_graph
-    loc = trace.loc
+    before = trace.grad_enabled, trace.phase
+    trace.grad_enabled, trace.phase = create_graph, "backward"
+    lazy, hooks = trace.__class__ is LazyTrace, active()
     try:
-        with trace.at(loc, "backward"):
-            for t, g in _totals(trace, wrt, leaves, found):
+        for t, g in _totals(trace, wrt, leaves, found):
+            if lazy and t._grad is None and g.storage is None and g.trace is trace and _beside(t, g):
+                t._grad = of_storage(storage_of(g))  # what `_accumulate` comes to, for most
+            else:
                 _accumulate(trace, t, g, create_graph)
+            if hooks:
                 for hook in list(t.__dict__.get("_post_accumulate_grad_hooks", {}).values()):
                     hook(t)
     finally:
-        trace.grad_enabled = enabled
+        trace.grad_enabled, trace.phase = before
     if not create_graph:
         trace.walked_back = True
 
@@ -417,6 +317,12 @@ def _totals(
             if g is not None:
                 yield t, g
         return
+    if len({id(v.leaf) for v in leaves}) == len(leaves):
+        for v in leaves:
+            t = v.leaf() if v in found and v.leaf is not None else None
+            if t is not None:
+                yield t, found[v]
+        return
     values: dict[int, list[TracedValue]] = {}
     for v in leaves:
         if v in found:
@@ -428,6 +334,10 @@ def _totals(
             for v in more:
                 g = trace.add(g, found[v])
             yield t, g
+
+
+def _beside(t: Tensor, g: Any) -> bool:
+    return g.type.device is t._storage.value.type.device
 
 
 def _accumulate(trace: Trace, t: Tensor, g: Any, create_graph: bool) -> None:

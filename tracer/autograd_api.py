@@ -11,9 +11,10 @@ from . import function as function
 from . import functional_autograd as functional
 from .anomaly import detect_anomaly, is_anomaly_check_nan_enabled, is_anomaly_enabled, set_detect_anomaly
 from .arguments import check_names
-from .autograd import backward, enable_grad, inference_mode, is_grad_enabled, no_grad, set_grad_enabled
+from .autograd import backward
 from .func.batching import vmap
 from .function import Function
+from .grad_mode import enable_grad, inference_mode, is_grad_enabled, no_grad, set_grad_enabled
 from .gradcheck import gradcheck, gradgradcheck
 from .tensor import Tensor
 

@@ -17,6 +17,7 @@ from ..ir.graph import Graph
 from ..runtime.collector import collector_paused
 from ..runtime.executable import Lowered
 from .compile_trace import Consumed, Output, trace_function
+from .direct import MISSED, Direct
 from .functions.shaping import cat
 from .placed_program import PlacedSpecialization
 from .recording import STATE, LazyTrace, warn
@@ -75,7 +76,7 @@ class CompiledFunction:
         self.name = name or getattr(fn, "__name__", type(fn).__name__)
         self.keep_grads = keep_grads
         self.specializations: dict[Any, list[Specialization]] = {}
-        self._direct: Callable[[LazyTrace], Any] | None = None
+        self._direct: Direct | None = None
         self._floats: dict[Any, Any] | None = {}  # by what else was passed, floats; None: never scalars
 
     def _scalars(self, args: Any, kwargs: Any) -> Any:
@@ -148,15 +149,15 @@ class CompiledFunction:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         trace = STATE.trace
         direct = self._direct
-        if direct is not None and trace.__class__ is LazyTrace and not args and not kwargs:
-            out = direct(trace)  # type: ignore[arg-type]
-            if out is not None:
+        if direct is not None and trace.__class__ is LazyTrace and not kwargs:
+            out = direct(trace, args)  # type: ignore[arg-type]
+            if out is not MISSED:
                 return out
         if trace is not STATE.lazy:  # inside another compiled function: part of its trace
             return self.fn(*args, **kwargs)
         spec, tensors = self._find(args, kwargs)
-        if not args and not kwargs:
-            self._direct = spec.direct()
+        if not kwargs:
+            self._direct = spec.direct(args)
         return spec.call(tensors)
 
     def repeat(self, n: int, *args: Any, **kwargs: Any) -> Any:
@@ -181,13 +182,13 @@ class CompiledFunction:
         return map_tensors(parts[-1], lambda t: next(joined))
 
     def _run_repeated(self, spec: Specialization, tensors: list[Tensor], n: int) -> Any:
-        buffers = spec.call_repeated(tensors, n)
+        buffers, last = spec.call_repeated(tensors, n)
         made = [Tensor(TracedValue(b.type, None, 0, None, b)) for b in buffers]
         for owner, grad in spec.traced.grads:
             t = tensors[owner] if isinstance(owner, int) else owner
-            t._grad = made[grad.index][n - 1].clone() if isinstance(grad, Output) else grad  # type: ignore
+            t._grad = made[grad.index][last[grad.index]].clone() if isinstance(grad, Output) else grad  # type: ignore
         for a in spec.traced.assigned:
-            a.set(fill(a.new, [m[n - 1] for m in made]))
+            a.set(fill(a.new, [m[row].clone() for m, row in zip(made, last)]))
         return fill(spec.traced.result, made)
 
     def lower(self, *args: Any, backend: str = "llvm", **kwargs: Any) -> Lowered:

@@ -19,7 +19,7 @@ from ..ir.types import Type, broadcast_shapes
 from ..runtime.buffers import copy_of
 from ..runtime.buffers import empty as empty_buffer
 from . import creation
-from .devices import on_device, resolved
+from .devices import is_pinned, on_device, pinned, resolved
 from .operands import PYTHON_TYPES, as_value
 from .recording import STATE
 from .tensor import Tensor, concrete
@@ -33,6 +33,7 @@ def to(self: Tensor, *args: Any, dtype: DType | None = None, copy: bool = False,
     each followed by `non_blocking` and `copy`."""
     flags = [a for a in args if isinstance(a, bool)]
     copy = copy or (len(flags) > 1 and flags[1])
+    non_blocking = bool(kwargs.get("non_blocking") or (flags and flags[0]))
     before = place = self._storage.value.type.device
     for a in (*args, kwargs.pop("device", None), kwargs.pop("other", None)):
         if isinstance(a, DType):
@@ -49,7 +50,7 @@ def to(self: Tensor, *args: Any, dtype: DType | None = None, copy: bool = False,
             f"to() takes dtype, device, other, non_blocking, copy and memory_format, not {unknown}"
         )
     if place != before:
-        self, copy = on_device(self, place), False
+        self, copy = on_device(self, place, non_blocking), False
     if dtype is None or dtype is self.dtype:
         return self.clone() if copy else self
     return Tensor(STATE.trace.emit(REGISTRY["cast"], (self._value(),), {"dtype": dtype}))
@@ -255,8 +256,12 @@ METHODS: dict[str, Any] = {
     "bool": _caster(dtypes.bool_), "type_as": lambda self, other: to(self, other),
     "cpu": lambda self, memory_format=None: on_device(self, None),
     "cuda": lambda self, device=None, non_blocking=False, memory_format=None: on_device(
-        self, resolved("cuda" if device is None else device)
+        self, resolved("cuda" if device is None else device), bool(non_blocking)
     ),
+    "pin_memory": lambda self, device=None: pinned(self),
+    "is_pinned": lambda self, device=None: is_pinned(self),
+    "is_cpu": property(lambda self: not self.is_cuda),
+    "record_stream": lambda self, stream: None,  # there is one, so memory is never reused too early
     **{f"new_{name}": _new(name) for name in ("zeros", "ones", "empty", "tensor", "full")},
     "__array_wrap__": array_wrap, "__dlpack__": dlpack, "__dlpack_device__": dlpack_device,
 }  # fmt: skip

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from ..ir.errors import GradError
-from .autograd import grad, no_grad
+from .autograd import grad
+from .grad_mode import no_grad
 from .library import overwrite
 from .random import randn
 from .recording import warn

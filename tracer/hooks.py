@@ -18,6 +18,7 @@ from .values import Storage, TracedValue, history
 
 #: Tables of hooks that are not empty. A walk back looks for hooks only if there are any.
 LIVE: weakref.WeakSet[HookTable] = weakref.WeakSet()
+_TABLES: Any = getattr(LIVE, "data", LIVE)  # what is in it, for each backward to ask whether that is anything
 #: Tensors that keep their gradient though they are no leaves.
 RETAINING: list[weakref.ref[Any]] = []
 _COUNT = itertools.count()
@@ -92,7 +93,7 @@ def active() -> bool:
     """Whether a walk back may have anything to call."""
     if RETAINING and all(r() is None for r in RETAINING):
         RETAINING.clear()
-    return bool(LIVE or RETAINING)
+    return bool(_TABLES or RETAINING)
 
 
 def concern(values: Iterable[TracedValue | None]) -> bool:

@@ -24,11 +24,11 @@ from ..ir.types import Type
 from ..runtime.buffers import Buffer, empty
 from ..runtime.executable import Executable, Lowered, interpret
 from .freezing import freeze
+from .past import Past, Plan
 from .placed_lazy import PlacedRuns
-from .placement import device_of
+from .placement import most_on
 from .recording import LazyTrace, TrieNode
-from .segments import recalled, remember
-from .values import TracedValue, let_go, without_contents
+from .values import Storage, TracedValue, let_go, without_contents
 
 
 class LazyProgram:
@@ -40,7 +40,7 @@ class LazyProgram:
         output_slots: slots of the values that get new memory.
         updates: indices into the trace's inputs whose memory is written, and slots of the values in it then.
         history: slots of values that outlive the program and whose gradients flow on into it.
-        past: where the nodes behind them were recorded, once they are known.
+        past: what is known of the nodes behind them, once they were looked for.
         dear: the interpreter would take half as long as the compiler, or longer.
     """
 
@@ -74,7 +74,7 @@ class LazyProgram:
         self.output_slots = output_slots
         self.updates = updates
         self.history = history
-        self.past: list[Any] | None = None
+        self.past: Plan | None = None
         self.scalars = [
             graph.inputs[len(input_positions) + i].type.dtype for i in range(len(literal_positions))
         ]
@@ -217,24 +217,27 @@ def _overwritten(trace: LazyTrace) -> dict[int, TracedValue]:
 def run_pending(trace: LazyTrace, at: TrieNode) -> None:
     """Computes what is alive of the pending program and hands the contents out."""
     slots = trace.slots
-    live: dict[int, TracedValue] = {}
+    live: set[int] = set()
+    shared: list[Storage] = []
     for ref in trace.handles:
         storage = ref()
         if storage is not None:
             value = storage.value
             if value.trace is trace and value.buffer is None:
-                live[slots[value]] = value
+                live.add(slots[value])
+            if storage.shared is not None:
+                shared.append(storage)
     lifted = trace.lifted()
     overwritten = _overwritten(trace) if trace.undo else {}
     # In one order, whether the optimiser's step was replayed or not.
-    live, overwritten = dict(sorted(live.items())), dict(sorted(overwritten.items()))
-    key = (tuple(live), lifted, tuple(overwritten))
+    key = (tuple(sorted(live)), lifted, tuple(sorted(overwritten)))
     programs = at.programs
     if programs is None:
         programs = at.programs = {}
     program: LazyProgram | None = programs.get(key)
     if program is None:
-        program = programs[key] = _program(trace, live, lifted, overwritten)
+        values = [trace.values[slot] for slot in key[0]]
+        program = programs[key] = _program(trace, values, lifted, {i: overwritten[i] for i in key[2]})
     inputs, values = trace.inputs, trace.values
     if program.output_slots or program.updates:
         buffers = [inputs[i][2] for i in program.input_positions]
@@ -248,24 +251,29 @@ def run_pending(trace: LazyTrace, at: TrieNode) -> None:
             old.buffer = None
             values[slot].buffer = buffer if written is None else written[k]
     _settle(trace, program)
+    for storage in shared:  # memory that is seen outside
+        made, seen = storage.value.buffer, storage.shared
+        if made is not None and seen is not None and made is not seen:
+            seen.array[...] = made.array
+            storage.value.buffer = seen
 
 
 def _program(
     trace: LazyTrace,
-    live: dict[int, TracedValue],
+    live: list[TracedValue],
     lifted: tuple[int, ...],
     overwritten: dict[int, TracedValue],
 ) -> LazyProgram:
     """The program that computes what is `live`; what is `overwritten` and not read by a later backward is
     updated in place."""
     slots, nodes = trace.slots, trace.nodes
-    saved, held = _saved_for_backward(list(live.values()), trace)
+    saved, held = _saved_for_backward(live, trace)
     updates: dict[TracedValue, TracedValue] = {}
     for slot, new in overwritten.items():
         old = trace.values[slot]
         if old not in held and new not in updates.values() and new not in saved:
             updates[old] = new
-    outputs = dict.fromkeys([*live.values(), *saved])
+    outputs = dict.fromkeys([*live, *saved])
     for new in updates.values():
         outputs.pop(new, None)
     literals: list[Any] = [trace.values[trace.literals[i][0]] for i in lifted]
@@ -287,7 +295,7 @@ def _program(
         [slots[v] for v in (*outputs, *updates.values()) if v.requires_grad and v.leaf is None],
     )
     seen = [*(inputs[i].type for i in program.input_positions), *(v.type for v in outputs)]
-    device = device_of(seen, "the pending program")
+    device = most_on(seen)
     if device is not None:
         program.placed = PlacedRuns(graph, device, [v.type for v in outputs])
     return program
@@ -302,19 +310,18 @@ def part_from_native(value: TracedValue) -> None:
 
 
 def _settle(trace: LazyTrace, program: LazyProgram) -> None:
-    """After a run: values are no longer pending; what backward won't walk is cut loose; shared memory is
-    refreshed.
-    """
-    values = trace.values
+    """After a run: values are no longer pending; what backward won't walk is cut loose."""
     nodes = trace.made
     if program.history:
-        if nodes or program.past is None:
-            past = remember(trace, program.history)
+        past = program.past
+        if nodes or past is None:
+            past = Plan(trace, program.history)
             program.past = None if nodes else past
+        if nodes or past.entries is None:
+            nodes = [*nodes, *past.nodes(trace)]
         else:
-            past = program.past
-        nodes = [*nodes, *recalled(trace, past)]
-    for v in values:
+            Past(trace, past, program.history)
+    for v in trace.values:
         if v is not None:
             v.trace = None
     for node in nodes:
@@ -332,10 +339,3 @@ def _settle(trace: LazyTrace, program: LazyProgram) -> None:
         else:
             for v in node.operands:
                 part_from_native(v)  # type: ignore[arg-type]
-    for ref in trace.handles:
-        storage = ref()
-        if storage is not None and storage.shared is not None:
-            made, shared = storage.value.buffer, storage.shared
-            if made is not None and made is not shared:
-                shared.array[...] = made.array
-                storage.value.buffer = shared

@@ -241,9 +241,9 @@ _METHODS: dict[str, Any] = {
     "__getitem__": indexing.getitem, "__setitem__": indexing.setitem, "__delitem__": _no_deletion,
     "__iter__": _iterate, "__reversed__": _reversed,
     # What has a meaning for complex, sparse, quantised or device tensors, and none here.
-    **dict.fromkeys("conj resolve_conj resolve_neg pin_memory share_memory_ to_dense".split(), _itself),
-    **dict.fromkeys("is_conj is_neg is_pinned is_shared is_inference is_coalesced".split(), lambda _: False),
-    "is_cpu": property(lambda self: True), "layout": property(lambda self: strided),
+    **dict.fromkeys("conj resolve_conj resolve_neg share_memory_ to_dense".split(), _itself),
+    **dict.fromkeys("is_conj is_neg is_shared is_inference is_coalesced".split(), lambda _: False),
+    "layout": property(lambda self: strided),
     "real": property(_itself),
     **{f"is_{kind}": property(lambda self: False) for kind in
        "sparse sparse_csr quantized meta mps xpu xla nested mkldnn vulkan ipu mtia".split()},

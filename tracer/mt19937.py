@@ -20,7 +20,7 @@ from numpy.typing import DTypeLike
 
 from ..ir.errors import DTypeError, TracegradError
 from .mt19937_engine import MT19937
-from .mt19937_math import box_muller32, fma64, libm, scale32
+from .mt19937_math import box_muller32, fma64, libm, round_sum32
 
 __all__ = [
     "MT19937", "bernoulli", "cauchy", "exponential", "geometric", "log_normal", "multinomial", "normal",
@@ -80,30 +80,50 @@ def _unit64(gen: MT19937, n: int) -> np.ndarray:
 # ---- real distributions --------------------------------------------------------------------------
 
 
+def _room(out: np.ndarray | None, size: int, dt: np.dtype) -> np.ndarray:
+    return np.empty(size, dt) if out is None else out.reshape(-1)
+
+
 def uniform(
-    gen: MT19937, shape: Shape, dtype: DTypeLike = _F32, low: float = 0.0, high: float = 1.0
+    gen: MT19937,
+    shape: Shape,
+    dtype: DTypeLike = _F32,
+    low: float = 0.0,
+    high: float = 1.0,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """`rand` and `uniform_`: [low, high), one word a sample, two for float64. Bad bounds raise."""
+    """`rand` and `uniform_`: [low, high), one word a sample, two for float64. Bad bounds raise. They are
+    written into `out`, a contiguous array of that shape and dtype, if it is given."""
     dt, sizes, low, high = _float_dtype(dtype, "uniform"), _shape(shape), float(low), float(high)
     most = _finfo_max(dt)
     if not (-most <= low <= high <= most and high - low <= most):
         raise TracegradError(f"uniform: need low <= high with high - low in range of {dt}, got {low}, {high}")
-    out = np.empty(math.prod(sizes), dt)
+    out = _room(out, math.prod(sizes), dt)
     wide = dt == _F64
     acc = _F64 if wide else _F32
     base, end = acc(low), acc(high)
+    step = _F64(end - base) * 2.0**-24
+    first, last = np.asarray(low, acc).astype(dt), np.asarray(high, acc).astype(dt)
     with gen.lock:
+        gen.expect(2 * out.size if wide else out.size)
         for start in range(0, out.size, _CHUNK):
             n = min(_CHUNK, out.size - start)
             if wide:
                 u = _unit64(gen, n)
                 u = u if (base, end) == (0, 1) else fma64(u, float(end - base), low)
-            else:
+            elif (base, end) == (0, 1):
                 u = _unit32(gen.words(n))
-                u = u if (base, end) == (0, 1) else scale32(u, _F32(end - base), _F32(base))
+            else:  # the word's 24 bits times a float's are exact in float64
+                k = gen.words(n)
+                k &= _U32(0xFFFFFF)
+                u = np.multiply(k, step, dtype=_F64)
+                u += _F64(base)
+                u = round_sum32(u, k, step, _F64(base))
+            u = u.astype(dt, copy=False)
+            # Rounding, of the product or to a half type, may reach the excluded bound: there PyTorch puts
+            # `low`.
+            u[u == last] = first
             out[start : start + n] = u
-    # Rounding, of the product or to a half type, may reach the excluded bound: PyTorch puts `low` there.
-    out[out == np.asarray(high, acc).astype(dt)] = np.asarray(low, acc).astype(dt)
     return out.reshape(sizes)
 
 
@@ -114,8 +134,10 @@ def normal(
     mean: float = 0.0,
     std: float = 1.0,
     contiguous: bool = True,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """`randn` and `normal_`. TracegradError for a negative `std`.
+    """`randn` and `normal_`. TracegradError for a negative `std`. `out` as for `uniform`; a size of less than
+    16 leaves it alone.
 
     From 16 samples on, blocks of 16 are made from 16 uniforms and the last 16 samples are drawn afresh when
     the size is not a multiple of 16. Below, or when PyTorch's tensor is not contiguous (`contiguous=False`),
@@ -128,12 +150,14 @@ def normal(
     with gen.lock:
         if size < 16 or not contiguous:
             return _cast(_normal_pairs(gen, size, mean, std), dt).reshape(sizes)
-        out = np.empty(size, dt)
+        out = _room(out, size, dt)
         whole = size - size % 16
         native = whole >= _NATIVE and dt != _F64
+        gen.expect(whole)
         for start in range(0, whole, _CHUNK):
-            n = min(_CHUNK, whole - start)
-            out[start : start + n] = _normal_blocks(gen, n, dt, mean, std, native)
+            part = out[start : min(start + _CHUNK, whole)]
+            if not native or not _native_blocks(gen, part, mean, std):
+                part[...] = _normal_blocks(gen, part.size, dt, mean, std)
         if whole != size:
             if dt.itemsize >= 4:  # the half types never draw the uniforms that the last block replaces
                 gen.words((size - whole) * (dt.itemsize // 4))
@@ -141,17 +165,20 @@ def normal(
     return out.reshape(sizes)
 
 
-def _normal_blocks(
-    gen: MT19937, n: int, dt: np.dtype, mean: float, std: float, native: bool = False
-) -> np.ndarray:
-    if native:
-        from ..backends.llvm.box_muller import box_muller
+def _native_blocks(gen: MT19937, out: np.ndarray, mean: float, std: float) -> bool:
+    """Native code's samples; False, and nothing was drawn, where there is none."""
+    from ..backends.llvm.box_muller import available, box_muller
 
-        samples = np.empty(n, _F32)
-        words = gen.words(n)
-        if box_muller(words, mean, std, samples):
-            return samples
-        return box_muller32(_unit32(words).reshape(-1, 2, 8), mean, std).reshape(-1)
+    if not available():
+        return False
+    samples = out if out.dtype == _F32 else np.empty(out.size, _F32)
+    box_muller(gen.words(out.size), mean, std, samples)
+    if samples is not out:
+        out[...] = samples
+    return True
+
+
+def _normal_blocks(gen: MT19937, n: int, dt: np.dtype, mean: float, std: float) -> np.ndarray:
     if dt != _F64:
         return box_muller32(_unit32(gen.words(n)).reshape(-1, 2, 8), mean, std).reshape(-1)
     u = _unit64(gen, n).reshape(-1, 2, 8)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,9 +18,9 @@ from ..ir.errors import TracegradError
 
 _N, _M = 624, 397
 _U32, _U64 = np.uint32, np.uint64
-# Draws from which NumPy's own engine is faster than the vector steps here, if it is imported already, or else
-# large enough to pay for importing it.
-_BULK, _BULK_IMPORT = 1 << 14, 1 << 21
+# Draws from which NumPy's own engine is faster than the vector steps here, and how many words, of all draws
+# together, pay for importing it.
+_BULK, _BULK_IMPORT = 1 << 14, 1 << 19
 
 _STATE = np.dtype({
     "names": ["seed", "left", "seeded", "next", "state", "normal", "has_normal", "normal32", "has_normal32"],
@@ -42,6 +43,9 @@ class MT19937:
         self._seed = 0
         self._left = 1  # words left before the next twist, plus one
         self._next = 0
+        self._expected = 0
+        self._engine: Any = None  # NumPy's
+        self._ahead = False  # NumPy's has the state
         self.normal_sample: float | None = None  # second half of the last scalar Box-Muller pair
         self.normal_sample32: float | None = None  # never used on CPU, kept for state exchange
         self.manual_seed(seed)
@@ -59,7 +63,7 @@ class MT19937:
                 word = (1812433253 * (word ^ (word >> 30)) + j) & 0xFFFFFFFF
                 words.append(word)
             self._state = np.array(words, _U32)
-            self._tempered = None
+            self._tempered, self._ahead = None, False
             self._left, self._next = 1, 0
             self.normal_sample = self.normal_sample32 = None
         return self
@@ -84,11 +88,13 @@ class MT19937:
     def words(self, n: int) -> np.ndarray:
         """The next `n` 32-bit draws as uint32[n]."""
         with self.lock:
+            if n >= _BULK:
+                if "numpy.random" in sys.modules or self.expect(n) >= _BULK_IMPORT:
+                    return self._bulk(n)
+            self._settle()
             have = self._left - 1
             if n <= have:
                 return self._take(n).copy()
-            if n >= _BULK and (n >= _BULK_IMPORT or "numpy.random" in sys.modules):
-                return self._bulk(n)
             out = np.empty(n, _U32)
             out[:have] = self._take(have)
             filled = have
@@ -108,6 +114,11 @@ class MT19937:
                 self._left = _N + 1 - self._next
             return out
 
+    def expect(self, n: int) -> int:
+        """Tells that `n` words are about to be drawn, perhaps in parts; gives how many it was told of."""
+        self._expected += n
+        return self._expected
+
     def words64(self, n: int) -> np.ndarray:
         """The next `n` 64-bit draws as uint64[n]."""
         pairs = self.words(2 * n).reshape(n, 2).astype(_U64)
@@ -116,6 +127,7 @@ class MT19937:
     def get_state(self) -> np.ndarray:
         """The state as uint8[5056], byte for byte `torch.get_rng_state()` (little-endian)."""
         with self.lock:
+            self._settle()
             record = np.zeros((), _STATE)
             record["seed"], record["left"], record["seeded"] = self._seed, self._left, 1
             record["next"], record["state"] = self._next, self._state
@@ -143,7 +155,7 @@ class MT19937:
         with self.lock:
             self._seed, self._left, self._next = int(record["seed"]), left, following
             self._state = record["state"].astype(_U32)
-            self._tempered = None
+            self._tempered, self._ahead = None, False
             self.normal_sample = float(record["normal"]) if record["has_normal"] else None
             self.normal_sample32 = float(record["normal32"]) if record["has_normal32"] else None
 
@@ -163,22 +175,31 @@ class MT19937:
 
     def __setstate__(self, state: np.ndarray) -> None:
         self.lock = threading.RLock()
+        self._expected, self._engine, self._ahead = 0, None, False
         self.set_state(state)
 
     def _bulk(self, n: int) -> np.ndarray:
-        from numpy.random import MT19937 as Engine
+        """Draws by NumPy's engine, which from then on is the one that knows the state."""
+        if not self._ahead:
+            if self._engine is None:
+                from numpy.random import MT19937 as Engine
 
-        engine = Engine(0)
-        position = self._next if self._left > 1 else _N
-        engine.state = {
-            "bit_generator": "MT19937",
-            "state": {"key": self._state, "pos": position},
-        }
-        out = engine.random_raw(n).astype(_U32)
-        after = engine.state["state"]
-        self._state, self._next = np.array(after["key"], _U32), int(after["pos"])
-        self._left, self._tempered = _N + 1 - self._next, None
-        return out
+                self._engine = Engine(0)
+            position = self._next if self._left > 1 else _N
+            self._engine.state = {
+                "bit_generator": "MT19937",
+                "state": {"key": self._state, "pos": position},
+            }
+            self._ahead = True
+        return self._engine.random_raw(n).astype(_U32)
+
+    def _settle(self) -> None:
+        """Takes the state back from NumPy's engine."""
+        if self._ahead:
+            after = self._engine.state["state"]
+            self._state, self._next = np.array(after["key"], _U32), int(after["pos"])
+            self._left, self._tempered = _N + 1 - self._next, None
+            self._ahead = False
 
     def _take(self, n: int) -> np.ndarray:
         if self._tempered is None:

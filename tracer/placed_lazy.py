@@ -1,8 +1,9 @@
 """Lazy programs on a GPU. Used by lazy.py.
 
-A program with an input or an output on a GPU runs there as a whole: what it reads of the CPU is uploaded at
-each run, what it gives to the CPU is downloaded. As on the CPU, a program met for the first time is
-interpreted (on the CPU, with its inputs downloaded), and compiled when it comes back.
+A program with an input or an output on a GPU runs there as a whole (with tensors on several GPUs, on the one
+that has most of them): what it reads of elsewhere comes there at each run, what it gives elsewhere is copied.
+As on the CPU, a program met for the first time is interpreted (on the CPU, with its inputs downloaded), and
+compiled when it comes back.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ class PlacedRuns:
         if self.executable is None:
             from ..runtime.cuda import DeviceExecutable
 
-            on = [t.device is not None for t in self.outputs]
-            self.executable = DeviceExecutable(Lowered(self.graph), self.device, on)
+            places = [t.device for t in self.outputs]
+            self.executable = DeviceExecutable(Lowered(self.graph), self.device, places)
         return self.executable(inputs)
 
 

@@ -34,14 +34,15 @@ class PlacedSpecialization(Specialization):
 
             device = self.traced.device
             assert device is not None
-            self._placed = DeviceExecutable(self.lowered, device, self.traced.placed)
+            places = [device if on else None for on in self.traced.placed]
+            self._placed = DeviceExecutable(self.lowered, device, places)
         return self._placed
 
     @property
     def executable(self) -> Executable:
         raise NotImplementedError  # pragma: no cover - it runs by `placed`
 
-    def direct(self) -> None:
+    def direct(self, args: tuple[Any, ...]) -> None:
         """There is no shorter way."""
 
     def _gathered(self, tensors: list[Tensor]) -> tuple[list[Buffer], list[Buffer]]:
@@ -79,9 +80,9 @@ class PlacedSpecialization(Specialization):
                 value = TracedValue(buffer.type, None, 0, None, buffer)
                 t._put(STATE.trace.emit(REGISTRY["alias"], (value,), {}))
 
-    def call_repeated(self, tensors: list[Tensor], n: int) -> list[Buffer]:
-        """n runs; outputs come stacked along a new first dimension."""
+    def call_repeated(self, tensors: list[Tensor], n: int) -> tuple[list[Buffer], list[int]]:
+        """n runs; outputs come stacked along a new first dimension, and with each the row of the last run."""
         inputs, arguments = self._gathered(tensors)
         outputs = self.placed.repeat(inputs, n)
         self._put_back(arguments, tensors)
-        return outputs
+        return outputs, [n - 1] * len(outputs)

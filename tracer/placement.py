@@ -95,6 +95,15 @@ def floating(value: Any) -> bool:
     return True
 
 
+def most_on(types: Iterable[Type]) -> str | None:
+    """The GPU that most bytes of values of these types are on: None if none are on any."""
+    found: dict[str, int] = {}
+    for t in types:
+        if t.device is not None:
+            found[t.device] = found.get(t.device, 0) + t.nbytes
+    return max(found, key=found.__getitem__) if found else None
+
+
 def device_of(types: Iterable[Type], name: str) -> str | None:
     """The device that a program with inputs and outputs of these types runs on: None for the CPU.
 

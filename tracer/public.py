@@ -14,6 +14,7 @@ from . import control, creation, environment, operands, printing, random
 from .arguments import FOREIGN, again, checked
 from .compile import trace as trace_function
 from .conversions import CLASS_NAMES, adopt, from_dlpack
+from .devices import pinned
 from .functions.diagonals import matrix_trace
 from .functions.queries import can_cast
 from .methods import FUNCTIONS, inplace
@@ -71,8 +72,8 @@ def _with_out(name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _factory(name: str) -> Callable[..., Any]:
-    """A creation function with what PyTorch's take and means nothing here (layout, pinned memory), and
-    `out`."""
+    """A creation function with what PyTorch's take and means nothing here (layout), `pin_memory`, and `out`.
+    """
     fn = getattr(creation, name)
     variadic = bool(fn.__code__.co_flags & 4)
 
@@ -85,7 +86,7 @@ def _factory(name: str) -> Callable[..., Any]:
             args = (kwargs.pop("size"), *args)
         try:
             if out is None:
-                return fn(*args, **kwargs)
+                return pinned(fn(*args, **kwargs)) if pin_memory else fn(*args, **kwargs)
             if not isinstance(out, Tensor):
                 raise DTypeError(f"{name}(): out must be a tensor, got {type(out).__name__}")
             kwargs.setdefault("dtype", out.dtype)

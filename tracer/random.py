@@ -19,7 +19,8 @@ from ..ir import dtypes
 from ..ir.dtypes import DType
 from ..ir.errors import DTypeError, OpError
 from ..ir.op import REGISTRY
-from ..runtime.buffers import copy_of
+from ..ir.types import Type
+from ..runtime.buffers import copy_of, empty
 from . import mt19937
 from .creation import shape_of
 from .devices import on_device, resolved
@@ -128,6 +129,10 @@ DISTRIBUTIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "bernoulli": (lambda e, shape, dtype, p=0.5: mt19937.bernoulli(e, p, shape, dtype), _traced_bernoulli),
 }  # fmt: skip
 
+#: Those that write large tensors where they stay, instead of being copied there.
+_INTO: dict[str, Callable[..., Any]] = {"uniform": mt19937.uniform, "normal": mt19937.normal}
+_LARGE = 1 << 14
+
 
 def _sample(name: str, shape: _Shape, dtype: DType, generator: Generator | None, *args: Any) -> Any:
     """Samples of a distribution, as a NumPy array, or as a tensor of the program that is being compiled."""
@@ -147,8 +152,14 @@ def _create(
     place = resolved(where) if (where := DEFAULT[0] if device is None else device) is not None else None
     if place is not None and generator is None and in_program():
         generator = generator_on(place)
-    made = _sample(name, shape, dtype, generator, *args)
-    t = made if isinstance(made, Tensor) else concrete(copy_of(made, dtype))
+    large = name in _INTO and dtype.kind == "f" and math.prod(shape) >= _LARGE and min(shape) >= 0
+    if large and not in_program():
+        b = empty(Type(dtype, tuple(shape)))
+        _INTO[name](generator_of(generator), shape, dtype.numpy, *args, out=b.array)
+        t = concrete(b)
+    else:
+        made = _sample(name, shape, dtype, generator, *args)
+        t = made if isinstance(made, Tensor) else concrete(copy_of(made, dtype))
     t = on_device(t, place)
     return t.requires_grad_() if requires_grad else t
 

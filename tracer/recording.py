@@ -29,8 +29,8 @@ from ..runtime.buffers import Buffer
 from .elsewhere import computed_alone
 from .placement import TO_DEVICE, infer_placed
 from .segments import Segment, fill
-from .trie import LIFTED, TrieNode, prune
-from .values import Pending, Storage, TracedValue
+from .trie import LIFTED, TrieNode, numbers_of, prune
+from .values import Storage, TracedValue, pending
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _ROOMS = ("ir", "backends", "runtime", "tracer", "nn", "optim", "utils", "trainer")
@@ -290,21 +290,27 @@ class LazyTrace(Trace):
 
     def literal(self, value: Any, dtype: DType) -> TracedValue:
         value = dtype.number(value)
-        if self._advance(dtype):
+        place = self.at_node.next
+        if place.key is dtype:
+            self.at_node = place
+            new = False
+        else:
+            new = self._advance(dtype)
             place = self.at_node
+        if new:
             place.op, place.attrs, place.baked = _CONSTANT, {"value": value, "dtype": dtype}, value
             place.types, place.grads = (Type(dtype, ()),), (False,)
             place.loc, place.phase = self.loc or user_location(), self.phase
-        else:
-            place = self.at_node
-            if not place.lifted:
-                old = place.baked
-                if old != value:
-                    place.lifted = value == value or old == old  # NaN stays NaN
-                elif not value and str(value) != str(old):  # 0.0 became -0.0
-                    place.lifted = True
-                LIFTED[0] += place.lifted
-        made = Pending(place.types[0], self, False)
+        elif not place.lifted:
+            old = place.baked
+            if old is value:
+                pass
+            elif old != value:
+                place.lifted = value == value or old == old  # NaN stays NaN
+            elif not value and str(value) != str(old):  # 0.0 became -0.0
+                place.lifted = True
+            LIFTED[0] += place.lifted
+        made = pending(place.types[0], self, False)
         self.slots[made] = place.slot
         self.values.append(made)
         self.literals.append((place.slot, value, place))
@@ -323,26 +329,32 @@ class LazyTrace(Trace):
         self, op: Op, operands: tuple[Any, ...], attrs: dict[str, Any], regions: tuple[Graph, ...] = ()
     ) -> Any:
         slots = self.slots
-        found: Any = tuple(map(slots.get, operands))
+        found = numbers_of(slots.get, operands)
         if None in found:
             found = self._slots_of(operands)
-        key = (op, found, attrs, self.grad_enabled)
         place = self.at_node.next
-        if place.key != key or place.regions != regions:
-            place = self._turn(key, operands, regions)
+        if (
+            place.op is not op
+            or place.operands != found
+            or place.attrs != attrs
+            or place.enabled is not self.grad_enabled
+            or place.regions != regions
+        ):
+            place = self._turn((op, found, attrs, self.grad_enabled), operands, regions)
         self.at_node = place
+        slot = place.slot
         if len(place.types) == 1:
-            out = Pending(place.types[0], self, place.grads[0])
-            slots[out] = place.slot
+            out: Any = pending(place.types[0], self, place.grads[0])  # (`record` does all this too)
+            slots[out] = slot
             self.values.append(out)
         else:
-            out = tuple([Pending(t, self, g) for t, g in zip(place.types, place.grads)])
+            out = tuple([pending(t, self, g) for t, g in zip(place.types, place.grads)])
             for i, v in enumerate(out):
                 v.index = i
-                slots[v] = place.slot + i
+                slots[v] = slot + i
             self.values += out
         self.record.append(place)
-        if place.slot >= self.LIMIT and self.phase == "forward":
+        if slot >= self.LIMIT and self.phase == "forward":
             self.overlong = self.walked_back = True
         return out
 
@@ -359,6 +371,7 @@ class LazyTrace(Trace):
             place = self._grow(long)
             place.key, place.op, place.operands, place.attrs, place.regions = key, op, found, attrs, regions
             place.types, place.grads, place.loc, place.phase = types, grads, loc, self._phase()
+            place.enabled = enabled
         at.next = place
         return place
 
@@ -369,9 +382,10 @@ class LazyTrace(Trace):
         self._advance(key)
 
     def segment(
-        self, key: Any, operands: Sequence[TracedValue], procedure: Callable[[], tuple[list[Any], Any]]
+        self, key: Any, operands: Sequence[TracedValue], procedure: Callable[..., Any], *given: Any
     ) -> tuple[list[Any], Any]:
-        """What `procedure` gives, which is run only the first time it is met at this place of the trie.
+        """What `procedure(*given)` gives, which is run only the first time it is met at this place of the
+        trie.
 
         Args:
             key: with the operands, all that the recorded ops depend on; hashable.
@@ -387,14 +401,9 @@ class LazyTrace(Trace):
         known = begin.segments.get(key) if begin.segments is not None else None
         if known is not None:
             return known.replay(self), known.note
-        record, start = self.record, len(self.record)
-        first, literals, inputs, own = (
-            len(self.values),
-            len(self.literals),
-            len(self.inputs),
-            len(self.own_attrs),
-        )
-        outputs, note = procedure()
+        record, start, first, literals = self.record, len(self.record), len(self.values), len(self.literals)
+        inputs, own = len(self.inputs), len(self.own_attrs)
+        outputs, note = procedure(*given)
         whole = self.record is record and len(self.inputs) == inputs and len(self.own_attrs) == own
         whole = whole and all(v is None or v in self.slots for v in outputs)
         if begin.segments is None:

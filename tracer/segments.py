@@ -9,7 +9,7 @@ A walk back through a graph and an optimiser's step record the same ops whenever
 of the trie with the same operands. The first time the procedure runs and what it records is noted; from then
 on its results appear without it.
 
-Used by recording.py, which owns the trie, by lazy.py, and by the callers of `LazyTrace.segment`.
+Used by recording.py, which owns the trie, by past.py, and by the callers of `LazyTrace.segment`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from operator import attrgetter
 from typing import Any
 
 from ..ir.graph import Node
-from .values import Pending, TracedValue
+from .values import Pending, TracedValue, pending
 
 _SLOT = attrgetter("slot")
 
@@ -70,10 +70,11 @@ class Segment:
         trace.literals += self.literals
         for slot, type, index, flag in self.made:
             if values[slot] is None:
-                value = values[slot] = Pending(type, trace, flag)
+                value = values[slot] = pending(type, trace, flag)
                 value.index = index
                 slots[value] = slot
-        trace.flags.update(self.flags)
+        if self.flags:
+            trace.flags.update(self.flags)
         trace.record.append(self)
         trace.at_node = self.end
         return [None if s is None else values[s] for s in self.outputs]
@@ -88,44 +89,13 @@ def fill(trace: Any) -> None:
     numbers = {slot: value for slot, value, _ in trace.literals}
     for entry in record[trace.filled : n]:
         if entry.__class__ is Segment:
-            trace.made += [_node(trace, step, numbers, entry.flags) for step in entry.steps]
+            trace.made += [make_node(trace, step, numbers, entry.flags) for step in entry.steps]
         else:
-            trace.made.append(_node(trace, entry, numbers, {}))
+            trace.made.append(make_node(trace, entry, numbers, {}))
     trace.filled = n
 
 
-def remember(trace: Any, slots: list[int]) -> list[tuple[Any, dict[int, bool]]]:
-    """Where the nodes behind values that outlive the program were recorded, operands first, as far as a later
-    backward or `grad_fn` may look and they were not made yet; each with the flags of its segment."""
-    found: dict[int, Any] = {}
-    stack = list(slots)
-    while stack:
-        slot = stack.pop()
-        v: Any = trace.values[slot] or _stand_in(trace, slot)
-        if v.trace is not trace or not v.requires_grad or v.leaf is not None or _has_node(v):
-            continue
-        place, flags = _place(trace.record, slot)
-        if place.slot not in found:
-            found[place.slot] = place, flags
-            if v.freed is not True:
-                stack.extend(place.operands)
-    return [found[slot] for slot in sorted(found)]
-
-
-def recalled(trace: Any, places: list[tuple[Any, dict[int, bool]]]) -> list[Node]:
-    """The nodes of what `remember` found. Numbers have none."""
-    return [_node(trace, place, {}, flags) for place, flags in places]
-
-
-def _has_node(v: Any) -> bool:
-    try:
-        object.__getattribute__(v, "node")
-    except AttributeError:
-        return False
-    return True
-
-
-def _place(record: list[Any], slot: int) -> tuple[Any, dict[int, bool]]:
+def place_of(record: list[Any], slot: int) -> tuple[Any, dict[int, bool]]:
     """The place whose op made the value of a slot, and the flags of the segment it is in."""
     entry = record[bisect_right(record, slot, key=_SLOT) - 1]
     if entry.__class__ is Segment:
@@ -133,28 +103,28 @@ def _place(record: list[Any], slot: int) -> tuple[Any, dict[int, bool]]:
     return entry, {}
 
 
-def _stand_in(trace: Any, slot: int) -> Pending:
+def stand_in(trace: Any, slot: int) -> Pending:
     """Makes the value of a slot that a replay left out."""
-    place, flags = _place(trace.record, slot)
+    place, flags = place_of(trace.record, slot)
     i = slot - place.slot
     flag: Any = flags.get(slot, place.grads[i])
-    value = trace.values[slot] = Pending(place.types[i], trace, flag)
+    value = trace.values[slot] = pending(place.types[i], trace, flag)
     value.index = i
     trace.slots[value] = slot
     return value
 
 
-def _node(trace: Any, place: Any, numbers: dict[int, Any], flags: dict[int, bool]) -> Node:
+def make_node(trace: Any, place: Any, numbers: dict[int, Any], flags: dict[int, bool]) -> Node:
     """The node of a recorded op."""
     values, first = trace.values, place.slot
     attrs = trace.own_attrs.get(first, place.attrs)
     if first in numbers:
         attrs = {**attrs, "value": numbers[first]}
-    operands = tuple([values[s] or _stand_in(trace, s) for s in place.operands])
+    operands = tuple([values[s] or stand_in(trace, s) for s in place.operands])
     node = Node(place.op, operands, attrs, place.loc, place.phase, place.regions)
     results = []
     for i in range(len(place.types)):
-        value: Any = values[first + i] or _stand_in(trace, first + i)
+        value: Any = values[first + i] or stand_in(trace, first + i)
         value.node = node
         results.append(value)
     node.results = tuple(results)

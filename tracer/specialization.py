@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import time
 from collections.abc import Callable
-from sys import getrefcount
 from typing import Any
 
 import numpy as np
@@ -19,27 +18,19 @@ from ..ir.graph import Graph, Node, Value
 from ..ir.op import REGISTRY, Op
 from ..runtime.buffers import Buffer, empty
 from ..runtime.executable import Context, Executable, Lowered
+from ..runtime.workspace import LENT, lend
 from .attributes import is_whole
 from .compile_trace import Consumed, Output, Place, Traced
+from .direct import NOTHING, Direct, direct, has_direct
 from .lazy import part_from_native, scalar_buffer
-from .outside import Read
-from .recording import STATE, LazyTrace, user_location
+from .recording import STATE, user_location
+from .replaced import allocators
 from .tensor import EPOCH, Tensor
 from .tree import map_tensors
 from .values import REPLACED, TracedValue
 
-#: Results of up to so many bytes are written into the result before last, if nobody has it any more.
-_RECYCLED = 4096
-
-
-def _references() -> int:
-    """How many references there are to what only a list holds, counted as `direct` counts them."""
-    outs = [object()]
-    b = outs[0]
-    return getrefcount(b)
-
-
-_LONE = _references()
+#: Bytes of gradients and attributes that repeated runs keep, though only the last run's are looked at.
+_PASSING = 64 << 20
 
 
 class Specialization:
@@ -87,6 +78,7 @@ class Specialization:
         self.why = ""  # the last call that this was not for was another one
         self._idle: list[_Binding] = []
         self._executable: Executable | None = None
+        self._direct: Direct | None = None
         self._op: Op | None = None
 
     @property
@@ -174,7 +166,7 @@ class Specialization:
         try:
             binding = self._idle.pop()
         except IndexError:
-            binding = _Binding(self, self.executable.context())
+            binding = self.new_binding()
         if binding.replaced != REPLACED[0]:
             self._bind_state(binding)
         if self.args:
@@ -183,69 +175,25 @@ class Specialization:
             cell.value = read()
         return binding
 
+    def new_binding(self) -> _Binding:
+        """A call context that nothing is in yet."""
+        return _Binding(self, self.executable.context())
+
     def _bind_state(self, binding: _Binding) -> None:
         binding.replaced = REPLACED[0]
         for i, storage in zip(self.state_slots, self.states):
             binding.table[i] = contents_of(storage.value).ptr
 
-    def direct(self) -> Callable[[LazyTrace], Any] | None:
-        """What `call` does for a function without arguments that gives one tensor and leaves no new
-        gradients, as most training steps do. None for other functions; its call gives None where guards must
-        be looked at."""
-        if not self.plain or self.args:
-            return None
-        idle, enabled, guards = self._idle, self.grad_enabled, self.traced.grad_guards
-        grads, reads = list(zip(self.fixed_owners, self.fixed_values)), self.traced.reads
-        # What `valid` looks at in the form that takes least time: variables of the function, tensors among
-        # them whose storage is state of the program, and the rest by the general way.
-        followed = self.traced.followed
-        held = {id(o[0]): i for o, i, _ in followed if isinstance(o, tuple) and isinstance(o[0], Read)}
-        variables = [(cell, r) for cell, r in reads.cells if id(r) not in held]
-        tensors = [(cell, r, self.traced.places[held[id(r)]]) for cell, r in reads.cells if id(r) in held]
-        look, follows = bool(reads.others), len(tensors) < len(followed)
-        type = self.executable.output_types[0]
-        recycled = type.nbytes <= _RECYCLED
-
-        def call(trace: LazyTrace) -> Any:
-            if trace.record or trace.grad_enabled is not enabled or self.epoch != EPOCH[0]:
-                return None
-            for t, was_none in guards:
-                if (t._grad is None) is not was_none:
-                    return None
-            try:
-                for cell, r in variables:
-                    if cell.cell_contents is not r.value:
-                        return None
-                for cell, r, p in tensors:
-                    x = r.value
-                    if cell.cell_contents is not x or x._storage is not p.storage:
-                        return None
-            except ValueError:  # deleted
-                return None
-            if (look and not reads.others_same()) or (follows and not self._followed_already([])):
-                return None
-            try:
-                binding = idle.pop()
-            except IndexError:
-                binding = self.bind([])
-            if binding.replaced != REPLACED[0]:
-                self._bind_state(binding)
-            for cell, read in binding.cells:
-                cell.value = read()
-            outs = binding.outs
-            b = outs[0]
-            if not recycled or getrefcount(b) != _LONE or b._array is not None:  # somebody may still see it
-                b = binding.allocators[0]()
-            outs[0], outs[1] = outs[1], b if recycled else None
-            binding.table[binding.first_output] = b.ptr
-            binding.run(binding.address)
-            idle.append(binding)
-            for t, g in grads:
-                if t._grad is not g:
-                    t._grad = g
-            return Tensor(TracedValue(type, None, 0, None, b))
-
-        return call
+    def direct(self, args: tuple[Any, ...]) -> Direct | None:
+        """The short way of a call with such arguments as these, which this was found for; None where there
+        is none."""
+        if self._direct is None:
+            plain = all([t.__class__ is Tensor and t._view is None for t in args])
+            storages = {id(t._storage) for t in args} if plain else ()
+            if not plain or len(storages) < len(args) or not has_direct(self):
+                return None  # (arguments that are the same tensor have a program of their own)
+            self._direct = direct(self, [(t._value().type, t.requires_grad) for t in args], fill)
+        return self._direct
 
     def _bind_arguments(self, binding: _Binding, tensors: list[Tensor]) -> None:
         """Arguments' addresses. Native code takes what it writes to be its own: an argument that is also
@@ -260,6 +208,19 @@ class Specialization:
             elif index in self.written_args:
                 t._storage.claim()
             binding.context.table[i] = buffer.ptr
+
+    def allocators(self) -> list[Callable[[], Buffer]]:
+        """Memory for each output; of gradients and attributes, that of what they replace if it can be."""
+        sources: list[tuple[int, Any]] = [
+            (grad.index, lambda t=owner: t._grad)
+            for owner, grad in self.other_grads
+            if owner.__class__ is not int and isinstance(grad, Output)
+        ]
+        for a in self.traced.assigned:
+            if isinstance(a.new, Output):
+                sources.append((a.new.index, lambda a=a: a.table.get(a.key)))
+        executable = self.executable
+        return allocators(executable.output_types, executable.allocators, sources)
 
     def call(self, tensors: list[Tensor]) -> Any:
         """One run: outputs as the function's result."""
@@ -294,8 +255,9 @@ class Specialization:
                 value = TracedValue(binding.arguments[index].type, None, 0, None, binding.arguments[index])
                 t._put(STATE.trace.emit(REGISTRY["alias"], (value,), {}))
 
-    def call_repeated(self, tensors: list[Tensor], n: int) -> list[Buffer]:
-        """n runs natively; outputs come stacked along a new first dimension.
+    def call_repeated(self, tensors: list[Tensor], n: int) -> tuple[list[Buffer], list[int]]:
+        """n runs natively; outputs come stacked along a new first dimension, and with each the row that the
+        last run wrote. Gradients and attributes that are not in the result have rows for some runs only.
 
         Native calls are kept to about a tenth of a second each, so that Ctrl-C gets through between them;
         what ran until then has happened.
@@ -303,12 +265,18 @@ class Specialization:
         binding = self.bind(tensors)
         ctx = binding.context
         executable = self.executable
-        outputs = [empty(t.with_shape((n, *t.shape))) for t in executable.output_types]
-        done, chunk = 0, 16
+        types = executable.output_types
+        wanted: set[int] = set()
+        map_tensors(self.traced.result, lambda o: wanted.add(o.index), Output)
+        passing = sum([t.nbytes for i, t in enumerate(types) if i not in wanted])
+        most = max(_PASSING // passing, 1) if passing else n
+        rows = [n if i in wanted else min(n, most) for i in range(len(types))]
+        outputs = [empty(t.with_shape((m, *t.shape))) for m, t in zip(rows, types)]
+        done, chunk, k = 0, 16, 0
         while done < n:
-            k = min(chunk, n - done)
-            for i, (b, t) in enumerate(zip(outputs, executable.output_types), executable.n_inputs):
-                ctx.table[i] = b.ptr + done * t.nbytes
+            k = min(chunk, n - done, most)
+            for i, (b, t, m) in enumerate(zip(outputs, types, rows), executable.n_inputs):
+                ctx.table[i] = b.ptr + (done * t.nbytes if m == n else 0)
             start = time.perf_counter()
             executable.repeat(ctx.address, k)
             if time.perf_counter() - start < 0.05:
@@ -316,7 +284,7 @@ class Specialization:
             done += k
         self._write_back(binding, tensors)
         self._idle.append(binding)
-        return outputs
+        return outputs, [n - 1 if m == n else k - 1 for m in rows]
 
     def _deliver(self, outputs: list[Buffer], tensors: list[Tensor], saved: Any) -> Any:
         if saved is not None:
@@ -369,6 +337,7 @@ class _Binding:
     __slots__ = (
         "address",
         "allocators",
+        "arena",
         "arguments",
         "cells",
         "context",
@@ -383,11 +352,14 @@ class _Binding:
     def __init__(self, spec: Specialization, ctx: Context) -> None:
         executable = spec.executable
         self.context = ctx
+        self.arena = arena = ctx.arena
+        if arena is not None and arena.type.nbytes >= LENT:
+            lend(spec)
         self.table = ctx.table
         self.address = ctypes.c_void_p(ctx.address)
         self.run = executable.run_pointer
-        self.allocators = executable.allocators
-        self.outs: list[Any] = [None, None]  # what the last two calls gave
+        self.allocators = spec.allocators()
+        self.outs: list[Any] = [NOTHING, NOTHING]  # storages, values and memory of the last two results
         self.first_output = executable.n_inputs
         self.replaced = -1
         self.arguments: list[Buffer] = []

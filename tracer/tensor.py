@@ -28,7 +28,7 @@ from .meta import Size as Size
 from .meta import device as device
 from .placement import TO_DEVICE
 from .recording import STATE, Trace
-from .values import Storage, TracedValue, history
+from .values import Storage, TracedValue, history, storage_of
 
 _DETACH = REGISTRY["detach"]
 
@@ -64,7 +64,7 @@ class Tensor(Description):
 
     def __init__(self, value: Any = None, *more: Any) -> None:
         try:
-            self._storage = Storage(value)
+            self._storage = storage_of(value)
         except AttributeError:  # a user's call, with sizes or data
             given = () if value is None and not more else (value, *more)
             self._storage = self._from_data(*given)._storage
@@ -109,7 +109,7 @@ class Tensor(Description):
         self._cached = value
         self._version_seen = self._storage.version
         held = value is not None and value.requires_grad and STATE.trace is STATE.lazy
-        self._hold = Storage(value) if held else None  # type: ignore[arg-type]
+        self._hold = storage_of(value) if held else None  # type: ignore[arg-type]
 
     def _put(self, new: TracedValue) -> Tensor:
         """Replaces the contents in place (`new` freshly recorded, of this tensor's type)."""
@@ -459,15 +459,6 @@ def ready(trace: Trace, *tensors: Any) -> None:
         trace.flush()
 
 
-def apply(op: Op, *tensors: Tensor, **attrs: Any) -> Any:
-    """Records one op on tensors; gives a tensor, or a tuple of them."""
-    trace = STATE.trace
-    if trace.walked_back:
-        ready(trace, *tensors)
-    out = trace.emit(op, tuple([t._value() for t in tensors]), attrs)
-    return tuple([Tensor(v) for v in out]) if out.__class__ is tuple else Tensor(out)
-
-
 class Number(Tensor):
     """A Python float that a compiled function takes as an argument and that was seen to change: it promotes
     as the number that it is."""
@@ -481,12 +472,17 @@ def make_view(t: Tensor, op: Op, attrs: dict[str, Any]) -> Tensor:
     if trace.walked_back:
         ready(trace, t)
     value = trace.emit(op, (t._value(),), attrs)
-    out = Tensor.__new__(Tensor)
-    out._storage = t._storage
+    out = _NEW(Tensor)
+    out._storage = storage = t._storage
     step = detached.DetachPoint((op, attrs)) if op is _DETACH else (op, attrs)
-    out._view = (*(t._view or ()), step)
-    out._cache(value)
+    out._view = (step,) if t._view is None else (*t._view, step)
+    out._cached = value
+    out._version_seen = storage.version
+    out._hold = storage_of(value) if value.requires_grad and trace is STATE.lazy else None  # as in `_cache`
     out._grad = None
     out._hooks = None
     out._retains = False
     return out
+
+
+_NEW: Any = object.__new__

@@ -30,6 +30,12 @@ _LAUNCH = """
 #ifndef LAUNCH
 #define LAUNCH(kernel, grid, block, stream, ...) kernel<<<grid, block, 0, stream>>>(__VA_ARGS__)
 #endif"""
+_LAUNCH_SHARED = """
+#ifndef LAUNCH_SHARED  // with more shared memory than a block has without asking
+#define LAUNCH_SHARED(kernel, grid, block, bytes, stream, ...) \\
+  (void)cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes); \\
+  kernel<<<grid, block, bytes, stream>>>(__VA_ARGS__)
+#endif"""
 
 
 @dataclass
@@ -110,8 +116,9 @@ class _Unit:
             includes.append("#include <cuda_bf16.h>")
         device = "\n".join([*includes, *([""] if includes else []), *helpers, *self.constants, *bodies])
         head = self._head()
+        launch = _LAUNCH + (_LAUNCH_SHARED if any(f.dynamic_bytes for f in self.functions) else "")
         host = "\n".join(
-            ["#ifndef __CUDACC_RTC__  // the host part", _LAUNCH.lstrip("\n"), "", *hosts, "#endif"]
+            ["#ifndef __CUDACC_RTC__  // the host part", launch.lstrip("\n"), "", *hosts, "#endif"]
         )
         return CudaUnit(
             f"{head}\n{device}\n{host}\n", device + "\n", self.programs, self.entries, self.launches,

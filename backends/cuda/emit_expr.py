@@ -38,7 +38,7 @@ class ExprWriter(PrimWriter):
 
     Attributes:
         lines, pad: what is written so far, and the indentation of the next line.
-        steps: of each loop variable, what its values are multiples of.
+        steps: of each loop variable and named value, what it is a multiple of.
         locals_: what is known of named values.
         packs: loads that stand for a lane of a vector that was loaded already.
         plain: local buffers written as a single variable.
@@ -51,7 +51,7 @@ class ExprWriter(PrimWriter):
         self.names = names
         self.lines: list[str] = []
         self.pad = "  "
-        self.steps: dict[Var, int] = {}
+        self.steps: dict[Expr, int] = {}
         self.locals_: dict[Local, Text] = {}
         self.packs: dict[Load, Text] = {}
         self.plain: set[Buffer] = set()

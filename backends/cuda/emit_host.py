@@ -183,6 +183,8 @@ class HostWriter:
             "nullptr" if isinstance(x, Buffer) and not x.size else self.names.get(x) for x in made.arguments
         ]
         text = f"LAUNCH({f.name}, {_dim3(f.grid)}, {_dim3(f.block)}, stream"
+        if f.dynamic_bytes:
+            text = f"LAUNCH_SHARED({f.name}, {_dim3(f.grid)}, {_dim3(f.block)}, {f.dynamic_bytes}, stream"
         line = self.pad + text
         for a in arguments:
             if len(line) + len(a) > 100:

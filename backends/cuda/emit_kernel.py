@@ -19,11 +19,13 @@ from ...ir.expr import Const, Expr, Load, Var
 from ...ir.loops import (
     Alloc,
     Barrier,
+    Batch,
     Buffer,
     For,
     If,
     Kernel,
     Let,
+    Matrices,
     Mma,
     Stmt,
     Store,
@@ -39,7 +41,8 @@ from .emit_vector import wide_accesses, wide_copy
 
 _AXES = ("x", "y", "z")
 _MAX_THREADS = 1024
-_MAX_SHARED = 48 << 10
+_MAX_STATIC = 48 << 10
+_MAX_SHARED = 227 << 10
 _MAX_GRID = 65535
 _MAX_PARAMETER_BYTES = 32_764
 
@@ -54,7 +57,7 @@ class Emitted:
         parameters: buffers and loop variables, in the order of the arguments.
         written: of each parameter, whether the kernel stores to it.
         text: the definition.
-        shared_bytes: shared memory of one block.
+        shared_bytes: shared memory of one block; `dynamic_bytes`: of it, what the launch asks for.
     """
 
     name: str
@@ -64,6 +67,7 @@ class Emitted:
     written: list[bool]
     text: str
     shared_bytes: int
+    dynamic_bytes: int = 0
 
 
 class KernelWriter(ExprWriter):
@@ -77,7 +81,7 @@ class KernelWriter(ExprWriter):
         self.guarded = False  # one that some threads skip
         self.alone = False  # the kernel has one nest of thread loops, and nothing after it
         self.dims: list[int] = []
-        self.shared_bytes = 0
+        self.shared_bytes = self.dynamic_bytes = 0
         self.scopes: list[set[str]] = []
         found = Survey(kernel)
         self.used, self.dead, self.own, self.free = found.used, found.dead, found.own, found.free
@@ -108,18 +112,17 @@ class KernelWriter(ExprWriter):
         )
         parameters = self._parameters()
         grid = self._grid(blocks)
+        self._shared(body)
         self.block_body(body)
         self.lines = without_unused(self.lines)
-        if self.shared_bytes > _MAX_SHARED:
-            raise EmitError(f"kernel {self.name} takes {self.shared_bytes} bytes of shared memory")
-        bounds = f"__launch_bounds__({self.threads}) "
+        bounds = f"__launch_bounds__({self.threads}{self._blocks(body)}) "
         head = f'extern "C" __global__ void {bounds}{self.name}('
         text = wrapped(head, parameters, ") {", len('extern "C" __global__ void '))
         shape = (*self.dims, 1, 1)
         written = [isinstance(x, Buffer) and x in self.stored for x in self.free]
         return Emitted(
             self.name, grid, (shape[0], shape[1], shape[2]), self.free, written,
-            "\n".join([text, *self.lines, "}"]), self.shared_bytes,
+            "\n".join([text, *self.lines, "}"]), self.shared_bytes, self.dynamic_bytes,
         )  # fmt: skip
 
     def _parameters(self) -> list[str]:
@@ -151,6 +154,26 @@ class KernelWriter(ExprWriter):
             self._bind(f, f"blockIdx.{axis}")
         sizes = [*counts, 1, 1, 1]
         return sizes[0], sizes[1], sizes[2]
+
+    def _blocks(self, body: list[Stmt]) -> str:
+        """How many blocks a multiprocessor is to have room for, if that is said: 512 threads of 128 registers.
+        Where sums are most of these, the compiler would else take a few more for addresses, and half of the
+        registers would lie idle."""
+        held = [s.buffer for s in statements(body) if isinstance(s, Alloc) and s.buffer.space == "register"]
+        words = sum(-(-b.nbytes // 4) for b in held if b in self.loaded or b in self.stored)
+        return f", {512 // self.threads}" if 128 <= self.threads <= 256 and 64 <= words <= 96 else ""
+
+    def _shared(self, body: list[Stmt]) -> None:
+        """Where a block's buffers take more than it has without asking, they are parts of one array."""
+        found = [s.buffer for s in statements(body) if isinstance(s, Alloc) and s.buffer.space == "shared"]
+        total = sum(-(-b.nbytes // 16) * 16 for b in found if b in self.loaded or b in self.stored)
+        if total > _MAX_SHARED:
+            raise EmitError(f"kernel {self.name} takes {total} bytes of shared memory")
+        if total > _MAX_STATIC:
+            self.dynamic_bytes = total
+            self.flat.update(found)
+            self.unit.need("DYNAMIC_SHARED")
+            self.line(f"DYNAMIC_SHARED({total});")
 
     def _bind(self, f: For, source: str) -> None:
         if f.var not in self.used:
@@ -188,11 +211,17 @@ class KernelWriter(ExprWriter):
                 if self.guarded:
                     raise EmitError(f"kernel {self.name}: a barrier that some threads don't reach")
                 if s.copies:
-                    self.line(f"{self.unit.need('copies_done')}();")
+                    waits = f"copies_done_but<{s.left}>" if s.left else "copies_done"
+                    self.unit.need(waits.partition("<")[0])
+                    self.line(f"{waits}();")
                 if self.threads > 1:
                     self.line("__syncthreads();")
             elif isinstance(s, Mma):
                 self.mma(s)
+            elif isinstance(s, Matrices):
+                self.matrices(s)
+            elif isinstance(s, Batch):
+                self.line(f"{self.unit.need('copies_batched')}();")
             else:
                 raise EmitError(f"kernel {self.name}: unknown statement {type(s).__name__}")
 
@@ -200,7 +229,14 @@ class KernelWriter(ExprWriter):
         parts = ((s.sums, s.sums_at), (s.a, s.a_at), (s.b, s.b_at))
         self.prepare((), [at for _, at in parts])
         shown = ", ".join(self._address(b, at) for b, at in parts)
+        self.unit.need("mma_by_lanes")
         self.line(f"{self.unit.need(f'mma_{s.kind}')}({shown});")
+
+    def matrices(self, s: Matrices) -> None:
+        self.prepare((), (s.to_at, s.source_at))
+        shown = f"{self._address(s.to, s.to_at)}, {self._address(s.source, s.source_at)}"
+        name = self.unit.need(f"matrices_{'t' if s.turned else 'x'}{s.count}")
+        self.line(f"{name}({shown});")
 
     def line(self, text: str) -> None:
         self.lines.append(self.pad + text)
@@ -272,7 +308,12 @@ class KernelWriter(ExprWriter):
         name = self.names.define(b, b.name)
         c = self.unit.c_type(b.dtype)
         if b.space == "shared":
-            self.shared_bytes += b.nbytes
+            at = self.shared_bytes
+            self.shared_bytes += -(-b.nbytes // 16) * 16
+            if self.dynamic_bytes:
+                place = f"dynamic_shared + {at}" if at else "dynamic_shared"
+                self.line(f"{c}* const {name} = reinterpret_cast<{c}*>({place});")
+                return
         if b in self.plain:
             self.line(f"{c} {name};")
             return

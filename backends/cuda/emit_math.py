@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from ...ir import dtypes
 from ...ir.dtypes import DType
+from .emit_matrix import MATRIX_HELPERS
 from .emit_names import C_TYPES, EmitError
 
 #: f64 name of the float functions; f32 adds an f
@@ -25,6 +26,10 @@ FLOAT_FUNCTIONS = {
 
 #: device functions by name, in the order in which they are defined; each only if something needs it
 HELPERS: dict[str, str] = {
+    "DYNAMIC_SHARED": """
+#ifndef DYNAMIC_SHARED  // shared memory that the launch asks for
+#define DYNAMIC_SHARED(bytes) extern __shared__ __align__(16) unsigned char dynamic_shared[]
+#endif""",
     "INF_F32": "#define INF_F32 __int_as_float(0x7f800000)",
     "NAN_F32": "#define NAN_F32 __int_as_float(0x7fc00000)",
     "INF_F64": "#define INF_F64 __longlong_as_double(0x7ff0000000000000LL)",
@@ -71,53 +76,31 @@ __device__ inline void copy_ahead(void* to, const void* from, bool there = true)
     "copies_done": """
 __device__ inline void copies_done() {
 #ifdef EMULATED_CUDA
-  emulated::copies_done();
+  emulated::copies_done(0, true);
 #elif __CUDA_ARCH__ >= 800
   asm volatile("cp.async.wait_all;" ::: "memory");
 #endif
 }""",
-    "mma_tf32": """
-// sums += a * b by a warp, 16 x 8 sums of 8 products, whose factors are rounded to 10 bits of mantissa.
-__device__ inline void mma_tf32(float* sums, const float* a, const float* b) {
+    "copies_batched": """
+// Ends a batch of copies.
+__device__ inline void copies_batched() {
 #ifdef EMULATED_CUDA
-  emulated::mma_tf32(sums, a, b);
-#else
-  unsigned int x[4], y[2];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(x[i]) : "f"(a[i]));
-#pragma unroll
-  for (int i = 0; i < 2; ++i) asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y[i]) : "f"(b[i]));
-  asm volatile(
-      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
-      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-      : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "r"(y[0]), "r"(y[1]));
+  emulated::copies_batched();
+#elif __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
 #endif
 }""",
-    **{
-        f"mma_{kind}": f"""
-// sums += a * b by a warp, 16 x 8 sums of 16 products.
-__device__ inline void mma_{kind}(float* sums, const {c}* a, const {c}* b) {{
+    "copies_done_but": """
+// Waits for all batches of copies but the last N.
+template <int N>
+__device__ inline void copies_done_but() {
 #ifdef EMULATED_CUDA
-  emulated::mma_{kind}(sums, a, b);
-#else
-  unsigned int x[4], y[2];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) x[i] = {bits}(a[2 * i]) | static_cast<unsigned int>({bits}(a[2 * i + 1])) << 16;
-#pragma unroll
-  for (int i = 0; i < 2; ++i) y[i] = {bits}(b[2 * i]) | static_cast<unsigned int>({bits}(b[2 * i + 1])) << 16;
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32 "
-      "{{%0, %1, %2, %3}}, {{%4, %5, %6, %7}}, {{%8, %9}}, {{%0, %1, %2, %3}};"
-      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-      : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "r"(y[0]), "r"(y[1]));
+  emulated::copies_done(N, false);
+#elif __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 #endif
-}}"""
-        for kind, c, bits in (
-            ("f16", "__half", "__half_as_ushort"),
-            ("bf16", "__nv_bfloat16", "__bfloat16_as_ushort"),
-        )
-    },
+}""",
+    **MATRIX_HELPERS,
     "minimum": """
 // NaN if either is; -0 is below +0.
 __device__ inline float minimum(float a, float b) {

@@ -42,8 +42,8 @@ nullptr operator or or_eq private protected public register reinterpret_cast req
 sizeof static static_assert static_cast struct switch template this thread_local throw true try typedef typeid
 typename union unsigned using virtual void volatile wchar_t while xor xor_eq
 blockIdx threadIdx blockDim gridDim warpSize dim3 uint3 float2 float4 int2 int4 half stdin stdout stderr
-errno main unix linux NULL LAUNCH Pack pack_at INF_F32 INF_F64 NAN_F32 NAN_F64
-arena buffers workspace stream
+errno main unix linux NULL LAUNCH LAUNCH_SHARED DYNAMIC_SHARED dynamic_shared Pack pack_at INF_F32 INF_F64
+NAN_F32 NAN_F64 arena buffers workspace stream
 """.split()
 
 #: functions that emitted code may call: a variable of the same name would hide them

@@ -5,7 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ...ir.expr import Expr, LaneReduce, Load, Var, walk
-from ...ir.loops import Alloc, Buffer, For, If, Kernel, Let, Mma, Stmt, Store, While, expressions, statements
+from ...ir.loops import (
+    Alloc,
+    Buffer,
+    For,
+    If,
+    Kernel,
+    Let,
+    Matrices,
+    Mma,
+    Stmt,
+    Store,
+    While,
+    expressions,
+    statements,
+)
+from .emit_vector import divisor
 
 
 def nest(s: Stmt, kinds: tuple[str, ...]) -> tuple[list[For], list[Stmt]]:
@@ -41,7 +56,7 @@ class Survey:
         loaded, stored: buffers that are.
         own: buffers allocated in the kernel.
         flat: those indexed by one number, whatever their shape; `plain`: single variables.
-        steps: of each loop variable, what its values are multiples of.
+        steps: of each loop variable and named value, what it is a multiple of.
         free: what the kernel is passed: what is read, what is written, loop variables.
     """
 
@@ -50,7 +65,7 @@ class Survey:
         self.loaded: set[Buffer] = set()
         self.stored: set[Buffer] = set()
         self.own: set[Buffer] = set()
-        self.steps: dict[Var, int] = {}
+        self.steps: dict[Expr, int] = {}
         bound: set[Var] = set()
         flat: set[Buffer] = set()
         free: dict[Buffer | Var, None] = {}
@@ -74,12 +89,18 @@ class Survey:
             if isinstance(s, For):
                 bound.add(s.var)
                 self.steps[s.var] = s.step
+            elif isinstance(s, Let):
+                self.steps[s.local] = divisor(s.value, self.steps)
             elif isinstance(s, Alloc):
                 self.own.add(s.buffer)
             elif isinstance(s, Mma):
                 self.stored.add(s.sums)
                 self.loaded.update((s.sums, s.a, s.b))
                 flat.update(b for b in (s.sums, s.a, s.b) if len(b.shape) != 1)
+            elif isinstance(s, Matrices):
+                self.stored.add(s.to)
+                self.loaded.update((s.to, s.source))
+                flat.update(b for b in (s.to, s.source) if len(b.shape) != 1)
             elif isinstance(s, Store):
                 self.stored.add(s.buffer)
                 free.setdefault(s.buffer)
@@ -115,6 +136,7 @@ class Survey:
 def _loaded(listed: list[Stmt]) -> set[Buffer]:
     """The buffers that something is loaded from."""
     used = {b for s in listed if isinstance(s, Mma) for b in (s.sums, s.a, s.b)}
+    used |= {b for s in listed if isinstance(s, Matrices) for b in (s.to, s.source)}
     return used | {
         e.buffer for s in listed for root in expressions(s) for e in walk(root) if isinstance(e, Load)
     }

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from math import gcd
+
 from ...ir.expr import Const, Expr, Load, Local, Prim, Var, terms, walk
 from ...ir.loops import Buffer, For, Let, Store, expressions, statements
 from .emit_expr import flat_index
 
 
-def wide_accesses(s: For, steps: dict[Var, int]) -> tuple[dict[Load, Expr], dict[Store, Expr]]:
+def wide_accesses(s: For, steps: dict[Expr, int]) -> tuple[dict[Load, Expr], dict[Store, Expr]]:
     """The loads and stores of a vector loop's own statements that are one aligned run of elements, with
     their first index. Loads move before the loop and stores behind it, so nothing between may touch
     what they touch."""
@@ -32,13 +34,15 @@ def wide_accesses(s: For, steps: dict[Var, int]) -> tuple[dict[Load, Expr], dict
             later = [e for y in s.body[at + 1 :] for r in expressions(y) for e in walk(r)]
             read = any(isinstance(e, Load) and e.buffer is x.buffer for e in later)
             base = _wide(s, steps, x.buffer, x.index, x.mask, own)
-            if base is not None and not read and not deep and count[x.buffer] == 1:
+            if base is not None and not read and not deep:
                 stores[x] = base
             written.add(x.buffer)
-    return loads, stores
+    # Several of one buffer are disjoint or the same run; among others the order of lanes would matter.
+    kept = {x.buffer: sum(y.buffer is x.buffer for y in stores) for x in stores}
+    return loads, {x: base for x, base in stores.items() if kept[x.buffer] == count[x.buffer]}
 
 
-def wide_copy(s: For, x: Store, steps: dict[Var, int]) -> tuple[Expr, Load] | None:
+def wide_copy(s: For, x: Store, steps: dict[Expr, int]) -> tuple[Expr, Load] | None:
     """Where the first lane of a copy ahead goes, and its load; None unless both sides are aligned runs."""
     assert isinstance(x.value, Load)
     value = x.value
@@ -50,7 +54,7 @@ def wide_copy(s: For, x: Store, steps: dict[Var, int]) -> tuple[Expr, Load] | No
 
 
 def _wide(
-    s: For, steps: dict[Var, int], b: Buffer, index: tuple[Expr, ...], mask: Expr | None, own: set[Local]
+    s: For, steps: dict[Expr, int], b: Buffer, index: tuple[Expr, ...], mask: Expr | None, own: set[Local]
 ) -> Expr | None:
     """The index of the first lane, if all lanes are an aligned run of at most 16 bytes."""
     n = s.extent
@@ -67,8 +71,7 @@ def _wide(
             continue
         if _mentions(atom, s.var, own) or any(isinstance(x, Load) for x in walk(atom)):
             return None
-        step = steps.get(atom, 1) if isinstance(atom, Var) else _multiple(atom)
-        if k * step % n:
+        if k * divisor(atom, steps) % n:
             return None
         rest.append((atom, k))
     if len(rest) == len(items) or const % n:
@@ -79,13 +82,27 @@ def _wide(
     return out
 
 
-def _multiple(e: Expr) -> int:
-    """A number that divides every value of an index atom, as far as one sees."""
-    return (
-        int(e.args[1].value)
-        if isinstance(e, Prim) and e.name == "mul" and isinstance(e.args[1], Const)
-        else 1
-    )
+def divisor(e: Expr, steps: dict[Expr, int]) -> int:
+    """A number that divides every value of an index, as far as one sees; 0 of the constant 0.
+
+    Args:
+        steps: of loop variables and named values, such a number.
+    """
+    if isinstance(e, Const):
+        return abs(int(e.value))
+    if isinstance(e, (Var, Local)):
+        return steps.get(e, 1)
+    if not isinstance(e, Prim) or not e.args or e.dtype.kind not in "iu":
+        return 1
+    first = divisor(e.args[0], steps)
+    if e.name in ("add", "sub", "mod"):
+        return gcd(first, divisor(e.args[1], steps))
+    if e.name == "mul":
+        return first * divisor(e.args[1], steps)
+    if e.name == "floordiv" and isinstance(e.args[1], Const):
+        k = int(e.args[1].value)
+        return first // k if k > 0 and first % k == 0 else 1
+    return 1
 
 
 def _mentions(e: Expr | None, var: Var, own: set[Local]) -> bool:

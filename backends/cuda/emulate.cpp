@@ -6,6 +6,8 @@
 // with nothing to order the two (no barrier in between, or another block).
 #include "emulate.h"
 
+#include "emulate_traffic.h"
+
 #include <link.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -114,14 +116,17 @@ struct Copy {
   void* to;
   char bytes[16];
   size_t size;
+  int batch;
 };
 std::vector<Copy> copies[MOST];
+int batches[MOST];  // that each thread ended
 std::unordered_map<uintptr_t, int> on_the_way;  // bytes that copies will go to, and whose
 std::string error;
 std::map<std::string, std::vector<long long>> described;  // bytes of each argument
 std::vector<Range> ranges;
 std::unordered_map<uintptr_t, Shadow>* shadows = nullptr;
-uintptr_t static_low = 0, static_high = 0;
+uintptr_t static_low = 0, static_high = 0, library = 0;
+Traffic traffic;
 
 bool running() { return current >= 0; }
 
@@ -191,7 +196,10 @@ void run_block() {
     fibres[t].shuffles = 0;
     prepare(fibres[t].context, stacks + STACK * static_cast<size_t>(t), entry);
   }
-  for (int t = 0; t < threads; ++t) copies[t].clear();
+  for (int t = 0; t < threads; ++t) {
+    copies[t].clear();
+    batches[t] = 0;
+  }
   on_the_way.clear();
   phase = 0;
   while (error.empty()) {
@@ -231,6 +239,7 @@ int find_static(dl_phdr_info* info, size_t, void*) {
     if (low <= here && here < high) {
       static_low = low;
       static_high = high;
+      library = info->dlpi_addr;
       return 1;
     }
   }
@@ -270,7 +279,7 @@ void touch(Shadow& s, uintptr_t a, bool write, bool shared) {
   }
 }
 
-void access(const void* p, size_t bytes, bool write) {
+void access(const void* p, size_t bytes, bool write, const void* site) {
   if (!running() || described.find(kernel_name) == described.end()) return;
   const uintptr_t a = reinterpret_cast<uintptr_t>(p);
   if (inside(a, stacks, STACK * MOST) || inside(a, &place, sizeof(place))) return;
@@ -290,6 +299,8 @@ void access(const void* p, size_t bytes, bool write) {
       return;
     }
   }
+  if ((bytes & (bytes - 1)) == 0 && a % bytes) fail("%s %zu bytes at %p, which are not aligned", write ? "writes" : "reads", bytes, p);
+  if (traffic.on) traffic.add(reinterpret_cast<uintptr_t>(site), current, a, static_cast<unsigned>(bytes), shared, write);
   if (!shadows) shadows = new std::unordered_map<uintptr_t, Shadow>;
   for (size_t i = 0; shared && !on_the_way.empty() && i < bytes; ++i) {
     const auto copy = on_the_way.find(a + i);
@@ -340,7 +351,9 @@ void run(const char* name, dim3 grid, dim3 block, void (*call)(void*), void* clo
     for (unsigned y = 0; y < grid.y; ++y) {
       for (unsigned x = 0; x < grid.x; ++x, ++block_number) {
         place.block = {x, y, z};
+        traffic.start_block(threads);
         run_block();
+        traffic.end_block(name);
         if (!error.empty()) return;
       }
     }
@@ -363,51 +376,7 @@ void shuffle(unsigned mask, const void* value, void* out, size_t bytes, int sour
   memcpy(out, slots[warp][turn][source], bytes);
 }
 
-void copy_ahead(void* to, const void* from, size_t bytes, bool there) {
-  Copy c{to, {}, bytes};
-  if (reinterpret_cast<uintptr_t>(to) % bytes || (there && reinterpret_cast<uintptr_t>(from) % bytes)) {
-    fail("copies %zu bytes that are not aligned", bytes);
-  }
-  if (there) {
-    access(from, bytes, false);
-    memcpy(c.bytes, from, bytes);
-  }
-  access(to, bytes, true);
-  copies[current].push_back(c);
-  for (size_t i = 0; i < bytes; ++i) on_the_way[reinterpret_cast<uintptr_t>(to) + i] = current;
-}
-
-void copies_done() {
-  for (const Copy& c : copies[current]) {
-    memcpy(c.to, c.bytes, c.size);
-    for (size_t i = 0; i < c.size; ++i) on_the_way.erase(reinterpret_cast<uintptr_t>(c.to) + i);
-    access(c.to, c.size, true);
-  }
-  copies[current].clear();
-}
-
-void mma(float* sums, const float* a, const float* b, int depth) {
-  Fibre& f = fibres[current];
-  const int turn = f.shuffles++ & 1, me = lane(), q = me % 4, r = me / 4;
-  auto& all = fragments[current / 32][turn];
-  if (threads % 32) fail("mma in a block of %d threads", threads);
-  memcpy(all[me], a, sizeof(float) * static_cast<size_t>(depth / 2));
-  memcpy(all[me] + 8, b, sizeof(float) * static_cast<size_t>(depth / 4));
-  f.mask = ~0u;
-  yield_to_main(AT_SHUFFLE);
-  for (int e = 0; e < 4; ++e) {
-    const int row = r + 8 * (e / 2), column = 2 * q + e % 2;
-    double total = 0;
-    for (int k = 0; k < depth; ++k) {
-      // Who has term k, and where: of rows r and r + 8 the elements lie next to one another.
-      const int lane = depth == 8 ? k % 4 : k % 8 / 2;
-      const int ea = depth == 8 ? row / 8 + k / 4 * 2 : k % 2 + row / 8 * 2 + k / 8 * 4;
-      const int eb = depth == 8 ? k / 4 : k % 2 + k / 8 * 2;
-      total += static_cast<double>(all[row % 8 * 4 + lane][ea]) * all[column * 4 + lane][8 + eb];
-    }
-    sums[e] += static_cast<float>(total);
-  }
-}
+#include "emulate_warps.h"
 
 }  // namespace emulated
 
@@ -435,6 +404,16 @@ extern "C" {
 void emulated_describe(const char* kernel, int count, const long long* bytes) {
   described[kernel].assign(bytes, bytes + count);
 }
+// From then on accesses of described kernels are counted; what they cost, as text.
+void emulated_count(int on) {
+  traffic.on = on;
+  traffic.clear();
+}
+const char* emulated_traffic() {
+  static std::string text;
+  text = traffic.text(library);
+  return text.c_str();
+}
 const char* emulated_error() { return error.c_str(); }
 void emulated_clear() {
   error.clear();
@@ -445,19 +424,19 @@ void __tsan_init() {}
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}
 #define CHECK(name, n) \
-  void __tsan_read##name(void* p) { access(p, n, false); } \
-  void __tsan_write##name(void* p) { access(p, n, true); } \
-  void __tsan_unaligned_read##name(void* p) { access(p, n, false); } \
-  void __tsan_unaligned_write##name(void* p) { access(p, n, true); } \
-  void __tsan_volatile_read##name(void* p) { access(p, n, false); } \
-  void __tsan_volatile_write##name(void* p) { access(p, n, true); }
+  void __tsan_read##name(void* p) { access(p, n, false, __builtin_return_address(0)); } \
+  void __tsan_write##name(void* p) { access(p, n, true, __builtin_return_address(0)); } \
+  void __tsan_unaligned_read##name(void* p) { access(p, n, false, __builtin_return_address(0)); } \
+  void __tsan_unaligned_write##name(void* p) { access(p, n, true, __builtin_return_address(0)); } \
+  void __tsan_volatile_read##name(void* p) { access(p, n, false, __builtin_return_address(0)); } \
+  void __tsan_volatile_write##name(void* p) { access(p, n, true, __builtin_return_address(0)); }
 CHECK(1, 1)
 CHECK(2, 2)
 CHECK(4, 4)
 CHECK(8, 8)
 CHECK(16, 16)
-void __tsan_read_range(void* p, unsigned long n) { access(p, n, false); }
-void __tsan_write_range(void* p, unsigned long n) { access(p, n, true); }
+void __tsan_read_range(void* p, unsigned long n) { access(p, n, false, __builtin_return_address(0)); }
+void __tsan_write_range(void* p, unsigned long n) { access(p, n, true, __builtin_return_address(0)); }
 
 struct Site {
   const char* file;

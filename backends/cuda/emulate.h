@@ -50,7 +50,10 @@ void shuffle(unsigned mask, const void* value, void* out, size_t bytes, int sour
 int lane();
 // A copy to shared memory that happens at `copies_done`, or before: what looks there sooner is told on.
 void copy_ahead(void* to, const void* from, size_t bytes, bool there);
-void copies_done();
+void copies_batched();
+void copies_done(int left, bool all);
+// Shares of `count` matrices of 8 rows of 16 bytes, whose addresses lanes give.
+void matrices(void* to, const void* from, int count, bool turned);
 // sums += a * b by the lanes of a warp, each of which has `depth` / 2 elements of a and `depth` / 4 of b.
 void mma(float* sums, const float* a, const float* b, int depth);
 
@@ -85,6 +88,9 @@ void start(const char* name, void (*kernel)(P...), dim3 grid, dim3 block, A... a
 #define EMULATED_CUDA 1
 #define LAUNCH(kernel, grid, block, stream, ...) \
   ((void)(stream), emulated::start(#kernel, kernel, grid, block, __VA_ARGS__))
+
+#define LAUNCH_SHARED(kernel, grid, block, bytes, stream, ...) LAUNCH(kernel, grid, block, stream, __VA_ARGS__)
+#define DYNAMIC_SHARED(bytes) static __align__(16) unsigned char dynamic_shared[bytes]
 
 #define threadIdx (emulated::place.thread)
 #define blockIdx (emulated::place.block)

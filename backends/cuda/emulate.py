@@ -2,8 +2,9 @@
 arrays. For tests, and for looking at what a kernel does where there is no GPU; it is slow.
 
 With `checked`, every access is looked at: outside of the kernel's buffers or of an array, shared memory read
-before it was written, and races (two threads touch one element, one of them writing, and no barrier is in
-between). A finding raises EmulationError with kernel, block and thread.
+before it was written, races (two threads touch one element, one of them writing, and no barrier is in
+between), and what is not aligned. A finding raises EmulationError with kernel, block and thread. `counted`
+runs count bank conflicts and sectors of memory as well (traffic.py).
 """
 
 from __future__ import annotations
@@ -24,10 +25,14 @@ from ...ir.errors import TracegradError
 from ...ir.loops import Buffer, LoopProgram
 from ..llvm.cache import default_cache
 from .emit import CudaUnit, emit
+from .traffic import Traffic, parse
 
 _HERE = Path(__file__).resolve().parent
 _FLAGS = ["-std=c++17", "-O1", "-fPIC", "-fwrapv", "-fno-strict-aliasing", "-ffp-contract=off", "-w"]
 _CHECKS = ["-fsanitize=thread", "-fsanitize=bounds"]
+#: lines of the text for each access, and small functions where they are called
+_COUNTS = ["-g1", "-finline-small-functions", "-finline-functions"]
+_SOURCES = ("emulate.h", "emulate.cpp", "emulate_traffic.h", "emulate_warps.h")
 _GUARD = 4096  # bytes around each buffer of a checked run
 
 
@@ -45,6 +50,7 @@ class Emulated:
 
     Args:
         quick: built without optimisation: for what hardly runs.
+        counted: checked, and what accesses would cost is counted.
 
     Attributes:
         unit: what was built.
@@ -52,12 +58,16 @@ class Emulated:
         checked: accesses are looked at.
     """
 
-    def __init__(self, unit: CudaUnit, checked: bool = False, quick: bool = False) -> None:
+    def __init__(
+        self, unit: CudaUnit, checked: bool = False, quick: bool = False, counted: bool = False
+    ) -> None:
         self.unit = unit
-        self.checked = checked
-        self.path = build(unit.text, checked, quick=quick)
+        self.checked = checked = checked or counted
+        self.path = build(unit.text, checked, quick=quick, counted=counted)
         self.library = ctypes.CDLL(str(self.path))
         self.library.emulated_error.restype = ctypes.c_char_p
+        self.library.emulated_traffic.restype = ctypes.c_char_p
+        self.library.emulated_count(int(counted))
         if checked:
             for launch in unit.launches.values():
                 f = launch.function
@@ -91,13 +101,19 @@ class Emulated:
                 theirs[...] = mine.reshape(theirs.shape)
         return [a.reshape(b.shape) for b, a in zip(p.outputs, outputs)]
 
+    def traffic(self) -> list[Traffic]:
+        """What the accesses of all calls so far would cost, by place in the text; empty unless `counted`."""
+        return parse(self.library.emulated_traffic().decode(), self.path)
 
-def emulate(program: LoopProgram | CudaUnit, checked: bool = False, quick: bool = False) -> Emulated:
+
+def emulate(
+    program: LoopProgram | CudaUnit, checked: bool = False, quick: bool = False, counted: bool = False
+) -> Emulated:
     """A program, ready to run on the CPU.
 
     :raises EmulationError: no g++, or it refuses the text (a bug of the emitter).
     """
-    return Emulated(program if isinstance(program, CudaUnit) else emit(program), checked, quick)
+    return Emulated(program if isinstance(program, CudaUnit) else emit(program), checked, quick, counted)
 
 
 def _room(nbytes: int) -> np.ndarray:
@@ -129,12 +145,14 @@ def _temporary() -> Path:
     return Path(tempfile.mkdtemp(prefix="tracegrad-cuda-"))
 
 
-def build(text: str, checked: bool = False, main: bool = False, quick: bool = False) -> Path:
+def build(
+    text: str, checked: bool = False, main: bool = False, quick: bool = False, counted: bool = False
+) -> Path:
     """The shared library (or with `main` the program) of a unit, from the cache if it was built before."""
     if not available():
         raise EmulationError("emulating CUDA takes g++, which is not installed")
-    sources = [(_HERE / name).read_bytes() for name in ("emulate.h", "emulate.cpp")]
-    how = repr((checked, main, quick, _FLAGS)).encode()
+    sources = [(_HERE / name).read_bytes() for name in _SOURCES]
+    how = repr((checked, main, quick, counted, _FLAGS, _COUNTS)).encode()
     digest = hashlib.sha256(b"\0".join([*sources, text.encode(), how]))
     out = directory() / f"emulated-{digest.hexdigest()[:32]}{'' if main else '.so'}"
     if out.exists():
@@ -146,6 +164,7 @@ def build(text: str, checked: bool = False, main: bool = False, quick: bool = Fa
             (place / header).write_text("")  # emulate.h has what is used of them
         (place / "unit.cu").write_text(text)
         flags = [*_FLAGS, *(["-O0"] if quick else []), *(_CHECKS if checked else [])]
+        flags += _COUNTS if counted else []
         unit = [*flags, f"-I{place}", f"-I{_HERE}", "-include", "emulate.h", "-x", "c++", "-c"]
         _run(["g++", *unit, str(place / "unit.cu"), "-o", str(place / "unit.o")])
         link = [] if main else ["-shared", "-Wl,-Bsymbolic"]
@@ -158,7 +177,7 @@ def build(text: str, checked: bool = False, main: bool = False, quick: bool = Fa
 @cache
 def _machine() -> Path:
     """The object file of emulate.cpp."""
-    digest = hashlib.sha256(b"".join((_HERE / n).read_bytes() for n in ("emulate.h", "emulate.cpp")))
+    digest = hashlib.sha256(b"".join((_HERE / n).read_bytes() for n in _SOURCES))
     out = directory() / f"machine-{digest.hexdigest()[:32]}.o"
     if not out.exists():
         out.parent.mkdir(parents=True, exist_ok=True)

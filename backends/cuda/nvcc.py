@@ -86,6 +86,20 @@ def compile_cubin(text: str, architecture: str = "sm_80") -> tuple[bytes, dict[s
     return code.read_bytes(), found
 
 
+def compile_ptx(text: str, architecture: str = "compute_80") -> bytes:
+    """A unit's kernels as PTX, which drivers compile for GPUs of that architecture and later ones; with the zero
+    that ends it.
+
+    :raises NvccError: no nvcc; or its message.
+    """
+    _check(architecture.replace("compute", "sm"))
+    key = hashlib.sha256("\0".join((text, architecture, version(), *FLAGS)).encode()).hexdigest()[:32]
+    out = directory() / f"unit-{key}.ptx"
+    if not out.exists():
+        _nvcc(text, ["-ptx", f"-arch={architecture}"], out)
+    return out.read_bytes() + b"\0"
+
+
 def check(text: str, architecture: str = "sm_80") -> None:
     """Whether nvcc takes a unit's kernels without a warning; quick, since nothing is optimised.
 

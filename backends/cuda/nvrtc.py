@@ -1,15 +1,19 @@
 """NVRTC, NVIDIA's compiler as a library, by way of the package cuda-bindings: the device part of a unit to
-machine code without a CUDA toolkit. Used by the runtime; it needs no GPU.
+machine code without a CUDA toolkit. What it made is kept beside the CPU's object code. Used by the runtime;
+it needs no GPU.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from ...ir.errors import TracegradError
+from ..llvm.cache import CachedObject, default_cache, object_key
 
 _OPTIONS = ("--std=c++17", "--fmad=false", "-default-device")
 
@@ -45,28 +49,94 @@ def available() -> bool:
     return True
 
 
+def version() -> tuple[int, int]:
+    """NVRTC's version, such as (13, 0).
+
+    :raises NvrtcError: it is missing.
+    """
+    nvrtc = library()
+    _, major, minor = _checked(nvrtc, nvrtc.nvrtcVersion())
+    return int(major), int(minor)
+
+
+def knows(capability: tuple[int, int]) -> bool:
+    """Whether NVRTC writes machine code for GPUs of a compute capability; for newer ones it writes PTX, which
+    their driver compiles.
+
+    :raises NvrtcError: it is missing.
+    """
+    nvrtc = library()
+    _, found = _checked(nvrtc, nvrtc.nvrtcGetSupportedArchs())
+    return 10 * capability[0] + capability[1] in [int(a) for a in found]
+
+
 def compile_cubin(device_text: str, architecture: str) -> bytes:
-    """Machine code of a unit's kernels. A warning is an error, as with nvcc.
+    """Machine code of a unit's kernels for `sm_90`, say. A warning is an error, as with nvcc.
 
     :raises NvrtcError: its message.
     """
+    return _kept(device_text, architecture, "CUBIN")
+
+
+def compile_ptx(device_text: str, architecture: str) -> bytes:
+    """A unit's kernels as PTX for `compute_90`, say, which drivers of that architecture and later ones
+    compile when it is loaded; with the zero that ends it.
+
+    :raises NvrtcError: its message.
+    """
+    return _kept(device_text, architecture, "PTX")
+
+
+def _kept(device_text: str, architecture: str, kind: str) -> bytes:
+    """From the cache if it was compiled before, with these options by this version."""
+    options = [*_OPTIONS, f"--gpu-architecture={architecture}"]
+    headers = include_folders()
+    cache = default_cache()
+    if cache is None:
+        return _compile(device_text, [*options, *(f"-I{p}" for p in headers)], kind)
+    stamps = [_stamp(p / name) for p in headers for name in ("cuda_fp16.h", "cuda_bf16.h")]
+    key = object_key("nvrtc", kind, repr(version()), *options, *stamps, device_text)
+    found = cache.load(key)
+    if found is not None and found.symbols == (kind,) and len(found.objects) == 1:
+        return found.objects[0]
+    code = _compile(device_text, [*options, *(f"-I{p}" for p in headers)], kind)
+    cache.store(key, CachedObject((kind,), (code,)))
+    return code
+
+
+def _stamp(header: Path) -> str:
+    """What tells one header from another of the same name."""
+    with contextlib.suppress(OSError):
+        info = header.stat()
+        return f"{header}:{info.st_size}:{info.st_mtime_ns}"
+    return ""
+
+
+def _compile(device_text: str, options: list[str], kind: str) -> bytes:
     nvrtc = library()
-    options = [*_OPTIONS, f"--gpu-architecture={architecture}", *(f"-I{p}" for p in include_folders())]
     _, program = _checked(nvrtc, nvrtc.nvrtcCreateProgram(device_text.encode(), b"unit.cu", 0, [], []))
     try:
         status, *_ = nvrtc.nvrtcCompileProgram(program, len(options), [o.encode() for o in options])
-        _, size = _checked(nvrtc, nvrtc.nvrtcGetProgramLogSize(program))
-        log = b" " * size
-        nvrtc.nvrtcGetProgramLog(program, log)
-        said = log.rstrip(b"\0 \n").decode(errors="replace")
+        said = _bytes(nvrtc, program, "ProgramLog").rstrip(b"\0 \n").decode(errors="replace")
         if status != nvrtc.nvrtcResult.NVRTC_SUCCESS or "warning" in said:
             raise NvrtcError(f"NVRTC does not take the unit:\n{said[:6000]}")
-        _, size = _checked(nvrtc, nvrtc.nvrtcGetCUBINSize(program))
-        code = b" " * size
-        _checked(nvrtc, nvrtc.nvrtcGetCUBIN(program, code))
-        return code
+        return _bytes(nvrtc, program, kind)
     finally:
         nvrtc.nvrtcDestroyProgram(program)
+
+
+def _bytes(nvrtc: Any, program: Any, what: str) -> bytes:
+    """What `nvrtcGet<what>` writes. It writes into the bytes it is given; of one byte Python has but one
+    object of each value, which nobody may write to, so that there is always a second one."""
+    _, size = _checked(nvrtc, getattr(nvrtc, f"nvrtcGet{what}Size")(program))
+    out = bytes(max(int(size), 2))
+    _checked(nvrtc, getattr(nvrtc, f"nvrtcGet{what}")(program, out))
+    return out[: int(size)]
+
+
+@functools.lru_cache(maxsize=4)
+def _headers(roots: tuple[Path, ...]) -> list[Path]:
+    return [p for p in dict.fromkeys(roots) if (p / "cuda_fp16.h").is_file()][:1]
 
 
 def include_folders() -> list[Path]:
@@ -82,7 +152,7 @@ def include_folders() -> list[Path]:
         Path("/usr/local/cuda/include"),
         *sorted(Path("/usr/local").glob("cuda-*/include"), reverse=True),
     ]
-    return [p for p in dict.fromkeys(roots) if (p / "cuda_fp16.h").is_file()][:1]
+    return _headers(tuple(roots))
 
 
 def _checked(nvrtc: Any, result: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -4,8 +4,8 @@ loops (their form is described in ir/loops.py). `schedule_gpu(graph, machine)` i
 What is computed where is decided as for the CPU (schedule/plan.py and placement.py): the same groups, index
 maps and buffers. Each kind of group has its emitter here: pointwise.py, rows.py, contract.py, scatter.py,
 cumulative.py, sort.py; launch.py is what they share. A group may be several kernels, since those of a GPU
-wait for one another only where one ends; small ones that need not wait are joined (merge.py). Control flow
-stays around kernels, as on the CPU.
+wait for one another only where one ends; small ones that need not wait are joined (merge.py), and those of
+one block that follow one another (chain.py). Control flow stays around kernels, as on the CPU.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ..schedule.other_groups import ScatterGroup, TinyGroup
 from ..schedule.placement import Placement
 from ..schedule.row_group import RowGroup
 from ..schedule.sort import SortGroup
+from .chain import chain
 from .contract import contract_kernels
 from .cumulative import cumulative_kernels
 from .launch import Target, single_thread
@@ -53,7 +54,7 @@ def schedule_gpu(graph: Graph, machine: GpuModel | None = None) -> LoopProgram:
     program = LoopProgram(graph.name, plan.inputs, placement.outputs)
     program.updated = [plan.input_buffer(i) for i, v in plan.updates.items() if v.type.numel]
     _, steps = _steps(placement, machine)
-    program.steps = merge(steps, machine)
+    program.steps = chain(merge(steps, machine))
     for n, kernel in enumerate(program.kernels):
         kernel.name = f"k{n}_{kernel.name}" if kernel.name else f"k{n}"
     program.temps = list(plan.constants)

@@ -1,11 +1,11 @@
 """Contractions and windowed convolutions as kernels. Used by gpu_schedule/__init__.py.
 
 Large ones in tiles: a block computes `bm` x `bn` elements of the result. Strips of both operands, `bk` terms
-deep, go through two buffers in shared memory: while one is used, the next strip is copied to the other
-(contract_strips.py). Each thread keeps `tm` x `tn` sums in registers, or each warp does, whose tensor cores
-add up 16 x 8 of them at a time. The epilogue is computed from the sums. Dimensions that do not follow from
-one another in memory (windows, heads) are taken apart where elements are fetched, so nothing is copied first.
-Where there are too few tiles for the GPU, k is cut in parts whose sums a second kernel adds up.
+deep, go through buffers in shared memory, two or more: while one is used, the next strips are copied to
+the others (contract_strips.py). Each thread keeps `tm` x `tn` sums in registers, or each warp does, whose
+tensor cores add up 16 x 8 of them at a time. The epilogue is computed from the sums. Dimensions that do not
+follow from one another in memory (windows, heads) are taken apart where elements are fetched, so nothing is
+copied first. Where there are too few tiles for the GPU, k is cut in parts whose sums a second kernel adds up.
 
     for bz { for by { for bx {  alloc A[2][bk][bm], B[2][bk][bn] shared
       for ty { for tx {
@@ -13,17 +13,18 @@ Where there are too few tiles for the GPU, k is cut in parts whose sums a second
         for strip { barrier copies;  copy A[next], B[next] = next strip;  acc += A[now]^T B[now] }
         epilogue } } } } }
 
-Small ones: a thread for each element of the result, which runs through the contracted dimensions.
+Small ones: a thread for each element of the result, which runs through the contracted dimensions, or a warp
+where there are few elements of many terms each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from ...ir.expr import Const, Expr, Load, Var, index_add, index_mod, index_mul
-from ...ir.loops import MMA_DEPTH, Barrier, Buffer, Mma, Stmt, Store
+from ...ir.loops import MMA_DEPTH, Barrier, Batch, Buffer, Matrices, Mma, Stmt, Store
 from ..schedule.contract import Dim
 from ..schedule.elements import S
 from ..schedule.indexing import ZERO, unravel
@@ -31,7 +32,7 @@ from ..schedule.nests import StoreSpec, less
 from ..schedule.scopes import Scope
 from .contract_strips import Strip, Strips
 from .contract_tiles import Tile, choose
-from .launch import Launch, Target, close, define_parts, flat_launch, index_let
+from .launch import Launch, Target, close, define_parts, flat_launch, index_let, warp_reduce
 from .plan import GpuContractGroup
 
 
@@ -65,11 +66,13 @@ class GpuContract(Strips):
         types = self.source("a").dtype, self.source("b").dtype
         tile, parts = choose(self.M, self.N, self.K, self.batch, types, self.g.acc, self.target.gpu)
         if tile is None:
-            return [self.by_element(None, 1)]
+            return [self.by_warp(None, self.K) if self.long() else self.by_element(None, 1)]
         if parts == 1:
             return [self.by_tile(tile, None, 1)]
         partial = Buffer("partial", self.g.acc, (parts * self.batch * self.M * self.N,), "arena")
-        return [self.by_tile(tile, partial, parts), self.by_element(partial, parts)]
+        few = parts >= 16 and self.batch * self.M * self.N <= 8 * self.target.gpu.sms
+        last = self.by_warp(partial, parts) if few and self.warps_add else self.by_element(partial, parts)
+        return [self.by_tile(tile, partial, parts), last]
 
     def values(self, scope: Scope, dims: list[Dim]) -> dict[Expr, Expr]:
         """Where a scope is along `dims`."""
@@ -81,6 +84,11 @@ class GpuContract(Strips):
                 out[d.var] = found
         return out
 
+    def factor(self, which: str, dims: list[Dim], values: dict[Expr, Expr]) -> Expr:
+        """An operand's element at a place along `dims`."""
+        index = index_add(self.offset(which), self.along(which, dims, values))
+        return S.cast(Load(self.source(which), (index,)), self.g.acc)
+
     # --- a thread for each element
 
     def by_element(self, partial: Buffer | None, parts: int) -> list[Stmt]:
@@ -88,7 +96,7 @@ class GpuContract(Strips):
         g = self.g
         outer = [*g.batch, *g.rows, *g.cols]
         count = prod(d.size for d in outer)
-        k, scope, at = flat_launch(self.low, count)
+        k, scope, at = flat_launch(self.low, count, gpu=self.target.gpu)
         define_parts(scope, [d.var for d in outer], [d.size for d in outer], at)
         acc = scope.alloc("acc", g.acc, 1, "register")
         scope.stmts.append(Store(acc, (ZERO,), Const(0, g.acc)))
@@ -105,15 +113,65 @@ class GpuContract(Strips):
                     v = Var(d.var.name, d.size)
                     inner = inner.loop(v, d.size, "serial")
                     values[d.var] = v
-            terms = []
-            for which in "ab":
-                index = index_add(self.offset(which), self.along(which, [*outer, *g.inner], values))
-                terms.append(S.cast(Load(self.source(which), (index,)), g.acc))
-            inner.stmts.append(Store(acc, (ZERO,), S.fma(terms[0], terms[1], Load(acc, (ZERO,)))))
+            a, b = (self.factor(which, [*outer, *g.inner], values) for which in "ab")
+            inner.stmts.append(Store(acc, (ZERO,), S.fma(a, b, Load(acc, (ZERO,)))))
         close(inner, scope)
         scope.anchor(g.local, scope.let(Load(acc, (ZERO,)), g.local.name))
         scope.stores(self.specs)
         close(scope, k.scope)
+        return k.finish()
+
+    # --- a warp for each element
+
+    def long(self) -> bool:
+        """Whether warps share the terms of each element: where there are few elements and many terms, all the
+        more if terms are neighbours in memory."""
+        count, sms = self.batch * self.M * self.N, self.target.gpu.sms
+        straight = self.g.inner[-1].a == 1 == self.g.inner[-1].b
+        few = count <= 64 * sms and self.K >= 64 if straight else count <= 8 * sms and self.K >= 256
+        return few and self.warps_add
+
+    @property
+    def warps_add(self) -> bool:
+        return self.g.acc.kind in "fi" and self.g.acc.bits >= 32
+
+    def by_warp(self, partial: Buffer | None, terms: int) -> list[Stmt]:
+        """A warp for each element: lanes take turns along its terms, or its parts."""
+        g = self.g
+        outer = [*g.batch, *g.rows, *g.cols]
+        count = prod(d.size for d in outer)
+        warps = 4 if count >= 4 * self.target.gpu.sms else 1
+        threads = [("w", warps), ("lane", 32)] if warps > 1 else [("lane", 32)]
+        k = Launch(self.low, [("bx", -(-count // warps))], threads)
+        scope, lane = k.scope, k.threads[-1]
+        at = index_add(k.blocks[0] * warps, k.threads[0]) if warps > 1 else k.blocks[0]
+        if count % warps:
+            scope = scope.branch(less(at, count))
+        at = index_let(scope, "i", at, count)
+        define_parts(scope, [d.var for d in outer], [d.size for d in outer], at)
+        acc = scope.alloc("acc", g.acc, 1, "register")
+        scope.stmts.append(Store(acc, (ZERO,), Const(0, g.acc)))
+        turn = Var("turn", -(-terms // 32))
+        inner = scope.loop(turn, turn.extent, "serial")
+        term = index_add(turn * 32, lane)
+        if terms % 32:
+            inner = inner.branch(less(term, terms))
+        term = index_let(inner, "k", term, terms)
+        if partial is not None:
+            part = Load(partial, (index_add(term * count, at),))
+            inner.stmts.append(Store(acc, (ZERO,), S.add(Load(acc, (ZERO,)), part)))
+        else:
+            values = self.values(scope, outer)
+            for d, place in zip(g.inner, unravel(term, tuple(d.size for d in g.inner))):
+                values[d.var] = index_let(inner, d.letters[:1] or "k", place, d.size)
+            a, b = (self.factor(which, [*outer, *g.inner], values) for which in "ab")
+            inner.stmts.append(Store(acc, (ZERO,), S.fma(a, b, Load(acc, (ZERO,)))))
+        close(inner, scope)
+        scope.anchor(g.local, scope.let(warp_reduce("add", Load(acc, (ZERO,))), g.local.name))
+        first = scope.branch(S.eq(lane, ZERO))
+        self.low.floor = first.depth
+        first.stores(self.specs)
+        close(first, k.scope)
         return k.finish()
 
     # --- tiles
@@ -122,6 +180,8 @@ class GpuContract(Strips):
         """The kernel of tiles; sums of parts go to `partial`, or through the epilogue."""
         g = self.g
         self.tile = tile
+        if tile.stages > 2 and not all(self.way(w, d).copies for w, d in (("a", g.rows), ("b", g.cols))):
+            self.tile = tile = replace(tile, stages=2)
         depth = -(-self.K // (parts * tile.bk)) * tile.bk  # terms of a part
         blocks = [("bz", self.batch * parts), ("by", -(-self.M // tile.bm)), ("bx", -(-self.N // tile.bn))]
         k = Launch(
@@ -136,9 +196,11 @@ class GpuContract(Strips):
                      for w in "ab"}  # fmt: skip
         self.place_thread(scope, k.threads)
         strips = [
-            self.strip(k, "a", g.rows, self.M, tile.bm, by),
-            self.strip(k, "b", g.cols, self.N, tile.bn, bx),
+            self.strip(k, "a", g.rows, self.M, by),
+            self.strip(k, "b", g.cols, self.N, bx),
         ]
+        ahead = tile.stages - 1
+        pipeline = ahead > 1
         acc = scope.alloc("acc", g.acc, tile.bm * tile.bn // tile.threads, "register")
         zero = Var("i", acc.size)
         inner = scope.loop(zero, zero.extent, "unroll")
@@ -146,21 +208,27 @@ class GpuContract(Strips):
         inner.close()
         first = index_let(scope, "k0", part * depth, max(self.K, 1)) if parts > 1 else ZERO
         self.ragged = self.K % (parts * depth) != 0
-        self.bring(scope, strips, first, ZERO)
-        self.keep(scope, strips, ZERO)
         count = depth // tile.bk
+        for n in range(min(ahead, count)):
+            self.bring(scope, strips, index_add(first, Const(n * tile.bk)), Const(n))
+            if pipeline:
+                scope.stmts.append(Batch())
+        self.keep(scope, strips, ZERO)
         strip = Var("strip", count)
         loop, now = (scope.loop(strip, count, "serial"), strip) if count > 1 else (scope.inline(), ZERO)
         # All are through with the strip before, whose place the next one takes.
-        loop.stmts.append(Barrier(any(s.registers is None for s in strips)))
-        if count > 1:
-            more = loop.branch(less(strip, count - 1))
-            follows = index_let(more, "next", index_mod(index_add(strip, Const(1)), 2), 2)
-            self.bring(more, strips, index_add(first, index_add(strip, Const(1)) * tile.bk), follows)
+        loop.stmts.append(Barrier(any(s.registers is None for s in strips), min(ahead, count) - 1))
+        if count > ahead:
+            more = loop.branch(less(strip, count - ahead))
+            follows = index_add(strip, Const(ahead))
+            place = index_let(more, "next", index_mod(follows, tile.stages), tile.stages)
+            self.bring(more, strips, index_add(first, follows * tile.bk), place)
             more.close()
+        if pipeline and count > 1:
+            loop.stmts.append(Batch())
         multiply = self.multiply_warp if tile.mma else self.multiply
-        multiply(loop, strips, acc, index_mod(now, 2))
-        if count > 1:
+        multiply(loop, strips, acc, index_mod(now, tile.stages))
+        if count > 1 and not pipeline:
             more = loop.branch(less(strip, count - 1))
             self.keep(more, strips, index_mod(index_add(strip, Const(1)), 2))
             more.close()
@@ -182,6 +250,8 @@ class GpuContract(Strips):
         self.tx = index_let(scope, "wx", index_mod(warp, tile.cols), tile.cols)
         self.r = index_let(scope, "r", lane // 4, 8)
         self.q = index_let(scope, "q", index_mod(lane, 4), 4)
+        self.eighth = index_let(scope, "e", index_mod(lane, 8), 8)
+        self.quarter = index_let(scope, "f", lane // 8, 4)
 
     # sums of threads
 
@@ -247,29 +317,51 @@ class GpuContract(Strips):
 
     def fragments(self, scope: Scope, s: Strip, which: str, count: int, first: Expr, now: Expr) -> Buffer:
         """A thread's shares of `count` small matrices, from term `first` of a strip on."""
-        t, deep = self.tile, MMA_DEPTH[self.tile.mma] == 16
+        t = self.tile
         size = MMA_DEPTH[t.mma] // (2 if which == "a" else 4)
         out = scope.alloc(which, s.shared.dtype, count * size, "register")
         warp = self.ty * t.tm if which == "a" else self.tx * t.tn
+        if s.rows or s.shared.dtype.itemsize == 2:
+            self.shares(scope, s, which, out, warp, first, now)
+            return out
+        # f32 with a row for each term: nothing turns those.
         i = Var("i", count)
         loop = scope.loop(i, count, "unroll")
         own = index_add(warp, index_add(i * (16 if which == "a" else 8), self.r))
-        pair = 2 if deep else 1  # neighbouring terms
-        for e in range(0, size, pair):
-            if which == "a":
-                down, step = (e // 2 % 2, e // 4) if deep else (e % 2, e // 2)
-            else:
-                down, step = 0, e // pair
-            lane = Var("v", pair)
-            inner = loop.loop(lane, pair, "vector" if s.rows else "unroll") if pair > 1 else loop.inline()
-            across: Expr = lane if pair > 1 else ZERO
-            term = index_add(first, index_add(index_mul(self.q, pair), Const(step * (8 if deep else 4))))
-            at = s.at(index_add(own, Const(8 * down)), index_add(term, across), now)
-            place = index_add(index_add(i * size, Const(e)), across)
-            inner.stmts.append(Store(out, (place,), Load(s.shared, (at,))))
-            close(inner, loop)
+        for e in range(size):
+            down, step = (e % 2, e // 2) if which == "a" else (0, e)
+            term = index_add(first, index_add(self.q, Const(step * 4)))
+            at = s.at(index_add(own, Const(8 * down)), term, now)
+            loop.stmts.append(Store(out, (index_add(i * size, Const(e)),), Load(s.shared, (at,))))
         loop.close()
         return out
+
+    def shares(
+        self, scope: Scope, s: Strip, which: str, out: Buffer, warp: Expr, first: Expr, now: Expr
+    ) -> None:
+        """The same, four (or two) pieces of 8 rows at a time: `Matrices`."""
+        word = 4 // s.shared.dtype.itemsize
+        own_size = 16 if which == "a" or out.size % (4 * word) == 0 else 8
+        each = own_size // 4 * word
+        i = Var("i", out.size // each)
+        loop = scope.loop(i, i.extent, "unroll") if i.extent > 1 else scope.inline()
+        turn: Expr = i if i.extent > 1 else ZERO
+        # Which of the four pieces a lane names: of a, first along rows, then along terms; of b the other way.
+        low, high = index_mod(self.quarter, 2), self.quarter // 2
+        down, deep = (low, high) if which == "a" else (high, low)
+        if own_size == 8:
+            down = ZERO
+        own = index_add(warp, index_add(turn * own_size, index_mul(down, 8)))
+        if s.rows:
+            pieces = s.pitch // s.piece
+            piece = index_mod(index_add(index_add(first // s.piece, deep), s.turn(self.eighth)), pieces)
+            row, column = index_add(own, self.eighth), index_mul(piece, s.piece)
+        else:
+            row = index_add(first, index_add(index_mul(deep, 8), self.eighth))
+            column = own
+        at = index_add(index_add(index_mul(now, s.room), index_mul(row, s.pitch)), column)
+        loop.stmts.append(Matrices(own_size // 4, not s.rows, out, turn * each, s.shared, at))
+        close(loop, scope)
 
     def held_by_lane(self, by: Expr, bx: Expr) -> Held:
         t = self.tile

@@ -2,13 +2,18 @@
 
 A strip is what a block needs of one operand for `bk` terms. Where the GPU can, threads copy it ahead, from
 global to shared memory; else they fetch it into registers, and keep it in shared memory once they are through
-with the strip before. There are two of each: one is used while the other is filled.
+with the strip before. There are two of each, or more where copies are ahead: one is used while others are
+filled.
+
+A strip for tensor cores lies in rows of terms where terms are neighbours in memory. The 16 bytes that
+`Matrices` takes of each of 8 rows must be in different banks, so a row's pieces are turned by its number.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...ir.dtypes import DType
 from ...ir.expr import Const, Expr, Load, Var, index_add, index_mod, index_mul
 from ...ir.loops import Buffer, Store
 from ..schedule.contract import Dim
@@ -16,12 +21,20 @@ from ..schedule.elements import S
 from ..schedule.indexing import ZERO, unravel
 from ..schedule.nests import less
 from ..schedule.scopes import Lowering, Scope
-from .contract_tiles import Tile
+from .contract_tiles import AHEAD, Tile
 from .launch import Launch, Target, both, close, index_let
 from .plan import GpuContractGroup
 
-#: the first compute capability that copies from global to shared memory by itself
-AHEAD = (8, 0)
+
+@dataclass(frozen=True)
+class Way:
+    """What is chosen first: see `Strip`. `copies`: it is copied ahead; `dtype`: of the strip."""
+
+    along_k: bool
+    rows: bool
+    lanes: int
+    copies: bool
+    dtype: DType
 
 
 @dataclass
@@ -37,8 +50,8 @@ class Strip:
         lanes: elements of one access.
         count: how many accesses a thread makes.
         pitch: from one row in shared memory to the next.
-        room: elements of one of the two strips in shared memory.
-        shared: both of them.
+        room: elements of one of the strips in shared memory.
+        shared: all of them.
         registers: a thread's part of the next strip; None where it is copied ahead.
         start: where the tile begins in the operand's own dimensions.
     """
@@ -60,7 +73,24 @@ class Strip:
     def at(self, own: Expr, deep: Expr, buffer: Expr) -> Expr:
         """Where an element is in `shared`."""
         row, column = (own, deep) if self.rows else (deep, own)
+        if self.rows:
+            wide, pieces = self.piece, self.pitch // self.piece
+            turned = index_mod(index_add(deep // wide, self.turn(own)), pieces)
+            column = index_add(index_mul(turned, wide), index_mod(deep, wide))
         return index_add(index_add(index_mul(buffer, self.room), index_mul(row, self.pitch)), column)
+
+
+    @property
+    def piece(self) -> int:
+        """Elements in 16 bytes."""
+        return 16 // self.shared.dtype.itemsize
+
+    def turn(self, own: Expr) -> Expr:
+        """By how many pieces a row of terms is turned: 8 neighbouring rows fill all banks."""
+        pieces = self.pitch // self.piece
+        if pieces >= 8:
+            return index_mod(own, 8)
+        return index_mod(own // (8 // pieces), pieces)
 
 
 class Strips:
@@ -96,30 +126,48 @@ class Strips:
                 out = index_add(out, index_mul(values[d.var], stride))
         return out
 
-    def strip(self, k: Launch, which: str, dims: list[Dim], size: int, tile: int, block: Expr) -> Strip:
+    def way(self, which: str, dims: list[Dim]) -> Way:
         """Chooses the direction and the width of accesses."""
         stride = (lambda d: d.a) if which == "a" else (lambda d: d.b)
         own, inner = dims[-1], self.g.inner[-1]
-        along_k = stride(inner) == 1 or (stride(own) != 1 and abs(stride(inner)) < abs(stride(own)))
-        source, bk, threads = self.source(which), self.tile.bk, self.tile.threads
+        along_k = self.prefers_terms(stride(inner), inner.size, stride(own), own.size)
+        source = self.source(which)
         rows = along_k and bool(self.tile.mma)
         dtype = source.dtype if self.tile.mma else self.g.acc
         copies = self.target.gpu.capability >= AHEAD and source.dtype is dtype
         straight = along_k == rows
         # What is turned on its way is copied one by one, if at all.
         turned = copies and not straight and dtype.itemsize >= 4
-        lanes = 1 if turned else self.lanes(which, dims, inner if along_k else own, tile)
+        lanes = 1 if turned else self.lanes(which, dims, inner if along_k else own, self.tile_of(which))
         copies = copies and (turned or (straight and lanes * dtype.itemsize >= 4))
-        count = -(-tile * bk // (lanes * threads))
-        pitch = (bk if rows else tile) + self.tile.pad(rows, dtype.itemsize)
+        return Way(along_k, rows, lanes, copies, dtype)
+
+    def tile_of(self, which: str) -> int:
+        """The tile's extent along the operand's own dimensions."""
+        return self.tile.bm if which == "a" else self.tile.bn
+
+    def strip(self, k: Launch, which: str, dims: list[Dim], size: int, block: Expr) -> Strip:
+        """How an operand comes to shared memory, and room for it there."""
+        way, tile, bk = self.way(which, dims), self.tile_of(which), self.tile.bk
+        rows, lanes, dtype = way.rows, way.lanes, way.dtype
+        count = -(-tile * bk // (lanes * self.tile.threads))
+        pitch = bk if rows else tile + self.tile.pad(dtype.itemsize)
         room = pitch * (tile if rows else bk)
-        name = source.name
-        shared = k.shared(f"{name}_strip", dtype, 2 * room)
-        registers = None if copies else k.scope.alloc(f"{name}_next", dtype, count * lanes, "register")
+        name = self.source(which).name
+        shared = k.shared(f"{name}_strip", dtype, self.tile.stages * room)
+        registers = None if way.copies else k.scope.alloc(f"{name}_next", dtype, count * lanes, "register")
         start = index_mul(block, tile)
         return Strip(
-            which, dims, size, tile, along_k, rows, lanes, count, pitch, room, shared, registers, start
+            which, dims, size, tile, way.along_k, rows, lanes, count, pitch, room, shared, registers, start
         )
+
+    @staticmethod
+    def prefers_terms(inner: int, count: int, own: int, size: int) -> bool:
+        """Whether neighbouring accesses are neighbours in k, from the strides and lengths of the innermost
+        dimensions: the smaller stride; where a window makes both 1, the longer run."""
+        if inner == own == 1:
+            return count >= size
+        return inner == 1 or (own != 1 and abs(inner) < abs(own))
 
     def lanes(self, which: str, dims: list[Dim], run: Dim, tile: int) -> int:
         """Elements of one access along `run`: aligned neighbours, of which no edge cuts off some."""
@@ -140,6 +188,12 @@ class Strips:
         wide, bk, threads = s.lanes, self.tile.bk, self.tile.threads
         flat = index_let(scope, "e", index_add(index_mul(u, threads), self.thread), s.count * threads)
         inside = less(flat, s.tile * bk // wide) if s.tile * bk // wide < s.count * threads else None
+        run = 32 // s.shared.dtype.itemsize  # a sector of global memory
+        if s.along_k and not s.rows and wide == 1 and bk % run == s.tile % 4 == 0:
+            # Turned on its way: a warp (half of one with f64) has whole sectors and all banks.
+            column = index_add(index_mul(flat // (4 * run) % (bk // run), run), index_mod(flat, run))
+            row = index_add(index_mul(flat // (4 * bk), 4), index_mod(flat // run, 4))
+            return row, column, inside
         per = (bk if s.along_k else s.tile) // wide
         fast, slow = index_mul(index_mod(flat, per), wide), flat // per
         return (slow, fast, inside) if s.along_k else (fast, slow, inside)
@@ -162,8 +216,8 @@ class Strips:
             inner = loop.loop(lane, s.lanes, "vector") if s.lanes > 1 else loop.inline()
             across = lane if s.lanes > 1 else ZERO
             if s.registers is None:
-                own, deep = (own, index_add(deep, across)) if s.along_k else (index_add(own, across), deep)
-                inner.stmts.append(Store(s.shared, (s.at(own, deep, buffer),), value, None, True))
+                at = index_add(s.at(own, deep, buffer), across)
+                inner.stmts.append(Store(s.shared, (at,), value, None, True))
             else:
                 at = index_add(index_mul(turn, s.lanes), across)
                 inner.stmts.append(Store(s.registers, (at,), S.cast(value, s.registers.dtype)))
@@ -213,8 +267,13 @@ class Strips:
             if s.lanes > 1:
                 # Across rows of the strip there is nothing wide about it.
                 inner = inner.loop(lane, s.lanes, "vector" if s.along_k == s.rows else "unroll")
-                own, deep = (own, index_add(deep, lane)) if s.along_k else (index_add(own, lane), deep)
             across = lane if s.lanes > 1 else ZERO
             value = Load(s.registers, (index_add(index_mul(turn, s.lanes), across),))
-            inner.stmts.append(Store(s.shared, (s.at(own, deep, buffer),), value))
+            if s.along_k == s.rows:
+                at = index_add(s.at(own, deep, buffer), across)
+            elif s.along_k:
+                at = s.at(own, index_add(deep, across), buffer)
+            else:
+                at = s.at(index_add(own, across), deep, buffer)
+            inner.stmts.append(Store(s.shared, (at,), value))
             close(inner, scope)

@@ -12,12 +12,18 @@ from ..machine import GpuModel
 
 #: below so many multiply-adds a thread for each element is as good
 SMALL = 1 << 17
-#: cost of writing and reading a partial sum once, in multiply-adds
-PARTIAL = 24.0
+#: cost of writing and reading a partial sum once, in multiply-adds: where the cache holds them all, or not
+PARTIAL, PARTIAL_FAR = 24.0, 56.0
+#: threads that keep a multiprocessor busy: with fewer it waits for memory; with tensor cores
+BUSY, BUSY_MMA = 256, 128
 #: of starting another kernel
 KERNEL = 1 << 18
-#: the first compute capability whose tensor cores take tf32 and bf16
-TENSOR_CORES = (8, 0)
+#: the first compute capability whose tensor cores take tf32 and bf16, and that copies ahead
+TENSOR_CORES = AHEAD = (8, 0)
+#: the first whose tensor cores take f16
+HALF_CORES = (7, 5)
+#: of shared memory, what every GPU since sm_80 gives a block that opts in (some give more)
+MOST_SHARED = 99 << 10
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,7 @@ class Tile:
 
     Attributes:
         speed: share of the peak of FP32 that it reaches when everything fits.
+        stages: strips in shared memory: one is used, the others are on their way.
         mma: how tensor cores take the operands (a key of `MMA_DEPTH`); "" without them.
     """
 
@@ -37,6 +44,7 @@ class Tile:
     tn: int
     speed: float
     mma: str = ""
+    stages: int = 2
 
     @property
     def rows(self) -> int:
@@ -51,49 +59,50 @@ class Tile:
     def threads(self) -> int:
         return self.rows * self.cols * (32 if self.mma else 1)
 
-    def pad(self, rows: bool, itemsize: int) -> int:
-        """Elements between rows of a strip in shared memory, against bank conflicts: for mma, 4 words to a
-        row of terms, so that the 8 x 4 places of a warp's loads are in 32 banks, and 8 else."""
-        if not self.mma:
-            return 4
-        return 16 // itemsize if rows else max(8, 16 // itemsize)
+    def pad(self, itemsize: int) -> int:
+        """Elements between rows of a strip that has a row for each term, against bank conflicts."""
+        return max(8, 16 // itemsize) if self.mma else 4
 
-    def shared(self, itemsize: int, buffers: int = 2) -> int:
+    def shared(self, itemsize: int) -> int:
         """Bytes of shared memory, however the strips lie."""
-        most = max(
-            self.bk * (self.bm + self.bn + 2 * self.pad(False, itemsize)),
-            (self.bm + self.bn) * (self.bk + self.pad(True, itemsize)) if self.mma else 0,
-        )
-        return buffers * most * itemsize
+        return self.stages * self.bk * (self.bm + self.bn + 2 * self.pad(itemsize)) * itemsize
 
 
+#: the largest takes at most 128 registers, so that a multiprocessor has two blocks of it
 TILES = (
-    Tile(128, 128, 16, 8, 8, 1.0),
-    Tile(128, 128, 8, 8, 8, 0.9),
-    Tile(128, 64, 16, 8, 4, 0.85),
-    Tile(64, 128, 16, 4, 8, 0.85),
-    Tile(64, 64, 16, 4, 4, 0.7),
-    Tile(64, 64, 8, 4, 4, 0.6),
-    Tile(32, 32, 16, 2, 4, 0.4),
-    Tile(16, 64, 16, 2, 4, 0.35),
-    Tile(64, 16, 16, 4, 2, 0.35),
-    Tile(16, 16, 16, 2, 4, 0.2),
+    Tile(128, 128, 8, 8, 8, 1.0, stages=4),
+    Tile(128, 64, 16, 8, 4, 0.85, stages=3),
+    Tile(64, 128, 16, 4, 8, 0.85, stages=3),
+    Tile(64, 64, 16, 4, 4, 0.7, stages=3),
+    Tile(128, 32, 8, 8, 4, 0.6, stages=4),
+    Tile(32, 128, 8, 4, 8, 0.6, stages=4),
+    Tile(64, 64, 8, 4, 4, 0.6, stages=4),
+    Tile(32, 32, 16, 2, 4, 0.4, stages=4),
+    Tile(16, 64, 16, 2, 4, 0.35, stages=4),
+    Tile(64, 16, 16, 4, 2, 0.35, stages=4),
+    Tile(16, 16, 16, 2, 4, 0.2, stages=4),
 )
 
-#: for tensor cores, with 16 terms; the speed is a multiple of that of the largest tile above
+#: for tensor cores, with 16 terms; the speed is a multiple of that of the largest tile above. Warps of
+#: 64 x 64 load the least from shared memory for each product.
 MMA_TILES = (
-    Tile(128, 128, 16, 64, 32, 5.0),
-    Tile(128, 64, 16, 64, 16, 4.0),
-    Tile(64, 128, 16, 32, 32, 4.0),
-    Tile(64, 64, 16, 32, 32, 3.0),
-    Tile(32, 64, 16, 16, 32, 2.0),
-    Tile(32, 32, 16, 16, 16, 1.2),
+    Tile(128, 256, 16, 64, 64, 5.5, stages=3),
+    Tile(128, 128, 16, 64, 64, 5.2, stages=4),
+    Tile(128, 128, 16, 64, 32, 5.0, stages=3),
+    Tile(128, 64, 16, 64, 32, 4.0, stages=4),
+    Tile(64, 128, 16, 32, 64, 4.0, stages=4),
+    Tile(64, 64, 16, 32, 32, 3.0, stages=4),
+    Tile(128, 32, 16, 32, 32, 2.5, stages=4),
+    Tile(32, 128, 16, 32, 32, 2.5, stages=4),
+    Tile(32, 64, 16, 16, 32, 2.0, stages=4),
+    Tile(32, 32, 16, 16, 16, 1.2, stages=4),
 )
 
 
 def mma_kind(a: DType, b: DType, acc: DType, gpu: GpuModel) -> str:
     """How tensor cores may take these operands; "" if they may not."""
-    if gpu.capability < TENSOR_CORES or a is not b or acc is not dtypes.float32:
+    least = HALF_CORES if a is dtypes.float16 else TENSOR_CORES
+    if gpu.capability < least or a is not b or acc is not dtypes.float32:
         return ""
     if a is dtypes.float32:
         return "" if gpu.matmul_precision == "highest" else "tf32"
@@ -114,17 +123,26 @@ def choose(
     best: tuple[float, Tile, int] | None = None
     for tile in found:
         itemsize = operands[0].itemsize if tile.mma else acc.itemsize
-        if tile.shared(itemsize) > gpu.shared_bytes or tile.threads % gpu.warp:
+        if gpu.capability < AHEAD:
+            tile = replace(tile, stages=2)
+        most = max(gpu.shared_bytes, min(gpu.shared_bytes_most, MOST_SHARED))
+        room = most if tile.mma else gpu.shared_bytes
+        while tile.stages > 2 and tile.shared(itemsize) > room:
+            tile = replace(tile, stages=tile.stages - 1)
+        if tile.shared(itemsize) > room or tile.threads % gpu.warp:
             continue
         tiles = -(-m // tile.bm) * -(-n // tile.bn) * batch
-        for split in (1, 2, 4, 8, 16, 32, 64):
-            if split > 1 and (k // split < 4 * tile.bk or tiles * split > 4 * gpu.sms):
+        for split in (1, 2, 4, 8, 16, 32, 64, 128):
+            if split > 1 and (k // split < 4 * tile.bk or tiles * split > 8 * gpu.sms):
                 break
             depth = -(-k // split)
-            waves = -(-tiles * split // gpu.sms)
-            cost = waves * tile.bm * tile.bn * depth / tile.speed
+            each = -(-tiles * split // gpu.sms)
+            busy = min(1.0, each * tile.threads / (BUSY_MMA if tile.mma else BUSY))
+            cost = each * tile.bm * tile.bn * depth / (tile.speed * busy)
             if split > 1:
-                cost += KERNEL + PARTIAL * m * n * batch * split / gpu.sms
+                sums = m * n * batch * split
+                near = sums * acc.itemsize <= gpu.l2_bytes // 2
+                cost += KERNEL + (PARTIAL if near else PARTIAL_FAR) * sums / gpu.sms
             if best is None or cost < best[0]:
                 best = cost, tile, split
     return (None, 1) if best is None else (best[1], best[2])

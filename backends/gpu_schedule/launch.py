@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import prod
 
 from ...ir import dtypes
-from ...ir.expr import Const, Expr, Local, Prim, Var, WarpReduce
+from ...ir.expr import Const, Expr, Local, Prim, Var, WarpReduce, index_add
 from ...ir.loops import Alloc, Buffer, For, Let, Stmt
 from ..machine import GpuModel
 from ..schedule.elements import S
@@ -19,6 +19,8 @@ from ..schedule.scopes import Lowering, Scope
 
 #: threads of a block where nothing asks for more or fewer
 THREADS = 256
+#: blocks of so many threads that a multiprocessor holds at once; how often they must fill the GPU for loops
+RESIDENT, WAVES = 8, 4
 #: of all block loops but the innermost
 MOST_BLOCKS = 65535
 
@@ -122,14 +124,24 @@ def split_count(count: int, threads: int = THREADS) -> tuple[int, int]:
 
 
 def flat_launch(
-    low: Lowering, count: int, name: str = "i", threads: int = THREADS
+    low: Lowering, count: int, name: str = "i", threads: int = THREADS, gpu: GpuModel | None = None
 ) -> tuple[Launch, Scope, Expr]:
-    """One thread for each of `count` positions: the kernel, the scope of those inside, the position."""
+    """One thread for each of `count` positions: the kernel, the scope of those inside, the position. With
+    `gpu`, more positions than fill it a few times over are met in turns by as many threads as it holds: no
+    blocks are started for a few instructions each, and a thread has several loads on their way."""
     blocks, size = split_count(count, threads)
+    turns = 1
+    if gpu is not None and blocks > WAVES * RESIDENT * gpu.sms:
+        turns = -(-blocks // (RESIDENT * gpu.sms))
+        blocks = -(-blocks // turns)
     k = Launch(low, [("bx", blocks)], [("tx", size)])
     flat = k.blocks[0] * size + k.threads[0]
     scope = k.scope
-    if blocks * size > count:
+    if turns > 1:
+        turn = Var("turn", turns)
+        scope = scope.loop(turn, turns, "serial")
+        flat = index_add(turn * (blocks * size), flat)
+    if turns * blocks * size > count:
         scope = scope.branch(less(flat, count))
     return k, scope, index_let(scope, name, flat, count)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from math import prod
 
 from ...ir import dtypes
-from ...ir.expr import Const, Expr, Load, Local, Prim, Var, index_add, substitute
+from ...ir.expr import Const, Expr, Load, Local, Prim, Var, index_add, substitute, walk
 from ...ir.loops import (
     Alloc,
     Barrier,
@@ -154,13 +154,10 @@ def _joined(members: list[Member]) -> Kernel:
                     lets.append(Let(local, part))
                     part = local
                 env[loop.var] = part
-        _rebind(m.body, env)
+        rebind(m.body, env)
         body.append(If(cond, [*lets, *m.body]))
         start += m.blocks
-    comments = list(dict.fromkeys(m.kernel.comment for m in members))
-    comment = " | ".join(comments[:4]) + (f" and {len(members) - 4} more" if len(comments) > 4 else "")
-    if len(comments) == 1:
-        comment = f"{comment} ({len(members)} times)"
+    comment = comments_of([m.kernel for m in members], " | ")
     locs = tuple(dict.fromkeys(loc for m in members for loc in m.kernel.locs))
     flops, moved = (sum(getattr(m.kernel, x) for m in members) for x in ("flops", "bytes_moved"))
     nest = For(bx, bx.extent, "block", [For(tx, tx.extent, "thread", body)])
@@ -172,7 +169,21 @@ def _within(x: Var, start: int, stop: int) -> Expr | None:
     return both(low, less(x, stop) if stop < x.extent else None)
 
 
-def _rebind(body: list[Stmt], env: dict[Expr, Expr]) -> None:
+def comments_of(kernels: list[Kernel], between: str) -> str:
+    """What is said of kernels that become one."""
+    found = list(dict.fromkeys(k.comment for k in kernels if k.comment))
+    shown = between.join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
+    return f"{shown} ({len(kernels)} times)" if len(found) == 1 else shown
+
+
+def touched(body: list[Stmt]) -> set[Buffer]:
+    """The buffers that statements load or store."""
+    found = {s.buffer for s in statements(body) if isinstance(s, Store)}
+    roots = {id(e): e for s in statements(body) for e in expressions(s)}
+    return found | {e.buffer for root in roots.values() for e in walk(root) if isinstance(e, Load)}
+
+
+def rebind(body: list[Stmt], env: dict[Expr, Expr]) -> None:
     """Replaces variables everywhere in a block, in place."""
     for s in body:
         if isinstance(s, Store):
@@ -183,6 +194,6 @@ def _rebind(body: list[Stmt], env: dict[Expr, Expr]) -> None:
             s.value = substitute(s.value, env)
         elif isinstance(s, (If, While)):
             s.cond = substitute(s.cond, env)
-            _rebind(s.body, env)
+            rebind(s.body, env)
         elif isinstance(s, For):
-            _rebind(s.body, env)
+            rebind(s.body, env)

@@ -1,5 +1,5 @@
 """The planner for GPUs: the CPU's, but for contractions, of which every result may have an epilogue and no
-operand is packed. Used by gpu_schedule/__init__.py."""
+operand is packed, and for values of a few elements that take long. Used by gpu_schedule/__init__.py."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from ..machine import GpuModel, MachineModel
 from ..schedule.contract import ContractGroup, Dim, affine_source, joined
 from ..schedule.control import Frame
 from ..schedule.indexing import ZERO, ravel, unravel
+from ..schedule.other_groups import TinyGroup
 from ..schedule.plan import Planner
 
 
@@ -57,10 +58,25 @@ class GpuContractGroup(ContractGroup):
         return False
 
 
+#: cycles that one of several elements may take of the one thread that computes them all
+QUICK = 100.0
+
+
+class GpuTinyGroup(TinyGroup):
+    """Values of a few elements by one thread; what takes long (powers of integers, say) is left to others, a
+    thread for each element."""
+
+    def try_join(self, v: Value) -> bool:
+        if v.type.numel > 1 and self.plan.inline_cost(v) > QUICK:
+            return False
+        return super().try_join(v)
+
+
 class GpuPlanner(Planner):
     """As `Planner`, for a GPU."""
 
     contract_group = GpuContractGroup
+    tiny_group = GpuTinyGroup
 
     def __init__(self, graph: Graph, gpu: GpuModel, frame: Frame | None = None) -> None:
         self.gpu = gpu

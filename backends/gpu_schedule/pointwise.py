@@ -1,5 +1,6 @@
 """Elementwise kernels: one position of the flat domain for each thread, or 2 or 4 neighbours as a vector
-where that makes wide accesses. Copies and straight-line code too. Used by gpu_schedule/__init__.py.
+where that makes wide accesses; large ones in a loop over the grid. Copies and straight-line code too. Used by
+gpu_schedule/__init__.py.
 
     for block { for thread { if i < count { for v in 4 vector { out[4*i + v] = ... } } } }
 
@@ -42,7 +43,7 @@ def flat_kernel(
         return transposing_kernel(bindings, specs, split, crossed, target)
     lanes = vector_width(bindings, specs, split, n, target)
     low = Lowering(bindings, target.number, target.place)
-    k, scope, at = flat_launch(low, n // lanes)
+    k, scope, at = flat_launch(low, n // lanes, gpu=target.gpu)
     sizes = [*split.sizes[:-1], split.sizes[-1] // lanes]
     last = split.vars[-1]
     parts = unravel(at, tuple(sizes))

@@ -168,11 +168,17 @@ def _native() -> tuple[Any, Callable[..., Any]] | None:
     return module, module.function("box_muller", None, p, p, i, f, f)
 
 
-def box_muller(words: np.ndarray, mean: float, std: float, out: np.ndarray) -> bool:
-    """Fills `out`, contiguous float32[16 n], from `words`, contiguous uint32[16 n]. False, and nothing is
-    done, on processors that don't fuse multiply-add."""
+def available() -> bool:
+    """Whether there is native code: the processor fuses multiply-add."""
+    return _native() is not None
+
+
+def box_muller(words: np.ndarray, mean: float, std: float, out: np.ndarray) -> None:
+    """Fills `out`, contiguous float32[16 n], from `words`, contiguous uint32[16 n].
+
+    :raises CompileError: it is not available.
+    """
     native = _native()
     if native is None:
-        return False
+        raise CompileError("box_muller: this processor does not fuse multiply-add")
     native[1](words.ctypes.data, out.ctypes.data, out.size // 16, mean, std)
-    return True

@@ -1,9 +1,9 @@
 """The on-disk cache of object code, keyed by content. Called by the engine only.
 
-A file holds a header (magic, SHA-256 of the rest), the names of the symbols it defines, and the objects.
-Files are written under a temporary name and renamed, so that readers and concurrent writers see a whole file
-or none. Whatever goes wrong (no permission, a full disk, corruption) costs a recompilation and at most one
-warning, never an error.
+A file holds a header (magic, SHA-256 of the rest), the names of the symbols it defines, what else its users
+must know of it, and the objects. Files are written under a temporary name and renamed, so that readers and
+concurrent writers see a whole file or none. Whatever goes wrong (no permission, a full disk, corruption)
+costs a recompilation and at most one warning, never an error.
 
 Environment: `TRACEGRAD_CACHE_DIR` (default: the user's cache directory), `TRACEGRAD_CACHE=0` (off),
 `TRACEGRAD_CACHE_MB` (size limit, default 512).
@@ -21,7 +21,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-_MAGIC = b"TGOBJ\x02\n"
+_MAGIC = b"TGOBJ\x03\n"
 _SUFFIX = ".tgo"
 _TRIM_EVERY = 64  # writes of one process between two looks at the directory's size
 _STALE_SECONDS = 3600.0  # a temporary file this old belongs to a writer that died
@@ -29,10 +29,12 @@ _STALE_SECONDS = 3600.0  # a temporary file this old belongs to a writer that di
 
 @dataclass(frozen=True)
 class CachedObject:
-    """Object files that are linked together, and the symbols they define for others."""
+    """Object files that are linked together, the symbols they define for others, and numbers that whoever
+    compiled them wants to know when they are found again."""
 
     symbols: tuple[str, ...]
     objects: tuple[bytes, ...]
+    facts: tuple[int, ...] = ()
 
 
 class ObjectCache:
@@ -126,9 +128,8 @@ class ObjectCache:
 
 
 def _encode(entry: CachedObject) -> bytes:
-    body = b"".join(
-        len(part).to_bytes(8, "little") + part for part in ("\n".join(entry.symbols).encode(), *entry.objects)
-    )
+    head = " ".join(map(str, entry.facts)) + "\n" + "\n".join(entry.symbols)
+    body = b"".join(len(part).to_bytes(8, "little") + part for part in (head.encode(), *entry.objects))
     return _MAGIC + hashlib.sha256(body).digest() + body
 
 
@@ -144,7 +145,8 @@ def _decode(data: bytes) -> CachedObject | None:
         end = at + 8 + int.from_bytes(body[at : at + 8], "little")
         parts.append(body[at + 8 : end])
         at = end
-    return CachedObject(tuple(parts[0].decode().split("\n")), tuple(parts[1:]))
+    facts, *symbols = parts[0].decode().split("\n")
+    return CachedObject(tuple(symbols), tuple(parts[1:]), tuple(map(int, facts.split())))
 
 
 def default_cache() -> ObjectCache | None:

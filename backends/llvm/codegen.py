@@ -49,8 +49,8 @@ class Kernels(Module):
         scratch_group: last number given to a group of one scratch buffer.
     """
 
-    def __init__(self, fma: bool, f16: bool, attributes: str, threads: bool) -> None:
-        super().__init__(fma, f16)
+    def __init__(self, fma: bool, f16: bool, vector_bytes: int, attributes: str, threads: bool) -> None:
+        super().__init__(fma, f16, vector_bytes)
         self.attributes = attributes
         self.threads = threads
         self.scratch_group = 1 << 20

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...ir.dtypes import DType, bool_, float32, int64
+from ...ir.dtypes import DType, bool_, float32, float64, int64
 from ...ir.expr import Cast, Const, Expr, LaneReduce, Load, Local, Prim, Var
 from ...ir.scalar import PRIMITIVES
 from .codegen_cast import CastWriter
@@ -160,6 +160,8 @@ class ExprWriter(CastWriter):
             short = self._shortcut(name, args[0], args[1])
             if short is not None:
                 return short
+            if name == "and_":
+                return self.conjunction(*args)
         dtype = args[0].dtype
         if dtype.kind == "f":
             if dtype.bits == 16:  # the scheduler widens; this is for hand-written programs
@@ -366,12 +368,46 @@ class ExprWriter(CastWriter):
             v = Val(self.use(v, n), v.dtype, n)
         self.lanes, self.memo, self.mask = outer
         del self.env[e.var]
+        if n >= 4 and e.name in ("minimum", "maximum") and v.dtype in (float32, float64):
+            return self._extreme_lane(v, e.name == "maximum")
         while n > 1:
             half = n // 2
             low, high = (self._half(v, range(i, i + half)) for i in (0, half))
             v = self.primitive(e.name, [low, high])
             n = half
         return v
+
+    def _extreme_lane(self, v: Val, largest: bool) -> Val:
+        """The least or largest lane of floats as that of integers in the same order, which are quicker to
+        compare: NaN and the signs of zeros take six instructions for two floats. Lanes that are NaN are
+        looked for beside it."""
+        width = v.dtype.bits
+        element, n, ty = f"i{width}", v.lanes, vector_text(f"i{width}", v.lanes)
+        bits = self.pure(f"bitcast {v.type} {v.ref} to {ty}", v.ref)
+        ordered = self._in_order(bits, ty, width, n)
+        function = f"@llvm.vector.reduce.s{'max' if largest else 'min'}.v{n}{element}"
+        self.module.declares[f"declare {element} {function}({ty})"] = None
+        most = self.pure(f"call {element} {function}({ty} {ordered})", ordered)
+        most = self._in_order(most, element, width, 0)
+        scalar = "float" if v.dtype is float32 else "double"
+        most = self.pure(f"bitcast {element} {most} to {scalar}", most)
+        unordered = self.pure(f"fcmp uno {v.type} {v.ref}, zeroinitializer", v.ref)
+        any_of = f"@llvm.vector.reduce.or.v{n}i1"
+        self.module.declares[f"declare i1 {any_of}(<{n} x i1>)"] = None
+        some = self.pure(f"call i1 {any_of}(<{n} x i1> {unordered})", unordered)
+        nan = "0x7FF8000000000000"
+        return Val(self.pure(f"select i1 {some}, {scalar} {nan}, {scalar} {most}", some, most), v.dtype)
+
+    def _in_order(self, bits: str, ty: str, width: int, lanes: int) -> str:
+        """Bits of floats as integers of the same order, -0 below 0; and back again."""
+        element = f"i{width}"
+        shift, rest = (
+            self.splat(str(c), element, lanes, True) if lanes else str(c)
+            for c in (width - 1, (1 << (width - 1)) - 1)
+        )
+        sign = self.pure(f"ashr {ty} {bits}, {shift}", bits)
+        flip = self.pure(f"and {ty} {sign}, {rest}", sign)
+        return self.pure(f"xor {ty} {bits}, {flip}", bits, flip)
 
     def _half(self, v: Val, picks: range) -> Val:
         if len(picks) == 1:

@@ -43,6 +43,7 @@ class IndexWriter(Writer):
         memo: values of expressions of the current statement.
         patterns: lanes of vectors that are known here, by their text.
         multiples: numbers that divide SSA names.
+        never: lanes of masks that are not set, whatever happens, by their text.
     """
 
     def __init__(self, module: Module) -> None:
@@ -53,6 +54,7 @@ class IndexWriter(Writer):
         self.memo: dict[Expr, Val] = {}
         self.patterns: dict[str, tuple[int, ...]] = {}
         self.multiples: dict[str, int] = {}
+        self.never: dict[str, frozenset[int]] = {}
         self._linear: dict[Expr, Linear] = {}
 
     def value(self, e: Expr) -> Val:
@@ -343,7 +345,11 @@ class IndexWriter(Writer):
         bound = self.splat(ref, "i32", self.lanes, limit.const is not None)
         ty = f"<{self.lanes} x i32>"
         iota = self.iota(self.lanes, "i32", s.stride)
-        return Val(self.pure(f"icmp {SIGNED[op]} {ty} {iota}, {bound}", bound), bool_, self.lanes)
+        got = Val(self.pure(f"icmp {SIGNED[op]} {ty} {iota}, {bound}", bound), bool_, self.lanes)
+        if limit.const is not None:
+            steps = [lane * s.stride - limit.const for lane in range(self.lanes)]
+            self.never[got.ref] = frozenset([n for n, d in enumerate(steps) if not _decide(op, (d, d))])
+        return got
 
 
 SIGNED = {"eq": "eq", "ne": "ne", "lt": "slt", "le": "sle", "gt": "sgt", "ge": "sge"}

@@ -44,13 +44,13 @@ def _function_text(name: str, element: str, lanes: int, fma: bool) -> tuple[str,
     builder = ir.IRBuilder(function.append_basic_block("entry"))
     builder.ret(emit(builder, name, *function.args, fma=fma))
     body, declares = [], []
-    for line in str(module).splitlines():
+    text = str(module)
+    weight = ", !prof !0" if BRANCH_WEIGHTS in text else ""
+    for line in text.splitlines():
         if line.startswith("declare "):
             declares.append(_ARGUMENT.sub("", line).replace('"', ""))  # spelt as the code generator does
         elif line.startswith(("define ", "  ", "{", "}")) or line.endswith(":"):
-            body.append(
-                _PROFILE.sub(", !prof !0", line) if BRANCH_WEIGHTS in str(module) else _PROFILE.sub("", line)
-            )
+            body.append(_PROFILE.sub(weight, line))
     text = "\n".join(body)
     # llvmlite writes the brace on a line of its own
     return text.replace("\n{\n", " alwaysinline nounwind {\n", 1), tuple(declares)

@@ -153,9 +153,16 @@ class MemoryWriter(ShuffleWriter):
             return a
         if b.const is False:
             return b
+        return self.conjunction(a, b)
+
+    def conjunction(self, a: Val, b: Val) -> Val:
+        """Both of two conditions that are not known."""
         lanes = max(a.lanes, b.lanes)
         x, y = self.use(a, lanes), self.use(b, lanes)
-        return Val(self.pure(f"and {vector_text('i1', lanes)} {x}, {y}", x, y), bool_, lanes)
+        ref = self.pure(f"and {vector_text('i1', lanes)} {x}, {y}", x, y)
+        none: frozenset[int] = frozenset()
+        self.never[ref] = self.never.get(x, none) | self.never.get(y, none)
+        return Val(ref, bool_, lanes)
 
     # --- loads ----------------------------------------------------------------------------------------------
 
@@ -218,7 +225,7 @@ class MemoryWriter(ShuffleWriter):
         if backwards:
             at = self._shifted(place, at, 1 - lanes)
             if condition is not None and condition.lanes:
-                condition = Val(self._reverse(condition.ref, "i1"), bool_, lanes)
+                condition = Val(self._picked(condition, list(range(lanes))[::-1]), bool_, lanes)
             if other is not None and other.lanes:
                 other = Val(self._reverse(other.ref, type_text(other.dtype, 0)), other.dtype, lanes)
         if condition is None or (not condition.lanes and lanes * size <= _ZEROS_BYTES):
@@ -230,20 +237,9 @@ class MemoryWriter(ShuffleWriter):
         return v
 
     def _masked(self, place: Place, at: Address, condition: Val, other: Val | None, hint: str) -> Val:
-        element, lanes = memory_type(place.dtype), self.lanes
-        ty = vector_text(element, lanes)
-        mask = self.use(condition, lanes)
-        rest = self._passthrough(other, element)
-        name = f"@llvm.masked.load.{suffix(element, lanes)}.p0"
-        self.module.declares[f"declare {ty} {name}(ptr, <{lanes} x i1>, {ty})"] = None
-        x = self.load(
-            f"call {ty} {name}(ptr align {at.align} {at.ref}, <{lanes} x i1> {mask}, {ty} {rest})",
-            place.group,
-            at.ref,
-            mask,
-            rest,
-            hint=hint,
-        )
+        lanes = self.lanes
+        rest = self._passthrough(other, memory_type(place.dtype))
+        x = self.masked_load(place, at, lanes, self.use(condition, lanes), rest, hint)
         return self._from_memory(x, place, lanes)
 
     def _gather(

@@ -32,8 +32,10 @@ from .target import CompileError, Target
 # Kernels with less text than this are inlined into `run`: LLVM's fixed cost per function, some 0.3 ms, is
 # most of theirs.
 _INLINE_CHARACTERS = 8000
-# A module of its own costs some 2 ms; text of this length some 100.
+# A module of its own costs some 2 ms; text of this length some 100. The first ones are smaller, so that the
+# other threads have something to do soon.
 _PART_CHARACTERS = 150_000
+_FIRST_CHARACTERS = 30_000
 _MEMMOVE = "declare void @llvm.memmove.p0.p0.i64(ptr, ptr, i64, i1)"
 
 
@@ -59,6 +61,7 @@ class _Program:
         self.program = program
         self.f16 = target.has_fma or target.arch == "aarch64"  # every x86 with FMA converts halves
         self.fma = target.has_fma
+        self.vector_bytes = target.vector_bytes
         self.threads = threads
         self.module = self._module()
         self.attributes = f"attributes #0 = {{ nounwind {target.attribute_text()} }}"
@@ -69,7 +72,7 @@ class _Program:
         self.arena_slot = len(program.inputs) + len(program.outputs)
 
     def _module(self) -> Kernels:
-        return Kernels(self.fma, self.f16, "#0", self.threads)
+        return Kernels(self.fma, self.f16, self.vector_bytes, "#0", self.threads)
 
     def parts(self, size: int | None) -> Iterator[str]:
         """The modules' texts, each of about `size` characters (None: one module)."""
@@ -81,7 +84,7 @@ class _Program:
         calls: dict[Kernel, Call] = {}
         main, part = self.module, self._module()
         inside: list[str] = []  # functions of the part: name and parameters
-        waiting = 0
+        waiting, enough = 0, _FIRST_CHARACTERS
         for i, k in enumerate(kernels):
             shape, key = shapes[k], keys[k]
             name = names.get(key)
@@ -100,7 +103,8 @@ class _Program:
                     inside.append(f"@{name}({parameters})")
                     waiting += sum(map(len, module.functions))
             calls[k] = (name, [b for b in shape.buffers if b.space != "const"], shape.variables)
-            if size is not None and waiting > size:
+            if size is not None and waiting > min(enough, size):
+                enough *= 2
                 yield self._text(part, inside)
                 for signature in inside:
                     main.declares[f"declare void {signature}"] = None

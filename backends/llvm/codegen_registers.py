@@ -108,7 +108,12 @@ class RegisterWriter(MemoryWriter):
         """A column of a square held as rows: in step h, rows h apart exchange the lanes h apart, and of each
         pair this column needs one."""
         n = len(rows)
-        ty = f"<{n} x {type_text(rows[0].dtype, 0)}>"
+        element = type_text(rows[0].dtype, 0)
+        ty = f"<{n} x {element}>"
+        # LLVM looks through chains of shuffles, at every shuffle through all before it, and finds nothing
+        # better: a third of the time such a kernel takes to compile. It does not look through fences.
+        floats = element in ("float", "double")
+        fence = self.module.intrinsic("arithmetic.fence", element, n, 1) if floats else ""
         refs = [self.use(v, n) for v in rows]
         while len(refs) > 1:
             half = len(refs) // 2
@@ -121,6 +126,8 @@ class RegisterWriter(MemoryWriter):
                 self.pure(f"shufflevector {ty} {a}, {ty} {b}, <{n} x i32> <{mask}>", a, b)
                 for a, b in zip(refs[:half], refs[half:])
             ]
+            if fence and half > 1:
+                refs = [self.pure(f"call {ty} {fence}({ty} {x})", x) for x in refs]
         return refs[0]
 
     def _read(self, buffer: Buffer, slot: Slot, level: int) -> Val:

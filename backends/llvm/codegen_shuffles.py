@@ -79,25 +79,59 @@ class ShuffleWriter(IndexWriter):
         align = gcd(at.align, place.dtype.itemsize)
         if mask is None:
             return self.load(f"load {ty}, ptr {at.ref}, align {align}", place.group, at.ref, hint=hint)
-        name = f"@llvm.masked.load.{suffix(element, lanes)}.p0"
-        self.module.declares[f"declare {ty} {name}(ptr, <{lanes} x i1>, {ty})"] = None
-        return self.load(
-            f"call {ty} {name}(ptr align {align} {at.ref}, <{lanes} x i1> {mask}, {ty} zeroinitializer)",
-            place.group,
-            at.ref,
-            mask,
-            hint=hint,
-        )
+        return self.masked_load(place, at._replace(align=align), lanes, mask, "zeroinitializer", hint)
+
+    def masked_load(self, place: Place, at: Address, lanes: int, mask: str, rest: str, hint: str) -> str:
+        """`lanes` neighbours where the mask is set, else `rest`. In pieces as wide as registers; none where
+        the mask is never set: LLVM 22, which would cut it so, reads those pieces all the same."""
+        element, size = memory_type(place.dtype), place.dtype.itemsize
+        width = min(lanes, self.module.vector_bytes // size)
+        if power_of_two(lanes) != lanes:  # no scheduler asks for such vectors
+            width = lanes
+        part = vector_text(element, width)
+        name = f"@llvm.masked.load.{suffix(element, width)}.p0"
+        self.module.declares[f"declare {part} {name}(ptr, <{width} x i1>, {part})"] = None
+        pieces = []
+        for start in range(0, lanes, width):
+            here = self._shifted(place, at, start)
+            m, r = mask, rest
+            if width < lanes:
+                m = self._some_lanes(mask, "i1", lanes, start, width)
+                if rest != "zeroinitializer":
+                    r = self._some_lanes(rest, element, lanes, start, width)
+                if self.never.get(mask, frozenset()).issuperset(range(start, start + width)):
+                    pieces.append(r)
+                    continue
+            text = f"call {part} {name}(ptr align {here.align} {here.ref}, <{width} x i1> {m}, {part} {r})"
+            pieces.append(self.load(text, place.group, here.ref, m, r, hint=hint))
+        while len(pieces) > 1:
+            got, width = [], 2 * width
+            half = vector_text(element, width // 2)
+            indices = ", ".join([f"i32 {k}" for k in range(width)])
+            for a, b in zip(pieces[::2], pieces[1::2]):
+                text = f"shufflevector {half} {a}, {half} {b}, <{width} x i32> <{indices}>"
+                got.append(self.pure(text, a, b))
+            pieces = got
+        return pieces[0]
+
+    def _some_lanes(self, ref: str, element: str, lanes: int, start: int, count: int) -> str:
+        """Some neighbouring lanes of a vector."""
+        ty = vector_text(element, lanes)
+        indices = ", ".join([f"i32 {k}" for k in range(start, start + count)])
+        return self.pure(f"shufflevector {ty} {ref}, {ty} poison, <{count} x i32> <{indices}>", ref)
 
     def _picked(self, condition: Val, lanes: list[int]) -> str:
         """The named lanes of a condition; false for the number past the last."""
         n = self.lanes
         indices = ", ".join([f"i32 {k}" for k in lanes])
-        return self.pure(
+        got = self.pure(
             f"shufflevector <{n} x i1> {condition.ref}, <{n} x i1> zeroinitializer, "
             f"<{len(lanes)} x i32> <{indices}>",
             condition.ref,
         )
+        never = self.never.get(condition.ref, frozenset())
+        self.never[got] = frozenset([k for k, lane in enumerate(lanes) if lane >= n or lane in never])
+        return got
 
     def _spread(self, place: Place, at: Address, condition: Val | None, other: Val | None, hint: str) -> Val:
         """Lanes that repeat or permute a few neighbours, in a known way: those in one load, and a shuffle."""
@@ -114,9 +148,14 @@ class ShuffleWriter(IndexWriter):
             wanted = [[lane for lane, q in enumerate(places) if q == p] for p in range(wide)]
             for turn in range(max(map(len, wanted))):
                 some = self._picked(condition, [w[turn] if turn < len(w) else lanes for w in wanted])
-                mask = self.pure(f"or <{wide} x i1> {mask}, {some}", mask, some) if mask else some
+                if mask:
+                    both = self.pure(f"or <{wide} x i1> {mask}, {some}", mask, some)
+                    self.never[both] = self.never[mask] & self.never[some]
+                    some = both
+                mask = some
         elif wide > span:
             mask = f"<{', '.join([f'i1 {str(p < span).lower()}' for p in range(wide)])}>"
+            self.never[mask] = frozenset(range(span, wide))
         x = self._neighbours(place, at, mask, wide, hint)
         ty = vector_text(memory_type(place.dtype), wide)
         indices = ", ".join([f"i32 {p}" for p in places])

@@ -186,11 +186,13 @@ class Module:
         zeros: the block of zeros that skipped loads read is needed.
         math: definitions of math functions, without repeats.
         fma, f16: the target fuses multiply-add, and converts halves, in one instruction.
+        vector_bytes: of the target's widest registers.
     """
 
-    def __init__(self, fma: bool = True, f16: bool = True) -> None:
+    def __init__(self, fma: bool = True, f16: bool = True, vector_bytes: int = 64) -> None:
         self.fma = fma
         self.f16 = f16
+        self.vector_bytes = vector_bytes
         self.functions: list[str] = []
         self.globals: dict[str, None] = {}
         self.declares: dict[str, None] = {}

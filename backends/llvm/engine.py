@@ -46,12 +46,14 @@ class NativeModule:
     - `symbols`: names of the external functions and globals that the module defines.
     - `objects`: the object files it was loaded from.
     - `from_cache`: it was read from disk, not compiled.
+    - `facts`: the numbers it was compiled with.
     """
 
     def __init__(self, entry: CachedObject, addresses: dict[str, int], handles: tuple[Any, ...],
                  source: Source | None, target: Target, opt: Opt, from_cache: bool):
         self.symbols = entry.symbols
         self.objects = entry.objects
+        self.facts = entry.facts
         self.from_cache = from_cache
         self._addresses = addresses
         self._handles = handles
@@ -125,7 +127,8 @@ class Engine:
         return self._target
 
     def compile(self, ir: Source, *, key: str | None = None, opt: Opt = "fast",
-                imports: Mapping[str, int] | None = None, jobs: int = 1) -> NativeModule:
+                imports: Mapping[str, int] | None = None, jobs: int = 1,
+                facts: tuple[int, ...] = ()) -> NativeModule:
         """Native code for LLVM IR, from the cache where it has it.
 
         - `key`: what identifies the content (any string); default the IR text itself. Target, pipeline,
@@ -137,6 +140,7 @@ class Engine:
           loaded library resolve by themselves.
         - `jobs`: threads that compile the parts of a program. Of several parts, the last one's symbols are
           the program's; the others' are for each other.
+        - `facts`: numbers to keep with the code, for who finds it by `load_cached`.
 
         :raises CompileError: invalid IR, or a symbol that nothing defines.
         """
@@ -156,7 +160,7 @@ class Engine:
         with _lock:
             with _flags():
                 made = parts.each(_texts(ir), work, jobs)
-            entry = CachedObject(made[-1][0], tuple([code for _, code in made]))
+            entry = CachedObject(made[-1][0], tuple([code for _, code in made]), facts)
             native = self._load(entry, imports, ir, opt, from_cache=False)
         cache = self._current_cache()
         if cache is not None:  # only what could be loaded is kept

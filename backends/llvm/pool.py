@@ -19,6 +19,7 @@ long an idle worker spins before it sleeps, default 100).
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import os
 import sys
@@ -135,6 +136,18 @@ def parallel_for_address() -> int:
     """The address of `tg_parallel_for`, the same for the life of the process. Compiles the pool on first use.
     """
     return _pool().address
+
+
+def prepare() -> None:
+    """Compiles the pool in a thread of its own, if it is not there: while a program is scheduled, which is
+    Python's work, another processor has nothing to do."""
+    if _native is None and get_num_threads() > 1 and available_cpus() > 1:
+        threading.Thread(target=_prepare, name="tracegrad-pool").start()
+
+
+def _prepare() -> None:
+    with contextlib.suppress(Exception):  # whoever needs it comes upon the same, and says so
+        _pool()
 
 
 def num_workers() -> int:

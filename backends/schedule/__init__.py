@@ -17,6 +17,7 @@ from ...ir.graph import Graph, Value
 from ...ir.loops import Buffer, Kernel, LoopProgram, Step, Stmt
 from ..machine import MachineModel
 from ..memory import plan as plan_memory
+from .blockwise import in_blocks
 from .contract import ContractGroup
 from .contract_loops import emit_contract
 from .contract_operands import Packed
@@ -25,6 +26,7 @@ from .control_steps import Ahead, control_steps, settle
 from .cumulative import CumulativeGroup, emit_cumulative
 from .elements import letter_sizes
 from .groups import Group, PointwiseGroup, domain_var
+from .joined import JoinedGroup
 from .nests import StoreSpec
 from .other_groups import ScatterGroup, TinyGroup
 from .placement import Placement
@@ -55,7 +57,7 @@ def schedule(graph: Graph, machine: MachineModel | None = None) -> LoopProgram:
     program = LoopProgram(graph.name, plan.inputs, placement.outputs)
     program.updated = [plan.input_buffer(i) for i, v in plan.updates.items() if v.type.numel]
     _, steps = _steps(placement, machine)
-    program.steps = share_rows(steps, machine)
+    program.steps = in_blocks(share_rows(steps, machine), machine)
     for n, kernel in enumerate(program.kernels):
         kernel.name = f"k{n}_{kernel.name}" if kernel.name else f"k{n}"
     program.temps = list(plan.constants)
@@ -95,6 +97,8 @@ def _emit(group: Group, placement: Placement, machine: MachineModel, packed: lis
     """The statements of a group; `packed` gets what is packed for a whole loop."""
     number = placement.plan.number
     targets = placement.targets[group.id]
+    if isinstance(group, JoinedGroup):
+        return []
     if isinstance(group, TinyGroup):
         return emit_tiny(group, machine, placement.place, number, targets)
     if isinstance(group, ScatterGroup):

@@ -12,13 +12,16 @@ if TYPE_CHECKING:
 
 #: elementwise work cheaper than this (cycles per element) is done again rather than stored and loaded
 CHEAP = 4.0
+#: what is so many times smaller than the values computed of it comes from the nearest cache
+SMALL = 8
 
 
 def again(plan: Planner, v: Value) -> bool:
     """Whether computing `v` again is cheaper than storing it: little work on few values that are
-    stored anyway."""
+    stored anyway, or that others read as well and so will be."""
     cost, new_bytes = 0.0, 0
     loads: set[Value] = set()
+    new: dict[Value, int] = {}  # what would have to be stored, and how often `v` reads it
     stack = [v]
     while stack:
         x = stack.pop()
@@ -29,7 +32,8 @@ def again(plan: Planner, v: Value) -> bool:
             cost += 0.25
         node = x.node
         if node is None or x in plan.stored:
-            loads.add(x)
+            if x.type.nbytes * SMALL > v.type.nbytes:
+                loads.add(x)
         elif node.op.kernel == "source":
             continue
         elif node.op.scalar is None:
@@ -38,13 +42,15 @@ def again(plan: Planner, v: Value) -> bool:
                 cost += 1
                 continue
             loads.add(x)
-            new_bytes += x.type.nbytes
+            new_bytes += 0 if x in new else x.type.nbytes
+            new[x] = new.get(x, 0) + 1
         else:
             cost += scalar_cost(node)
             stack.extend(node.operands)
         if cost > CHEAP or len(loads) > 2:
             return False
-    return new_bytes * 4 <= v.type.nbytes
+    shared = v not in new and all(plan.uses.get(x, 0) > n for x, n in new.items())
+    return new_bytes * (1 if shared else 4) <= v.type.nbytes
 
 
 def narrow_part(plan: Planner, node: Node, cost: float) -> Value | None:

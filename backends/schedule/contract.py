@@ -37,6 +37,7 @@ class Dim:
         a, b, c: strides in the operands and the result (0: does not occur).
         parts: where several dimensions are taken as one, (size, stride in B) of each. Then `b` is 0, and `c`
             is where it is not constant.
+        sub: the dimensions that a tile's rows take as one.
     """
 
     letters: str
@@ -46,6 +47,7 @@ class Dim:
     b: int
     c: int
     parts: tuple[tuple[int, int], ...] = ()
+    sub: tuple[Dim, ...] = ()
 
 
 def joined(letters: list[str], sizes: dict[str, int], strides: dict[str, tuple[int, int, int]]) -> list[Dim]:
@@ -73,6 +75,8 @@ class ContractGroup(Group):
         batch, rows, cols, inner: dimensions; the last of `rows`, `cols` is tiled, the others are outer loops.
         a, b: loads of the operands over the dimensions' variables (after `strategy.swap`).
         local: stands for the result's element.
+        shares: values that this group writes a part of (joined.py): the member that is the part, and where an
+            element of it goes.
     """
 
     kind = "contract"
@@ -86,6 +90,7 @@ class ContractGroup(Group):
         self.local = Local(self.result.name or "dot", self.acc)
         self.windows = (False, False)  # which operands have fewer elements in memory than in their type
         self.by_shape: dict[tuple[int, ...], tuple[Expr, ...]] = {}
+        self.shares: dict[Value, tuple[Value, Expr]] = {}
         self.machine = plan.machine
 
     def take(self) -> None:
@@ -175,6 +180,7 @@ class ContractGroup(Group):
             each_a=prod(d.size for d in (*self.batch, *self.rows[:-1]) if d.a),
             each_b=prod(d.size for d in (*self.batch, *self.cols[:-1]) if d.b),
             flat_m=flat_m and flat_m[0], flat_n=flat_n and flat_n[0],
+            m_others=tuple(d.size for d in self.rows[:-1]), n_others=tuple(d.size for d in self.cols[:-1]),
         )  # fmt: skip
         self.strategy: Strategy = _choose(problem, self.machine)
         if self.strategy.swap:
@@ -187,6 +193,12 @@ class ContractGroup(Group):
         if self.strategy.flat:
             assert flat_n is not None
             self.cols = [flat_n[1]]
+        if self.strategy.merge:
+            outer = self.rows.pop(self.strategy.merge - 1)
+            m = self.rows[-1]
+            letters_, size = outer.letters + m.letters, outer.size * m.size
+            c = m.c if outer.c == m.c * m.size else 0
+            self.rows[-1] = Dim(letters_, size, Var(letters_[0], size), 0, 0, c, sub=(outer, m))
         self.sizes = sizes
         letters: dict[str, Expr] = {}
         for d in (*self.batch, *self.rows, *self.cols):
@@ -208,7 +220,8 @@ class ContractGroup(Group):
         if n.parts and not n.c:  # whole vectors are, mostly; else a long sum hides the rest
             return prod(d.size for d in self.inner) < LONG_SUM
         m = self.rows[-1]
-        along_rows = m.c == 1 and m.size >= 4 and not self.strategy.dot and self.machine.masked_memory
+        along = m.sub[-1].c if m.sub else m.c
+        along_rows = along == 1 and m.size >= 4 and not self.strategy.dot and self.machine.masked_memory
         return n.c != 1 and n.size > 1 and not along_rows
 
     def element(self) -> Expr:
@@ -224,6 +237,10 @@ class ContractGroup(Group):
 
     def try_join(self, v: Value) -> bool:
         return not self.scattered and super().try_join(v)
+
+    def store_specs(self, v: Value) -> list[tuple[Expr, Expr]]:
+        share = self.shares.get(v)
+        return super().store_specs(v) if share is None else [(share[1], self.store_spec(share[0])[1])]
 
     def own(self, v: Value, index: tuple[Expr, ...], mask: Expr | None) -> Expr | None:
         if v is not self.result:

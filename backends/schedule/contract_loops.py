@@ -20,15 +20,15 @@ from ...ir.loops import Buffer, Stmt
 from ..machine import MachineModel
 from .contract import ContractGroup, Dim
 from .contract_operands import Block, Packed
-from .contract_tile import ContractTile
+from .contract_turned import ContractTurned
 from .elements import S
 from .indexing import ZERO, Numbering
 from .nests import StoreSpec
 from .scopes import Scope
-from .tiles import splits
+from .tiles import rows_first, splits
 
 
-class ContractEmitter(ContractTile):
+class ContractEmitter(ContractTurned):
     """One contraction on its way to statements."""
 
     def emit(self) -> list[Stmt]:
@@ -58,11 +58,14 @@ class ContractEmitter(ContractTile):
 
     def inner_rows(self) -> list[Dim]:
         """Loops over rows of A that go inside those over blocks of B, so that a block is used for all of
-        them. Where A is windows, as many as leave partial sums in the second cache, and threads something to
-        share."""
+        them; or over rows of a region, whose sums are turned together. Where A is windows, as many as leave
+        partial sums in the second cache, and threads something to share."""
         if self.s.nc:
             return [d for d in self.outer if not d.b]
         rows = [d for d in self.outer if not d.b and isinstance(d.var, Var)]
+        if self.turns and self.s.kc >= self.K:
+            dims, _ = self.region_dims()
+            return dims[:-1]
         if not self.blocked_windows or self.row is not None:
             return []
         if self.parallel and len(rows) == len(self.outer):
@@ -86,13 +89,16 @@ class ContractEmitter(ContractTile):
         busy."""
         s, one = self.s, self.one_tile
         width = s.nr if s.dot else s.nr * self.lanes
-        # Rows first where the row tile is the larger part of what is read and stays in the cache, or where
-        # all of B stays in the second cache, so that A is read from memory only once.
+        # Rows first too where the row tile is the larger part of what is read and stays in the cache.
         b_bytes = self.K * self.n.size * self.g.acc.itemsize
-        rows_first = s.dot or (s.pack_b and s.kc >= self.K and b_bytes <= self.machine.l2_bytes * 7 // 8)
+        down = s.dot or rows_first(s.pack_b and s.kc >= self.K, b_bytes, self.machine)
         if self.blocked_windows:
             self.column_tiles(scope, width, self.window_blocks)
-        elif rows_first or (self.parallel and self.columns // width < 4 <= self.m.size // s.mr):
+        elif self.turns and s.kc >= self.K:
+            _, size = self.region_dims()
+            few = self.parallel and self.columns // width < 4
+            self.region_tiles(scope, width, down or (few and self.m.size // size >= 4))
+        elif down or (self.parallel and self.columns // width < 4 <= self.m.size // s.mr):
             self.row_tiles(scope, lambda o, mb, mr: self.column_tiles(o, width, lambda i, nb, n:
                 self.k_blocks(i, lambda k, b: one(k, mb, mr, nb, n, b))))  # fmt: skip
         else:
@@ -102,8 +108,12 @@ class ContractEmitter(ContractTile):
     def window_blocks(self, scope: Scope, nb: Expr, columns: int) -> None:
         """One column tile: a block of k after the other, each for all rows inside."""
         rows = -(-self.m.size // self.s.mr) * self.s.mr
-        size = prod(d.size for d in self.inside) * rows * self.s.nr * self.lanes
-        self._partial = scope.alloc("partial", self.g.acc, size, "local")
+        size = prod(d.size for d in self.inside) * rows
+        if self.turns:
+            self.region = self.parts([*self.inside, self.m])
+            self.local_sums(scope, columns)
+        else:
+            self._partial = scope.alloc("sums", self.g.acc, size * self.s.nr * self.lanes, "local")
 
         def block(at: Scope, part: Block) -> None:
             inner = at
@@ -114,6 +124,55 @@ class ContractEmitter(ContractTile):
             inner.close_to(at)
 
         self.k_blocks(scope, block)
+        if self.region:
+            self.turn_region(scope, nb, columns)
+
+    def region_tiles(self, scope: Scope, width: int, down: bool) -> None:
+        """Tiles region by region: the rows of one, for the same columns, one after the other, then what
+        they have in store."""
+        if down:
+            self.regions(scope, lambda o, region: self.column_tiles(o, width, region))
+        else:
+            self.column_tiles(scope, width, lambda o, nb, n:
+                self.regions(o, lambda i, region: region(i, nb, n)))  # fmt: skip
+
+    def regions(
+        self,
+        scope: Scope,
+        body: Callable[[Scope, Callable[[Scope, Expr, int], None]], None],
+        part: Block | None = None,
+    ) -> None:
+        """`body(scope, region)` for every region, where `region(scope, nb, columns)` computes its columns
+        [nb, nb + columns)."""
+        dims, size = self.region_dims()
+        outermost = dims[0]
+        block = part or self.whole
+
+        def chunk(at: Scope, start: Expr, count: int) -> None:
+            def region(s: Scope, nb: Expr, columns: int) -> None:
+                shared, self.parallel = self.parallel, False
+                self.region = self.parts(dims, start, count)
+                self.local_sums(s, columns)
+                inner = s
+                for d in dims[:-1]:
+                    assert isinstance(d.var, Var)
+                    extent, first = (count, start) if d is outermost else (d.size, ZERO)
+                    v = Var(d.var.name, extent)
+                    inner = inner.loop(v, extent, "serial")
+                    inner.define(d.var, index_add(v, first))
+                rows, first = (count, start) if self.m is outermost else (self.m.size, ZERO)
+
+                def tile(k: Scope, mb: Expr, mr: int) -> None:
+                    self.one_tile(k, index_add(first, mb), mr, nb, columns, block)
+
+                self.tiles(inner, self.m.letters, rows, self.s.mr, tile, bool(self.m.sub))
+                inner.close_to(s)
+                self.turn_region(s, nb, columns)
+                self.region, self.parallel = [], shared
+
+            body(at, region)
+
+        self.tiles(scope, outermost.letters, outermost.size, size, chunk, bool(outermost.sub))
 
     def one_tile(self, at: Scope, mb: Expr, mr: int, nb: Expr, columns: int, block: Block) -> None:
         inner = at.inline()
@@ -135,18 +194,35 @@ class ContractEmitter(ContractTile):
                     self.pack_block(b_scope, nb, columns, part)
                 row_scope = b_scope
                 for d in inside:
-                    if isinstance(d.var, Var):
+                    if isinstance(d.var, Var) and d not in dims:
                         row_scope = self.open(row_scope, d.var, d.size, 1, False)
-                self.row_tiles(row_scope, lambda o, mb, mr:
-                    self.tiles(o, letters, columns, width, lambda i, at, n:
-                        self.one_tile(i, mb, mr, index_add(nb, at), n, part), self.s.flat))  # fmt: skip
+
+                def each(at: Scope, body: Callable[[Scope, Expr, int], None]) -> None:
+                    self.tiles(at, letters, columns, width, lambda i, at, n:
+                        body(i, index_add(nb, at), n), self.s.flat)  # fmt: skip
+
+                if dims:
+                    self.regions(row_scope, each, part)
+                else:
+                    self.row_tiles(row_scope, lambda o, mb, mr:
+                        each(o, lambda i, at, n: self.one_tile(i, mb, mr, at, n, part)))  # fmt: skip
                 row_scope.close_to(b_scope)
 
             if self.s.pack_b:
                 size = -(-columns // width) * width * self.s.kc
                 self.packed["b"] = at.alloc("panel", self.g.acc, size, "local")
             self.k_blocks(at, block)
+            if self.region:
+                self.tiles(at, letters, columns, width, lambda i, first, n:
+                    self.turn_region(i, index_add(nb, first), n), self.s.flat)  # fmt: skip
 
+        # Turned are regions of rows; those of all rows where k is cut.
+        dims: list[Dim] = []
+        if self.turns and self.s.kc >= self.K:
+            dims, _ = self.region_dims()
+        elif self.turns:
+            self.region = self.parts([*(d for d in inside if isinstance(d.var, Var)), self.m])
+            self.far_sums()
         self.tiles(scope, letters, self.n.size, self.s.nc, panels, self.s.flat)
 
     def k_blocks(self, scope: Scope, body: Callable[[Scope, Block], None]) -> None:
@@ -184,7 +260,7 @@ class ContractEmitter(ContractTile):
         level(scope, True, True)
 
     def row_tiles(self, scope: Scope, body: Callable[[Scope, Expr, int], None]) -> None:
-        self.tiles(scope, self.m.letters, self.m.size, self.s.mr, body)
+        self.tiles(scope, self.m.letters, self.m.size, self.s.mr, body, bool(self.m.sub))
 
     def column_tiles(self, scope: Scope, width: int, body: Callable[[Scope, Expr, int], None]) -> None:
         """As `tiles`; where vectors are rows the loop counts those, so that a column's row needs no

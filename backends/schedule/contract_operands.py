@@ -62,6 +62,25 @@ class Block:
         return prod(n for _, n in self.ranges)
 
 
+@dataclass
+class Part:
+    """A dimension of the rows, or what of it a region holds.
+
+    Attributes:
+        dim: whose variable it is; of several taken as one, `sub` says which.
+        size, start: of the part.
+        c: stride in the result.
+        whole: size of the dimension.
+    """
+
+    dim: Dim
+    size: int
+    start: Expr
+    c: int
+    whole: int
+    sub: int = 0
+
+
 class ContractOperands:
     """One contraction on its way to statements: reading its operands."""
 
@@ -93,6 +112,10 @@ class ContractOperands:
         self.packed_once: list[Packed] = []
         self._partial: Buffer | None = None
         self.inside: list[Dim] = []  # loops inside those over blocks of B
+        # Where sums are kept until those of some rows are complete and turned (contract_turned.py): the
+        # dimensions of these rows, and the distance of rows.
+        self.region: list[Part] = []
+        self.pitch = 0
         self.parallel = False  # whether the next outermost loop is shared among threads
         self.tile_vars: set[Var] = set()  # loop variables that step from tile to tile
         self.pack_dims: dict[str, list[Dim]] = {}
@@ -172,6 +195,9 @@ class ContractOperands:
         if dim.parts:
             for i, (_, stride) in zip(unravel(at, tuple(n for n, _ in dim.parts)), dim.parts):
                 index = index_add(index, index_mul(i, stride))
+        elif dim.sub:
+            for i, d in zip(unravel(at, tuple(d.size for d in dim.sub)), dim.sub):
+                index = index_add(index, index_mul(i, d.a if which == "a" else d.b))
         else:
             index = index_add(index, index_mul(at, dim.a if which == "a" else dim.b))
         buffer = self.source(which)

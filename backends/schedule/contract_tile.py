@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import prod
 
-from ...ir.expr import Const, Expr, LaneReduce, Load, Var, index_add, index_div, index_mod, index_mul
+from ...ir.expr import (
+    Const,
+    Expr,
+    LaneReduce,
+    Load,
+    Var,
+    index_add,
+    index_div,
+    index_mod,
+    index_mul,
+    walk,
+)
 from ...ir.loops import Buffer, Prefetch, Store
 from .contract import Dim
 from .contract_operands import Block, ContractOperands
@@ -30,15 +41,13 @@ class ContractTile(ContractOperands):
         acc = scope.alloc("acc", acc_type, mr * nr * lanes, "register")
         row = scope.alloc("b", acc_type, nr * lanes, "register")
         zero = Const(0, acc_type)
-        partial = self.partial_at(scope, mb, nb, nr)
+        sums = self.sums_at(scope, mb, nb, nr)
 
         def begin(s: Scope, at: Expr) -> None:
             value: Expr = zero
             if part.first is not True:
                 mask = S.prim("not_", part.first) if isinstance(part.first, Expr) else None
-                value = Load(
-                    self.partial(), (index_add(partial, at),), mask, zero if mask is not None else None
-                )
+                value = Load(self.partial(), (sums(at),), mask, zero if mask is not None else None)
             s.stmts.append(Store(acc, (at,), value))
 
         self.vectors(scope, mr * nr, begin)
@@ -72,16 +81,21 @@ class ContractTile(ContractOperands):
             self.vectors(rows, nr, multiply)
             rows.close()
 
-        self.k_steps(block, self.g.inner[-1], mr * nr, k, step, part)
+        if self.s.ahead and part.size == self.K and len(self.g.inner) == 1 and "b" not in self.packed:
+            self.k_ahead(block, mb, mr, nb, nr, step)
+        else:
+            self.k_steps(block, self.g.inner[-1], mr * nr, k, step, part)
         block.close_to(scope)
-        if part.last is not True:
-            kept = scope if part.last is False else scope.branch(S.prim("not_", part.last))
+        if part.last is not True or self.region:
+            kept = scope
+            if isinstance(part.last, Expr) and not self.region:
+                kept = scope.branch(S.prim("not_", part.last))
             target = self.partial()
             self.vectors(kept, mr * nr, lambda s, at: s.stmts.append(
-                Store(target, (index_add(partial, at),), Load(acc, (at,)))))  # fmt: skip
+                Store(target, (sums(at),), Load(acc, (at,)))))  # fmt: skip
             if kept is not scope:
                 kept.close()
-        if part.last is not False:
+        if part.last is not False and not self.region:
             done = scope if part.last is True else scope.branch(part.last)
             self.epilogue(done, acc, mb, mr, nb, nr * lanes, columns)
             if done is not scope:
@@ -113,6 +127,31 @@ class ContractTile(ContractOperands):
             size = prod(d.size for d in self.outer) * rows * -(-self.columns // width) * width
             self._partial = Buffer("partial", self.g.acc, (size,), "arena")
         return self._partial
+
+    def sums_at(self, scope: Scope, mb: Expr, nb: Expr, nr: int) -> Callable[[Expr], Expr]:
+        """Where the vectors of the tile at (mb, nb) are in `partial`, from where they are in the tile."""
+        if not self.region:
+            start = self.partial_at(scope, mb, nb, nr)
+            return lambda at: index_add(start, at)
+        width, base = nr * self.lanes, self.region_base(scope, nb)
+
+        def place(at: Expr) -> Expr:
+            row = self.region_row(scope, index_add(mb, index_div(at, width)))
+            return index_add(index_mul(row, self.pitch), index_add(base, index_mod(at, width)))
+
+        return place
+
+    def row_vars(self) -> tuple[Expr, ...]:
+        """The scheduler's variables of rows that lanes may tell apart."""
+        return (self.m.var, *(d.var for d in self.inside))
+
+    def region_row(self, scope: Scope, m: Expr) -> Expr:
+        """See contract_turned.py."""
+        raise NotImplementedError  # pragma: no cover - abstract
+
+    def region_base(self, scope: Scope, nb: Expr) -> Expr:
+        """See contract_turned.py."""
+        raise NotImplementedError  # pragma: no cover - abstract
 
     def partial_at(self, scope: Scope, mb: Expr, nb: Expr, nr: int) -> Expr:
         """Where the tile at (mb, nb) starts there: [outer..., column tile, row tile, tile]; where it is
@@ -168,6 +207,36 @@ class ContractTile(ContractOperands):
             inner = scope.loop(v, n - whole, "serial")
             step(inner, {**k, dim.var: index_add(index_add(v, Const(whole)), start)})
             inner.close()
+
+    def k_ahead(
+        self,
+        scope: Scope,
+        mb: Expr,
+        mr: int,
+        nb: Expr,
+        nr: int,
+        step: Callable[[Scope, dict[Expr, Expr]], None],
+    ) -> None:
+        """The loop over k, in which every tile of rows prefetches its share of B's rows for the next tile of
+        columns: they come from far apart, and nothing else would fetch them ahead."""
+        dim = self.g.inner[-1]
+        share = -(-self.K // -(-self.m.size // self.s.mr))
+        steps = self.K // share
+        v = Var("row", share)
+        inner = scope.loop(v, share, "serial") if share > 1 else scope.inline()
+        at: Expr = v if share > 1 else ZERO
+        row = index_add(index_mul(index_div(mb, self.s.mr), share), at)
+        for j in range(nr + (dim.b * self.g.buffers[1].dtype.itemsize % self.machine.vector_bytes != 0)):
+            column = index_add(nb, Const((nr + j) * self.lanes))
+            for x in walk(self.load("b", ZERO, column, {dim.var: row}, inner)):
+                if isinstance(x, Load):
+                    inner.stmts.append(Prefetch(x.buffer, x.index))
+        part = Block(((index_mul(at, steps), steps),))
+        self.k_steps(inner, dim, mr * nr, {}, step, part)
+        inner.close()
+        if share * steps < self.K:
+            rest = Block(((Const(share * steps), self.K - share * steps),))
+            self.k_steps(scope, dim, mr * nr, {}, step, rest)
 
     def vectors(self, scope: Scope, count: int, body: Callable[[Scope, Expr], None]) -> None:
         """`count` vectors of a register buffer."""
@@ -283,6 +352,10 @@ class ContractTile(ContractOperands):
         if mr > lanes:
             row = Var("r", -(-mr // lanes) * lanes)
             down = scope.loop(row, row.extent, "serial", lanes)
+
+        def at_row(s: Scope, lane: Expr) -> None:
+            s.define(self.m.var, index_add(index_add(mb, row), lane))
+
         done = 0
         for count, size in splits(columns, lanes):
             inner, first = down, Const(done)
@@ -290,7 +363,9 @@ class ContractTile(ContractOperands):
                 v = Var("c", count * size)
                 inner = down.loop(v, count * size, "serial", size)
                 first = index_add(v, first)
-            self.turn(inner, tile, width, row, mr, first, size, mb, nb)
+            start = index_add(index_mul(row, width), first)
+            kept = (row, mr) if mr % lanes else None
+            self.turn(inner, tile, start, width, min(mr, lanes), size, index_add(nb, first), at_row, kept)
             if inner is not down:
                 inner.close()
             done += count * size
@@ -301,22 +376,22 @@ class ContractTile(ContractOperands):
         self,
         scope: Scope,
         tile: Buffer,
+        start: Expr,
         width: int,
-        row: Expr,
-        mr: int,
-        first: Expr,
+        rows: int,
         columns: int,
-        mb: Expr,
-        nb: Expr,
+        column: Expr,
+        at_row: Callable[[Scope, Expr], None],
+        kept: tuple[Expr, int] | None,
     ) -> None:
-        """Stores the square of `tile` (`mr` rows of `width`) that begins at (row, first)."""
+        """Stores the square of `tile`, rows of `width`, whose first element is at `start`. The scheduler's
+        variables of a lane's row are set by `at_row`. With `kept`, lanes whose row, counted from the first
+        of the pair, is past the second count for nothing."""
         lanes, acc = self.lanes, tile.dtype
-        rows = min(mr, lanes)
         square = scope.alloc("square", acc, lanes * lanes, "register")
 
         def fill(s: Scope, at: Expr) -> None:
             place = index_add(index_mul(index_div(at, lanes), width), index_mod(at, lanes))
-            start = index_add(index_mul(row, width), first)
             s.stmts.append(Store(square, (at,), Load(tile, (index_add(start, place),))))
 
         def nothing(s: Scope, at: Expr) -> None:
@@ -338,11 +413,10 @@ class ContractTile(ContractOperands):
             turned = Load(held, (index_add(index_mul(j, lanes), lane),))
         each = scope.loop(j, columns, "serial" if self.long else "unroll")
         if isinstance(self.n.var, Var):
-            each.define(self.n.var, index_add(index_add(nb, first), j))
-        left = index_add(row, lane)
-        mask = S.lt(left, Const(mr)) if mr % lanes else None
-        inner = each.loop(lane, lanes, "vector", mask=mask, masked=self.m.var if mask is not None else None)
-        inner.define(self.m.var, index_add(index_add(mb, row), lane))
+            each.define(self.n.var, index_add(column, j))
+        mask = None if kept is None else S.lt(index_add(kept[0], lane), Const(kept[1]))
+        inner = each.loop(lane, lanes, "vector", mask=mask, masked=self.row_vars() if kept else None)
+        at_row(inner, lane)
         inner.anchor(self.g.local, turned)
         inner.stores(self.specs)
         inner.close()

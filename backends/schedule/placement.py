@@ -43,7 +43,7 @@ class Placement:
         self.position = {n: k for k, n in enumerate(plan.nodes)}
         self.outputs = self.name_outputs()
         for g in plan.groups:
-            self.targets[g.id] = [(plan.buffer(v), v) for v in g.stored]
+            self.targets[g.id] = [(plan.buffer(v), v) for v in self.written(g)]
         self.place_updates()
         self.order = self.sorted_groups()
         self.share_dying()
@@ -97,12 +97,17 @@ class Placement:
                 plan.add_dependence(home, r)
         return True
 
+    @staticmethod
+    def written(g: Group) -> list[Value]:
+        """What the group stores, parts of others' values too."""
+        return [*g.stored, *g.shares] if isinstance(g, ContractGroup) else g.stored
+
     def exprs(self, g: Group) -> list[Expr]:
         """Everything the group evaluates."""
         got = self.exprs_memo.get(g.id)
         if got is None:
             roots: list[Expr] = list(g.roots())
-            for v in g.stored:
+            for v in self.written(g):
                 for spec in g.store_specs(v):
                     roots += spec
             got = self.exprs_memo[g.id] = needed_exprs(g.elements.bindings, roots)

@@ -29,6 +29,7 @@ from .cumulative import CumulativeGroup
 from .elements import NotFusable, letter_sizes, scalar_cost, split_spec
 from .groups import Group, PointwiseGroup, ReduceSpec
 from .indexing import Numbering, ravel
+from .joined import join_parts
 from .other_groups import ScatterGroup, TinyGroup
 from .placement import Placement
 from .prepare import prepare
@@ -56,8 +57,9 @@ LOOK_BACK = 128
 class Planner:
     """See the module docstring. After `run`, `groups` holds the groups and `buffers` what they store."""
 
-    #: what a contraction becomes; other targets have their own
+    #: what a contraction becomes, and values of a few elements; other targets have their own
     contract_group: type[ContractGroup] = ContractGroup
+    tiny_group: type[TinyGroup] = TinyGroup
 
     def __init__(self, graph: Graph, machine: MachineModel, frame: Frame | None = None) -> None:
         self.graph = graph
@@ -305,14 +307,15 @@ class Planner:
             self.costs.pop(v)
             self.reach[v] |= self.reach[part]
             return
-        must = must or shared
-        homes = self.reach[v]
-        if (must or shared) and self.home_concat(node, v):
+        must, homes = must or shared, self.reach[v]
+        if must and self.home_concat(node, v):
             return
         if not homes and not must and not (v.type.numel <= TINY and cost > CHEAP):
             return
+        want = self.closure(homes) if v.type.numel <= TINY and v in self.live and self.uses[v] == 1 else 0
         for g in self.of_mask(homes):
-            if not g.full and g.try_join(v):
+            # A number that ends here must not make a group wait for what the group can do without.
+            if not g.full and not want & ~(self.anc[g.id] | 1 << g.id) and g.try_join(v):
                 return
         if v.type.numel <= TINY and (cost > CHEAP or must or self.is_tiny(node)) and self.home_tiny(v):
             return
@@ -334,15 +337,16 @@ class Planner:
             has, needs = self.anc[g.id] | 1 << g.id, want | 1 << g.id
             if (has == needs or (more and has | needs == has)) and g.try_join(v):
                 return True
-        group = self.new_group(TinyGroup)
+        group = self.new_group(self.tiny_group)
         if not group.try_join(v):  # it reads a reduction here at a place that is data
-            self.groups.pop()
-            self.anc.pop()
+            del self.groups[-1], self.anc[-1]
             return False
         return True
 
     def home_concat(self, node: Node, v: Value) -> bool:
-        """A concatenation of equal parts is written part by part, by a group of the parts' size."""
+        """A concatenation is written by who computes its parts, else, of equal parts, by a group."""
+        if join_parts(self, node):
+            return True
         parts = node.operands
         shape = parts[0].type.shape if parts else ()
         if node.op.name != "concat" or any(o.type.shape != shape for o in parts):
@@ -356,8 +360,7 @@ class Planner:
                 return True
         group = self.new_group(PointwiseGroup, prod(shape))
         if not group.try_concat(node):
-            self.groups.pop()
-            self.anc.pop()
+            del self.groups[-1], self.anc[-1]
             return False
         return True
 
@@ -373,8 +376,7 @@ class Planner:
         )
 
     def home_pointwise(self, v: Value) -> None:
-        """In a group of the same size that depends on just the same (any, for a copy that nothing waits for),
-        or a new one."""
+        """In a group of its size that depends on the same (any, for a copy none waits for), or a new one."""
         if v.node is not None and self.home_concat(v.node, v):
             return
         want = self.closure(self.reach[v])
@@ -475,8 +477,7 @@ class Planner:
         try:
             group.take()
         except NotFusable:
-            self.groups.pop()
-            self.anc.pop()
+            del self.groups[-1], self.anc[-1]
             for o in node.operands:
                 if o.node is not None and o not in self.home:
                     self.home_pointwise(o)

@@ -80,6 +80,7 @@ class RowEmitter(ColumnRows):
         """Pieces of rows into partial results, in parallel; then those, in order."""
         n = self.r.sizes[0]
         unit = 4 * self.lanes() if len(self.r.sizes) == 1 else 1
+        count = _even(n, count, unit)
         size = max(n // count // unit, 1) * unit
         count = n // size
         left = n - count * size
@@ -150,3 +151,13 @@ def emit_rows(
 ) -> list[Stmt]:
     """All statements of a row group."""
     return RowEmitter(group, specs, machine, place, number).emit()
+
+
+def _even(n: int, count: int, unit: int) -> int:
+    """About `count` pieces of whole units that leave nothing over, for what is left over is the same code
+    once more; `count` where there is no such number that threads can share as well."""
+    for even in (4, 2):
+        for k in range(count - count % even, count // 2, -even):
+            if n % (k * unit) == 0:
+                return k
+    return count

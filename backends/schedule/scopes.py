@@ -117,7 +117,7 @@ class Scope:
         stmts: its statements so far.
         depth: how many loops are around it.
         env: values of domain variables set by this scope's loop.
-        mask: where set, a condition that masks loads and stores that depend on `masked`.
+        mask: where set, a condition that masks stores, and loads that depend on any of `masked`.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class Scope:
         lowering: Lowering,
         parent: Scope | None = None,
         mask: Expr | None = None,
-        masked: Expr | None = None,
+        masked: Expr | tuple[Expr, ...] | None = None,
     ) -> None:
         self.lowering = lowering
         self.parent = parent
@@ -135,7 +135,7 @@ class Scope:
         self.env: dict[Expr, Expr] = {}
         self.memo: dict[int, Expr] = {}
         self.mask = mask
-        self.masked = masked
+        self.masked = frozenset(masked if isinstance(masked, tuple) else () if masked is None else (masked,))
 
     # loops
 
@@ -146,7 +146,7 @@ class Scope:
         kind: str,
         step: int = 1,
         mask: Expr | None = None,
-        masked: Expr | None = None,
+        masked: Expr | tuple[Expr, ...] | None = None,
     ) -> Scope:
         """Opens a loop; its For is appended by `close`, after whatever lowering inside it hoists to here."""
         inner = Scope(self.lowering, self, mask, masked)
@@ -279,7 +279,7 @@ class Scope:
         s: Scope | None = self
         free = self.lowering.free(e)
         while s is not None:
-            if s.mask is not None and s.masked in free:
+            if s.mask is not None and not s.masked.isdisjoint(free):
                 mask = s.mask if mask is None else Prim("and_", (mask, s.mask), dtypes.bool_)
             s = s.parent
         return Load(self.lowering.place(e.buffer), index, mask, other if mask is not None else None)

@@ -11,7 +11,7 @@ bits. Called by schedule/__init__.py, before memory is laid out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from copy import copy
 from fractions import Fraction
 from math import gcd
@@ -21,6 +21,8 @@ from ...ir.expr import (
     Const,
     Expr,
     Load,
+    Local,
+    Memo,
     Prim,
     Var,
     bounds,
@@ -29,7 +31,6 @@ from ...ir.expr import (
     stride_of,
     substitute,
     terms,
-    walk,
 )
 from ...ir.loops import (
     Alloc,
@@ -166,7 +167,7 @@ def _blocks(nests: list[_Nest]) -> int:
                 own.add(s.buffer)
     written -= own
     for n in nests:
-        for buffer, index, _ in _accesses(n.loop.body):
+        for buffer, index, _, _ in accesses(n.loop.body):
             if buffer in written:
                 stride = stride_of(index, n.loop.var)
                 if not stride or stride < 0 or n.strides.setdefault(buffer, stride) != stride:
@@ -181,7 +182,7 @@ def _blocks(nests: list[_Nest]) -> int:
     rows = {b: b.size for b in written}
     for n in nests:
         within = {s.var for s in statements(n.body) if isinstance(s, For)}
-        for buffer, index, _ in _accesses(n.body):
+        for buffer, index, _, _ in accesses(n.body):
             if buffer in written:
                 far = [c for t, c in terms(index)[0] if isinstance(t, Var) and t not in within]
                 rows[buffer] = gcd(rows[buffer], *far)
@@ -222,16 +223,16 @@ def _apart(n: _Nest, count: int, spans: dict[Buffer, int], rows: dict[Buffer, in
     the last block's and before the end of all rows. Whole multiples of all rows don't matter: the turns of
     the loop, and of loops around it, are so far from each other."""
     loop = n.loop
-    last = {s.var: _last(s) for s in statements(n.body) if isinstance(s, For)}
+    last = {s.var: last_value(s) for s in statements(n.body) if isinstance(s, For)}
     if loop.extent % loop.step:
         return False
     for body, main in ((loop.body, True), (n.body[1:], False)):
-        for buffer, index, mask in _accesses(body):
+        for buffer, index, mask, _ in accesses(body):
             if buffer not in spans:
                 continue
             items, const = terms(index)
             near = [(t, c) for t, c in items if t is not loop.var and (t in last or not isinstance(t, Var))]
-            found = _range(near, const % rows[buffer], last, mask)
+            found = value_range(near, const % rows[buffer], last, mask)
             if found is None:
                 return False
             low, high = found
@@ -247,29 +248,45 @@ def _apart(n: _Nest, count: int, spans: dict[Buffer, int], rows: dict[Buffer, in
     return True
 
 
-def _accesses(body: list[Stmt]) -> Iterable[tuple[Buffer, Expr, Expr | None]]:
-    """Every load and store: the buffer, the flat index, the mask."""
+def accesses(body: list[Stmt]) -> Iterable[tuple[Buffer, Expr, Expr | None, bool]]:
+    """Every load and store: the buffer, the flat index, the mask, whether it is a store."""
+    for x in _touching(body):
+        yield x.buffer, flat_index(x.index, x.buffer), x.mask, type(x) is Store
+
+
+def touched(body: list[Stmt]) -> set[Buffer]:
+    """The buffers that statements load from or store to."""
+    return {x.buffer for x in _touching(body)}
+
+
+def _touching(body: list[Stmt]) -> Iterator[Load | Store]:
+    """Every load, the same object once, and every store."""
     seen: set[int] = set()
     for s in statements(body):
-        for e in expressions(s):
-            for x in walk(e):
-                if isinstance(x, Load) and id(x) not in seen:
-                    seen.add(id(x))
-                    yield x.buffer, _flat(x.index, x.buffer), x.mask
-        if isinstance(s, Store):
-            yield s.buffer, _flat(s.index, s.buffer), s.mask
+        stack = list(expressions(s))
+        while stack:
+            x = stack.pop()
+            kind = type(x)
+            if kind is Const or kind is Var or kind is Local or id(x) in seen:
+                continue
+            seen.add(id(x))
+            if kind is Load:
+                yield x  # type: ignore[misc]
+            stack += x.args
+        if type(s) is Store:
+            yield s
 
 
-def _flat(index: tuple[Expr, ...], b: Buffer) -> Expr:
+def flat_index(index: tuple[Expr, ...], b: Buffer) -> Expr:
     return index[0] if len(index) == 1 else ravel(index, b.shape)
 
 
-def _last(loop: For) -> int:
+def last_value(loop: For) -> int:
     """The largest value of its variable."""
     return max(loop.extent - 1, 0) // loop.step * loop.step
 
 
-def _range(
+def value_range(
     items: list[tuple[Expr, int]], const: int, last: dict[Var, int], mask: Expr | None
 ) -> tuple[int, int] | None:
     """The least and the largest value of a sum, where `mask` holds; None where that is unknown."""
@@ -285,7 +302,7 @@ def _range(
         coefficients = {id(a): n for a, n in part}
         rest = [(a, n - coefficients.pop(id(a), 0)) for a, n in items]
         if not coefficients:  # the index is what the mask limits, and a rest
-            beside = _range([t for t in rest if t[1]], const - c, last, None)
+            beside = value_range([t for t in rest if t[1]], const - c, last, None)
             high = high if beside is None else min(high, beside[1] + limit - 1)
     return low, high
 
@@ -310,18 +327,19 @@ def copied(body: list[Stmt]) -> list[Stmt]:
     return out
 
 
-def replace_variables(body: list[Stmt], env: dict[Expr, Expr]) -> None:
+def replace_variables(body: list[Stmt], env: dict[Expr, Expr], memo: Memo | None = None) -> None:
     """Replaces variables in every expression of the statements."""
+    memo = {} if memo is None else memo
     for s in body:
         if isinstance(s, Store):
-            s.index = tuple([substitute(i, env) for i in s.index])
-            s.mask = None if s.mask is None else substitute(s.mask, env)
-            s.value = substitute(s.value, env)
+            s.index = tuple([substitute(i, env, memo) for i in s.index])
+            s.mask = None if s.mask is None else substitute(s.mask, env, memo)
+            s.value = substitute(s.value, env, memo)
         elif isinstance(s, Prefetch):
-            s.index = tuple([substitute(i, env) for i in s.index])
+            s.index = tuple([substitute(i, env, memo) for i in s.index])
         elif isinstance(s, Let):
-            s.value = substitute(s.value, env)
+            s.value = substitute(s.value, env, memo)
         elif isinstance(s, (If, While)):
-            s.cond = substitute(s.cond, env)
+            s.cond = substitute(s.cond, env, memo)
         if isinstance(s, (For, If, While)):
-            replace_variables(s.body, env)
+            replace_variables(s.body, env, memo)

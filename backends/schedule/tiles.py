@@ -9,7 +9,7 @@ loaded as vectors, elements of A are broadcast.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import gcd
+from math import gcd, prod
 
 from ..machine import MachineModel
 
@@ -38,7 +38,7 @@ PARTIAL, PARTIAL_FAR = 3.0, 4.0
 COLLIDE = 0.6
 #: and where every step of k needs another line of A, and these are more than the first cache holds
 FAR = 3.0
-#: cycles of a vector store to scattered places, per lane; of storing a square that is turned first, per row
+#: cycles of a vector store to scattered places, per lane; of keeping a row and turning it with others
 SCATTER, TURNED = 5.0, 7.0
 #: and for every line of the result that is not in the second cache
 RESULT = 8.0
@@ -46,6 +46,8 @@ RESULT = 8.0
 PER_ROW = 20.0
 #: cycles for a tile's prologue and epilogue, per accumulator
 PER_VECTOR = 3.0
+#: rows that are too few for a tile
+FEW = 4
 #: rows of B in a block that is read in place, at least: as many streams as the hardware follows
 STREAMS = 32
 
@@ -75,7 +77,8 @@ class Problem:
     `m_rows` and `n_rows` are extents of dimensions among the `batch` ones that only A, only B has: m and n
     are their rows. `windows_a` and `windows_b` say that an operand's elements lie in memory once but are met
     several times, as the windows of a convolution are. `flat_m` and `flat_n` describe all rows, all columns
-    as one dimension, where they are several.
+    as one dimension, where they are several. `m_others` and `n_others` are the extents of all other
+    dimensions of rows, of columns, outermost first.
     """
 
     M: int
@@ -101,6 +104,8 @@ class Problem:
     each_b: int = 1
     flat_m: Flat | None = None
     flat_n: Flat | None = None
+    m_others: tuple[int, ...] = ()
+    n_others: tuple[int, ...] = ()
 
     def swapped(self) -> Problem:
         """The same with the operands' roles exchanged."""
@@ -109,7 +114,7 @@ class Problem:
             self.itemsize, inner=self.inner, reuse_a=self.reuse_b, reuse_b=self.reuse_a,
             k_last=self.k_last, m_rows=self.n_rows, n_rows=self.m_rows, windows_a=self.windows_b,
             windows_b=self.windows_a, each_a=self.each_b, each_b=self.each_a, flat_m=self.flat_n,
-            flat_n=self.flat_m,
+            flat_n=self.flat_m, m_others=self.n_others, n_others=self.m_others,
         )  # fmt: skip
 
 
@@ -128,6 +133,8 @@ class Strategy:
         flat: all dimensions of the columns are one, told apart while B is packed.
         nc: B is used in blocks of this many columns (and `kc` rows), each packed before, if it is; 0: as a
             whole.
+        ahead: while a tile of columns is computed, the next one's rows of B are fetched.
+        merge: the number, from 1, of the dimension of rows that is one with the last in the tiles; 0: none.
         cycles: estimate.
     """
 
@@ -143,6 +150,8 @@ class Strategy:
     spread: bool = False
     flat: bool = False
     nc: int = 0
+    merge: int = 0
+    ahead: bool = False
 
 
 def choose(p: Problem, machine: MachineModel) -> Strategy:
@@ -171,7 +180,7 @@ def contenders(p: Problem, machine: MachineModel, most: int) -> list[Strategy]:
 
 
 def _kind(s: Strategy) -> tuple[bool | int, ...]:
-    return s.swap, s.pack_a, s.pack_b, s.nc > 0, s.kc, s.spread, s.flat
+    return s.swap, s.pack_a, s.pack_b, s.nc > 0, s.kc, s.spread, s.flat, s.merge, s.ahead
 
 
 def _ways(p: Problem, machine: MachineModel) -> list[Strategy]:
@@ -184,6 +193,8 @@ def _ways(p: Problem, machine: MachineModel) -> list[Strategy]:
                 found += _outer(q, swap, machine, spread=True)
         if q.flat_n is not None:
             found += _flat(q, swap, machine)
+        if q.M <= FEW and q.m_others:
+            found += _merged(q, swap, machine)
     if p.ak == p.bk == 1 and 2 * machine.lanes(p.itemsize) <= p.K:
         q = p if p.cn == 1 or p.cm != 1 else p.swapped()
         found.append(_dot(q, q is not p, machine))
@@ -232,6 +243,9 @@ def _outer(
     strided_store = p.cn != 1
     far_b = p.K * p.N * p.itemsize > machine.l2_bytes // 2
     far_c = RESULT if p.M * p.N * p.itemsize > machine.l2_bytes // 2 else 0.0
+    # Rows of a region are turned together, in squares.
+    rows = p.M * prod(p.m_others)
+    filled = lanes * -(-rows // lanes) / rows
     out: list[Strategy] = []
     registers = machine.vector_registers
     # Rows so far apart that they share one of 64 sets of the first cache, or two, or four...
@@ -246,12 +260,13 @@ def _outer(
                 continue
             row_tiles, column_tiles = -(-p.M // mr), -(-vectors // nr)
             kc = _k_block(p, row_tiles, nr * lanes, machine)
-            ways_b = [(False, 0.0, 0.0, kc, 0)]
+            ways_b = [(False, 0.0, 0.0, kc, 0, False)]
             if not spread:
                 ways_b = _b_ways(p, row_tiles, nr * lanes, kc, machine, run)
-            for pack_b, cost_b, extra, kc, nc in ways_b:
+            for pack_b, cost_b, extra, kc, nc, ahead in ways_b:
                 cycles = 0.0
                 blocks = -(-p.K // kc)
+                down = rows_first(pack_b and blocks == 1, p.K * p.N * p.itemsize, machine)
                 for count_m, m in splits(p.M, mr):
                     for count_n, n in splits(vectors, nr):
                         step = max(m * n * per_fma, (m + n) * per_load, 4.0) + 0.3 + extra * n
@@ -264,19 +279,24 @@ def _outer(
                             step += COLLIDE * m
                         once = PER_VECTOR * m * n + 12
                         if strided_store and p.cm == 1 and m > 1 and machine.masked_memory:
-                            once += (TURNED + 3 * far_c) * lanes * n * -(-m // lanes)  # parts of lines
+                            once += (TURNED * filled + far_c) * m * n
                         elif strided_store:
                             once += SCATTER * lanes * m * n
                         else:
                             once += far_c * m * n
+                            if far_c and not nc and column_tiles > 1 and not down:
+                                once += JUMP * m  # rows of the result a page apart
                         if not pack_b and nc:
                             inside = p.M * nc * p.itemsize <= machine.l1_bytes
                             once += (blocks - 1) * ((PARTIAL if inside else PARTIAL_FAR) * m * n + 12)
                         cycles += count_m * count_n * (step * p.K + once)
-                    if not pack_b and far_b and not spread and not p.windows_b:
+                    if not pack_b and far_b and not spread and not ahead and not p.windows_b:
                         line = STREAM if nc or p.bk <= nr * lanes else JUMP
                         line *= 1.0 if kc <= STREAMS else 1.3
                         cycles += line * count_m / row_tiles * p.K * p.N * p.itemsize / 64
+                if ahead:
+                    lines = p.K * p.N * p.itemsize / 64
+                    cycles = max(cycles, STREAM * lines + JUMP * p.K * column_tiles)
                 total = batch * cycles + p.each_b * cost_b
                 passes = -(-vectors * lanes // nc) if nc else column_tiles
                 for pack_a, cost_a in _a_ways(p, mr, nr * lanes, batch, passes, kc, machine):
@@ -284,9 +304,17 @@ def _outer(
                         continue
                     cycles = total + cost_a
                     out.append(
-                        Strategy(swap, False, mr, nr, lanes, pack_a, pack_b, kc, cycles, spread, nc=nc)
+                        Strategy(
+                            swap, False, mr, nr, lanes, pack_a, pack_b, kc, cycles, spread, nc=nc, ahead=ahead
+                        )
                     )
     return out
+
+
+def rows_first(packed: bool, b_bytes: int, machine: MachineModel) -> bool:
+    """Whether the loop over rows is around that over columns: all of B stays in the second cache, packed, and
+    A is read from memory only once."""
+    return packed and b_bytes <= machine.l2_bytes * 7 // 8
 
 
 def room_for_packed_a(mr: int, nr: int, registers: int) -> bool:
@@ -307,6 +335,21 @@ def _flat(p: Problem, swap: bool, machine: MachineModel) -> list[Strategy]:
     return [replace(s, flat=True) for s in _outer(one, swap, machine, run=f.run)]
 
 
+def _merged(p: Problem, swap: bool, machine: MachineModel) -> list[Strategy]:
+    """The ways with tiles of few rows times some of another dimension: all that the last has of each. So the
+    vectors of B are loaded for more multiply-adds."""
+    out: list[Strategy] = []
+    for k, size in enumerate(p.m_others, 1):
+        if size in p.m_others[: k - 1]:
+            continue
+        one = replace(
+            p, M=p.M * size, batch=p.batch // size, m_rows=1, each_a=max(1, p.each_a // size), flat_m=None
+        )
+        found = [s for s in _outer(one, swap, machine) if s.mr % p.M == 0 and s.mr > p.M and not s.pack_a]
+        out += [replace(s, merge=k) for s in found]
+    return out
+
+
 def packing(bk: int, run: int, k_last: int, lanes: int) -> float:
     """Cycles per element to pack an operand with runs of `run` neighbours among its rows (columns)."""
     if run >= lanes and run % lanes == 0:
@@ -318,27 +361,36 @@ def packing(bk: int, run: int, k_last: int, lanes: int) -> float:
 
 def _b_ways(
     p: Problem, row_tiles: int, width: int, kc: int, machine: MachineModel, run: int
-) -> list[tuple[bool, float, float, int, int]]:
+) -> list[tuple[bool, float, float, int, int, bool]]:
     """Ways to read B: whether rows of it are copied into panels, what that costs, what every vector of B
-    costs beyond a load, and blocks of k and of columns."""
+    costs beyond a load, blocks of k and of columns, and whether the next tile's are brought ahead."""
     size = p.K * p.N
     far = COPY_FAR if size * p.itemsize > machine.l2_bytes // 2 else 0.0
     nc = _n_block(p, width, kc, machine)
     if p.bn != 1:
         per = packing(p.bk, run, p.k_last, machine.lanes(p.itemsize)) + far
         per += COPY * (p.bn * p.itemsize % 4096 == 0)  # rows of a square fall into few cache sets
-        return [(True, (per * size + 20) / p.reuse_b, 0.0, kc, nc)]
+        return [(True, (per * size + 20) / p.reuse_b, 0.0, kc, nc, False)]
     line = machine.vector_bytes
     crossing = p.bk * p.itemsize % line != 0  # vectors that begin anywhere are in two lines each
     if p.windows_b:  # a panel would be many times as large as what it is packed from
-        return [(False, 0.0, CROSSING * crossing, kc, 0)]
+        return [(False, 0.0, CROSSING * crossing, kc, 0, False)]
     # Rows a page apart fall into few cache sets and cost a TLB entry each.
     big = p.K * (width * p.itemsize + line * crossing) > machine.l1_bytes * 2 // 3
     collide = p.bk * p.itemsize % 1024 == 0 and p.K >= 64
     extra = CROSSING * crossing + APART * ((big and p.bk > width) * (1 + crossing) + collide)
-    found = [(True, ((COPY + far) * size + 20) / p.reuse_b, 0.0, kc, nc), (False, 0.0, extra, kc, 0)]
+    found = [
+        (True, ((COPY + far) * size + 20) / p.reuse_b, 0.0, kc, nc, False),
+        (False, 0.0, extra, kc, 0, False),
+    ]
     if len(p.inner) > 1 or p.bk <= width:
         return found
+    panel = p.K * width * p.itemsize
+    if far and row_tiles > 1 and 4 * width <= p.N and 4 * panel <= machine.l2_bytes and kc == p.K:
+        # Two panels, and what has the same place in the second cache. With fewer rows the result's places are
+        # most of those to go to.
+        if 16 * (65536 // gcd(p.bk * p.itemsize, 65536)) >= 2 * p.K >= 6 * STREAMS:
+            found.append((False, 0.0, CROSSING * crossing + APART / 2, kc, 0, True))
     # A few rows at a time, along memory, as far as a block of the result stays in the second cache.
     room = min(machine.l2_bytes // 4 // (p.M * p.itemsize), 1056)
     most = -(-p.N // width) * width if room >= p.N else max(1, room // width) * width
@@ -346,7 +398,7 @@ def _b_ways(
         for nc in {most, -(-min(most, p.N) // 2 // width) * width} if machine.threads > 1 else {most}:
             if 2 * rows <= p.K and nc >= min(p.N // 2, 64):
                 cost = 3 * CROSSING * crossing + APART / 2 * (collide and nc * p.itemsize < 4096)
-                found.append((False, 0.0, cost, rows, nc))
+                found.append((False, 0.0, cost, rows, nc, False))
     return found
 
 

@@ -128,7 +128,7 @@ def _residual(tg: Any) -> Step:
         x.grad = None
         y = tg.relu(norm(x) + x)
         y.backward(g)
-        return x.grad
+        return y, x.grad
 
     return step
 
@@ -140,8 +140,8 @@ def _residual_jax() -> Step:
     keys = in_jax.Keys()
 
     def f(x: Any, w: Any, b: Any, g: Any) -> Any:
-        _, pull = jax.vjp(lambda x, w, b: jax.nn.relu(_batch_norm(x, w, b) + x), x, w, b)
-        return pull(g)
+        y, pull = jax.vjp(lambda x, w, b: jax.nn.relu(_batch_norm(x, w, b) + x), x, w, b)
+        return y, pull(g)
 
     return in_jax.run(f, keys(32, 64, 28, 28), jnp.ones(64), jnp.zeros(64), keys(32, 64, 28, 28))
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ...tracer.autograd import no_grad
 from ...tracer.creation import tensor
 from ...tracer.functions.shaping import stack
+from ...tracer.grad_mode import no_grad
 from ...tracer.library import ArgumentError
 from ...tracer.tensor import Tensor
 

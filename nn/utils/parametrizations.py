@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...tracer.arguments import check_names
-from ...tracer.autograd import no_grad
+from ...tracer.grad_mode import no_grad
 from ...tracer.library import ArgumentError
 from ...tracer.random import randn
 from ...tracer.tensor import Tensor

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from ...tracer.autograd import no_grad
+from ...tracer.grad_mode import no_grad
 from ...tracer.library import ArgumentError, ArgumentTypeError
 from ...tracer.tensor import Tensor, note_change
 from ..containers import ModuleDict, ModuleList

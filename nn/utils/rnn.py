@@ -96,12 +96,13 @@ class PackedSequence(_Fields, PartlyTraced):
         return self.to("cuda" if device is None else device)
 
     def pin_memory(self) -> PackedSequence:
-        """The same: memory needs no pinning."""
-        return self
+        """The same with `data` in pinned memory."""
+        data = self.data.pin_memory()
+        return self if data is self.data else self._with(data)
 
     def is_pinned(self) -> bool:
-        """Whether memory is pinned, which it never is."""
-        return False
+        """Whether `data` is in pinned memory."""
+        return self.data.is_pinned()
 
     @property
     def is_cuda(self) -> bool:

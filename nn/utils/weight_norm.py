@@ -8,7 +8,8 @@ from typing import Any
 
 from ...ir.op import REGISTRY
 from ...tracer.library import ArgumentError
-from ...tracer.tensor import Tensor, apply
+from ...tracer.making import apply
+from ...tracer.tensor import Tensor
 from ..module import Module
 from ..parameter import Parameter
 from .computed import compute, computed, plain

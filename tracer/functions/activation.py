@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from ...ir.op import REGISTRY
+from ..making import apply
 from ..operands import get_default_dtype, tensor_operand
-from ..tensor import Tensor, apply
+from ..tensor import Tensor
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {}
 

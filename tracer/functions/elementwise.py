@@ -11,7 +11,8 @@ from typing import Any
 from ...ir import dtypes
 from ...ir.errors import DTypeError, OpError
 from ...ir.op import REGISTRY
-from ..operands import as_value, get_default_dtype, result_type, tensor_operand, values
+from ..making import record
+from ..operands import as_value, get_default_dtype, pair, result_type, tensor_operand, values
 from ..recording import STATE
 from ..tensor import Tensor
 from .indexing import nonzero
@@ -52,7 +53,7 @@ def _unary(name: str, *, floating: bool = False) -> None:
         if input.__class__ is not Tensor:
             tensor_operand(input, f"{name}(): input")
         trace, args = values(input, floating=floating)
-        return Tensor(trace.emit(op, (args[0],), {}))
+        return record(trace, op, (args[0],), {})
 
     _bind(name, fn, f"Elementwise {name}." + (" Integers become floats." if floating else ""))
 
@@ -79,7 +80,7 @@ def _binary(name: str, *, floating: bool = False) -> None:
         trace, (x, y) = values(input, other, floating=floating)
         if name in _DIVIDES and y.type.dtype.kind in "iu":
             _check_divisor(name, other)
-        return Tensor(trace.emit(op, (x, y), {}))
+        return record(trace, op, (x, y), {})
 
     _bind(name, fn, f"Elementwise {name} of two tensors or a tensor and a number; broadcasts and promotes.")
 
@@ -95,7 +96,7 @@ for _name in _BINARY_FLOAT.split():
 
 
 def _is_bool(x: Any) -> bool:
-    return x.dtype is dtypes.bool_ if isinstance(x, Tensor) else isinstance(x, bool)
+    return x._storage.value.type.dtype is dtypes.bool_ if isinstance(x, Tensor) else x.__class__ is bool
 
 
 def _arith(name: str) -> Callable[..., Any]:
@@ -103,14 +104,14 @@ def _arith(name: str) -> Callable[..., Any]:
     mul = REGISTRY["mul"]
 
     def fn(input: Any, other: Any, *, alpha: Any = 1) -> Tensor:
-        trace, (x, y) = values(input, other)
+        trace, x, y = pair(input, other)
         if name == "sub" and (_is_bool(input) or _is_bool(other)):
             raise DTypeError("bools can't be subtracted; invert a mask with ~, or take the difference with ^")
         if alpha != 1:
             if isinstance(alpha, float) and y.type.dtype.kind != "f":
                 raise DTypeError(f"{name}(): alpha={alpha} must be an integer for operands of {y.type.dtype}")
             y = trace.emit(mul, (y, trace.literal(alpha, y.type.dtype)), {})
-        return Tensor(trace.emit(op, (x, y), {}))
+        return record(trace, op, (x, y), {})
 
     return fn
 
@@ -126,8 +127,8 @@ def rsub(input: Any, other: Any, *, alpha: Any = 1) -> Tensor:
 
 def mul(input: Any, other: Any) -> Tensor:
     """Elementwise product."""
-    trace, (x, y) = values(input, other)
-    return Tensor(trace.emit(_MUL, (x, y), {}))
+    trace, x, y = pair(input, other)
+    return record(trace, _MUL, (x, y), {})
 
 
 _MUL = REGISTRY["mul"]
@@ -142,7 +143,7 @@ def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
         raise OpError(f"div(): rounding_mode must be None, 'trunc' or 'floor', not {rounding_mode!r}")
     if rounding_mode is None:
         trace, (x, y) = values(input, other, floating=True)
-        return Tensor(trace.emit(REGISTRY["div"], (x, y), {}))
+        return record(trace, REGISTRY["div"], (x, y), {})
     dtype = result_type(input, other)
     if dtype.kind != "f":
         _check_divisor("div", other)
@@ -164,7 +165,7 @@ def pow(input: Any, exponent: Any) -> Tensor:
     if isinstance(input, Tensor) and not isinstance(exponent, Tensor):
         trace, (x,) = values(input)
         if x.type.dtype.kind == "f" and exponent.__class__ in (int, float):
-            return Tensor(trace.emit(_POW, (x,), {"exponent": exponent}))
+            return record(trace, _POW, (x,), {"exponent": exponent})
         dtype = result_type(input, exponent)
         if dtype.kind != "f" and exponent < 0:
             raise OpError(
@@ -172,12 +173,12 @@ def pow(input: Any, exponent: Any) -> Tensor:
             )
         x = as_value(trace, input, dtype)
         if dtype.kind == "b":
-            return Tensor(trace.emit(REGISTRY["pow"], (x, trace.literal(bool(exponent), dtype)), {}))
-        return Tensor(trace.emit(_POW, (x,), {"exponent": exponent}))
+            return record(trace, REGISTRY["pow"], (x, trace.literal(bool(exponent), dtype)), {})
+        return record(trace, _POW, (x,), {"exponent": exponent})
     if not isinstance(exponent, Tensor):
         raise DTypeError(f"pow(): expected a tensor, got two numbers: {input!r:.40} and {exponent!r:.40}")
     trace, (x, y) = values(input, exponent)
-    return Tensor(trace.emit(REGISTRY["pow"], (x, y), {}))
+    return record(trace, REGISTRY["pow"], (x, y), {})
 
 
 def clamp(input: Tensor, min: Any = None, max: Any = None) -> Tensor:
@@ -195,7 +196,7 @@ def clamp(input: Tensor, min: Any = None, max: Any = None) -> Tensor:
     if trace.walked_back:
         values(input)
     x = as_value(trace, input, dtype)
-    return Tensor(trace.emit(REGISTRY["clamp"], (x,), {"min": min, "max": max}))
+    return record(trace, REGISTRY["clamp"], (x,), {"min": min, "max": max})
 
 
 def clamp_min(input: Tensor, min: Any) -> Tensor:
@@ -218,7 +219,7 @@ def where(condition: Tensor, input: Any = None, other: Any = None) -> Any:
     if condition.dtype.kind not in "bu":
         raise DTypeError(f"where(): the condition must be a bool tensor, got {condition._value().type}")
     trace, (x, y) = values(input, other)
-    return Tensor(trace.emit(REGISTRY["where"], (as_value(trace, condition, dtypes.bool_), x, y), {}))
+    return record(trace, REGISTRY["where"], (as_value(trace, condition, dtypes.bool_), x, y), {})
 
 
 def _logical(name: str) -> None:
@@ -228,7 +229,7 @@ def _logical(name: str) -> None:
         trace = STATE.trace
         x = as_value(trace, input, dtypes.bool_)
         y = as_value(trace, other, dtypes.bool_)
-        return Tensor(trace.emit(op, (x, y), {}))
+        return record(trace, op, (x, y), {})
 
     _bind(name, fn, f"Elementwise {name}; anything but zero counts as true.")
 
@@ -239,16 +240,14 @@ for _name in ("logical_and", "logical_or", "logical_xor"):
 
 def bitwise_not(input: Tensor) -> Tensor:
     """Elementwise complement of integers; logical not of bools."""
-    return Tensor(STATE.trace.emit(REGISTRY["bitwise_not"], (input._value(),), {}))
+    return record(STATE.trace, REGISTRY["bitwise_not"], (input._value(),), {})
 
 
 def round(input: Tensor, *, decimals: int = 0) -> Tensor:
     """Rounds half to even, at the given decimal place."""
     op = REGISTRY["round"]
     if decimals == 0 or input.dtype.kind != "f":
-        return (
-            Tensor(STATE.trace.emit(op, (input._value(),), {})) if input.dtype.kind == "f" else input.clone()
-        )
+        return record(STATE.trace, op, (input._value(),), {}) if input.dtype.kind == "f" else input.clone()
     scale = 10.0 ** abs(decimals)
     if decimals > 0:
         return div(round(mul(input, scale)), scale)
@@ -283,22 +282,22 @@ def lerp(input: Tensor, end: Tensor, weight: Any) -> Tensor:
 
 def clone(input: Tensor, *, memory_format: Any = None) -> Tensor:
     """A copy that gradients flow through."""
-    return Tensor(STATE.trace.emit(REGISTRY["clone"], (input._value(),), {}))
+    return record(STATE.trace, REGISTRY["clone"], (input._value(),), {})
 
 
 def square(input: Tensor) -> Tensor:
     """`input * input`; bools become integers."""
     trace, (x,) = values(tensor_operand(input, "square(): input"))
     x = trace.cast_to(x, dtypes.int64) if x.type.dtype.kind == "b" else x  # type: ignore[assignment]
-    return Tensor(trace.emit(REGISTRY["square"], (x,), {}))
+    return record(trace, REGISTRY["square"], (x,), {})
 
 
 def signbit(input: Tensor) -> Tensor:
     """Whether the sign is negative, of -0.0 as well."""
     trace, (x,) = values(tensor_operand(input, "signbit(): input"))
     if x.type.dtype.kind == "b":
-        return Tensor(trace.emit(REGISTRY["ne"], (x, x), {}))
-    return Tensor(trace.emit(REGISTRY["signbit"], (x,), {}))
+        return record(trace, REGISTRY["ne"], (x, x), {})
+    return record(trace, REGISTRY["signbit"], (x,), {})
 
 
 def positive(input: Tensor) -> Tensor:
@@ -315,7 +314,7 @@ def heaviside(input: Tensor, values: Tensor) -> Tensor:
         raise DTypeError(f"heaviside(): expected operands of one dtype, got {x.dtype} and {y.dtype}")
     if x.dtype is dtypes.bool_:
         return FUNCTIONS["logical_or"](x, y)
-    return Tensor(STATE.trace.emit(REGISTRY["heaviside"], (x._value(), y._value()), {}))
+    return record(STATE.trace, REGISTRY["heaviside"], (x._value(), y._value()), {})
 
 
 def ldexp(input: Tensor, other: Tensor) -> Tensor:

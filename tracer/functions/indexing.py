@@ -168,12 +168,14 @@ def getitem(x: Tensor, index: Any) -> Tensor:
     if trace.walked_back:
         ready(trace, x)
     kind = index.__class__
-    if (kind is int or kind is slice or kind is tuple) and (trace is STATE.lazy or trace.loading):
+    value = x._value()
+    plain = kind is int or kind is slice or kind is tuple
+    if plain and not value.requires_grad and (trace is STATE.lazy or trace.loading):
         part = _part(x, index)
         if part is not None:
             return part
     if kind is int:
-        shape = x._value().type.shape
+        shape = value.type.shape
         if shape and -shape[0] <= index < shape[0]:
             return make_view(x, _SELECT, {"dim": 0, "index": index % shape[0]})
     view, advanced = _basic(x, _normal(index))

@@ -10,6 +10,7 @@ from ...ir import dtypes
 from ...ir.errors import DTypeError, OpError
 from ...ir.op import REGISTRY
 from ...ir.types import broadcast_shapes, normalize_axis
+from ..making import record
 from ..operands import tensor_operand, values
 from ..recording import STATE
 from ..tensor import Tensor, ready
@@ -24,13 +25,19 @@ def same_dtype(name: str, *tensors: Any) -> tuple[Any, ...]:
     trace = STATE.trace
     if trace.walked_back:
         ready(trace, *tensors)
-    values = tuple(tensor_operand(t, f"{name}(): operand")._value() for t in tensors)
-    if any(v.type.dtype is not values[0].type.dtype for v in values):
-        raise DTypeError(
-            f"{name}({', '.join(str(v.type) for v in values)}): operands must have one dtype; "
-            f"convert with .to(dtype)"
-        )
-    return values
+    values = []
+    for t in tensors:
+        if not isinstance(t, Tensor):
+            tensor_operand(t, f"{name}(): operand")
+        values.append(t._value())
+    dtype = values[0].type.dtype
+    for v in values:
+        if v.type.dtype is not dtype:
+            raise DTypeError(
+                f"{name}({', '.join(str(v.type) for v in values)}): operands must have one dtype; "
+                f"convert with .to(dtype)"
+            )
+    return tuple(values)
 
 
 def _product(name: str, other: str) -> None:
@@ -40,7 +47,7 @@ def _product(name: str, other: str) -> None:
         right = args[0] if len(args) == 1 and not names else names.pop(other, None)
         if right is None or names or len(args) > 1:
             raise TypeError(f"{name}() takes two tensors, (input, {other})")
-        return Tensor(STATE.trace.emit(op, same_dtype(name, input, right), {}))
+        return record(STATE.trace, op, same_dtype(name, input, right), {})
 
     fn.__name__ = fn.__qualname__ = name
     fn.__doc__ = op.doc or f"{name} of two tensors."
@@ -58,7 +65,7 @@ def outer(input: Tensor, vec2: Tensor) -> Tensor:
     trace, (x, y) = values(tensor_operand(input, "outer(): input"), tensor_operand(vec2, "outer(): vec2"))
     if x.type.dtype.kind == "b":
         return E["mul"](unsqueeze(input, 1), vec2)
-    return Tensor(trace.emit(REGISTRY["outer"], (x, y), {}))
+    return record(trace, REGISTRY["outer"], (x, y), {})
 
 
 def inner(input: Tensor, other: Tensor) -> Tensor:
@@ -77,7 +84,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         bias: `[out_features]` or None.
     """
     tensors = (input, weight) if bias is None else (input, weight, bias)
-    return Tensor(STATE.trace.emit(REGISTRY["linear"], same_dtype("linear", *tensors), {}))
+    return record(STATE.trace, REGISTRY["linear"], same_dtype("linear", *tensors), {})
 
 
 def _added(name: str, ranks: tuple[int, int], names: tuple[str, str]) -> None:
@@ -94,7 +101,7 @@ def _added(name: str, ranks: tuple[int, int], names: tuple[str, str]) -> None:
             )
         beta, alpha = _scales(v[0].type.dtype, beta, alpha)
         attrs = {} if beta == 1 and alpha == 1 else {"beta": beta, "alpha": alpha}
-        return Tensor(STATE.trace.emit(op, v, attrs))
+        return record(STATE.trace, op, v, attrs)
 
     fn.__name__ = fn.__qualname__ = name
     fn.__doc__ = f"`beta * input + alpha * ({names[0]} @ {names[1]})`; with beta 0, input is not looked at."
@@ -134,7 +141,7 @@ def addbmm(input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: Any = 1, alph
     """`beta * input + alpha * ` the sum over the batch of `batch1 @ batch2`: `[b, n, k]` and `[b, k, m]`."""
     c, *pair = same_dtype("addbmm", input, batch1, batch2)
     beta, alpha = _scales(c.type.dtype, beta, alpha)
-    product = Tensor(STATE.trace.emit(REGISTRY["einsum"], tuple(pair), {"spec": "bnk,bkm->nm"}))
+    product = record(STATE.trace, REGISTRY["einsum"], tuple(pair), {"spec": "bnk,bkm->nm"})
     return _scaled_sum(_fitting("addbmm", input, product), product, beta, alpha)
 
 
@@ -178,13 +185,13 @@ def tensordot(a: Tensor, b: Tensor, dims: Any = 2) -> Tensor:
         two[normalize_axis(j, b.dim())] = one[normalize_axis(i, a.dim())]
     out = [c for c in one if c not in two] + [c for c in two if c not in one]
     spec = f"{''.join(one)},{''.join(two)}->{''.join(out)}"
-    return Tensor(STATE.trace.emit(REGISTRY["einsum"], (x, y), {"spec": spec}))
+    return record(STATE.trace, REGISTRY["einsum"], (x, y), {"spec": spec})
 
 
 def kron(input: Tensor, other: Tensor) -> Tensor:
     """The Kronecker product: `other` scaled by each element of `input`, side by side."""
     trace, pair = values(tensor_operand(input, "kron(): input"), tensor_operand(other, "kron(): other"))
-    return Tensor(trace.emit(REGISTRY["kron"], tuple(pair), {}))
+    return record(trace, REGISTRY["kron"], tuple(pair), {})
 
 
 def cross(input: Tensor, other: Tensor, dim: int | None = None) -> Tensor:
@@ -195,7 +202,7 @@ def cross(input: Tensor, other: Tensor, dim: int | None = None) -> Tensor:
         if 3 not in shape:
             raise OpError(f"cross(): no dimension of size 3 in {pair[0].type} and {pair[1].type}")
         dim = shape.index(3)
-    return Tensor(trace.emit(REGISTRY["cross"], tuple(pair), {"dim": normalize_axis(dim, input.dim())}))
+    return record(trace, REGISTRY["cross"], tuple(pair), {"dim": normalize_axis(dim, input.dim())})
 
 
 def _order(p: Any) -> float:
@@ -204,19 +211,19 @@ def _order(p: Any) -> float:
 
 def cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: Any = None) -> Tensor:
     """The p-norms of all differences between a row of `x1` `[..., P, M]` and one of `x2` `[..., R, M]`."""
-    return Tensor(STATE.trace.emit(REGISTRY["cdist"], same_dtype("cdist", x1, x2), {"p": _order(p)}))
+    return record(STATE.trace, REGISTRY["cdist"], same_dtype("cdist", x1, x2), {"p": _order(p)})
 
 
 def pdist(input: Tensor, p: float = 2.0) -> Tensor:
     """The p-norms of the differences of every two rows of a matrix, in the order of the upper triangle."""
-    return Tensor(STATE.trace.emit(REGISTRY["pdist"], same_dtype("pdist", input), {"p": _order(p)}))
+    return record(STATE.trace, REGISTRY["pdist"], same_dtype("pdist", input), {"p": _order(p)})
 
 
 def dist(input: Tensor, other: Tensor, p: float = 2) -> Tensor:
     """The p-norm of `input - other`."""
     gap = E["sub"](input, other)
     attrs = {"p": _order(p), "axes": tuple(range(gap.dim())), "keepdim": False}
-    return Tensor(STATE.trace.emit(REGISTRY["norm"], (gap._value(),), attrs))
+    return record(STATE.trace, REGISTRY["norm"], (gap._value(),), attrs)
 
 
 def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
@@ -224,7 +231,7 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
     trace, (x, y) = values(x1, x2)
     if x.type.dtype.kind != "f":
         raise DTypeError(f"cosine_similarity(): expected floating-point tensors, got {x.type} and {y.type}")
-    return Tensor(trace.emit(REGISTRY["cosine_similarity"], (x, y), {"dim": dim, "eps": eps}))
+    return record(trace, REGISTRY["cosine_similarity"], (x, y), {"dim": dim, "eps": eps})
 
 
 def chain_matmul(*matrices: Tensor) -> Tensor:
@@ -234,7 +241,7 @@ def chain_matmul(*matrices: Tensor) -> Tensor:
     )
     letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(given) + 1]
     spec = ",".join(letters[k : k + 2] for k in range(len(given))) + f"->{letters[0]}{letters[-1]}"
-    return Tensor(STATE.trace.emit(REGISTRY["einsum"], same_dtype("chain_matmul", *given), {"spec": spec}))
+    return record(STATE.trace, REGISTRY["einsum"], same_dtype("chain_matmul", *given), {"spec": spec})
 
 
 for _fn in (

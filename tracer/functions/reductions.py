@@ -11,6 +11,7 @@ from ...ir.errors import DTypeError, OpError
 from ...ir.op import REGISTRY
 from ...ir.types import normalize_axis
 from ..library import ArgumentError
+from ..making import record
 from ..operands import as_value, get_default_dtype, tensor_operand
 from ..recording import STATE
 from ..results import result_class
@@ -33,7 +34,8 @@ def axes_of(t: Tensor, dim: Any) -> tuple[int, ...]:
 
 
 def _start(input: Any, name: str) -> Any:
-    tensor_operand(input, f"{name}(): input")
+    if not isinstance(input, Tensor):
+        tensor_operand(input, f"{name}(): input")
     trace = STATE.trace
     if trace.walked_back:
         ready(trace, input)
@@ -45,7 +47,7 @@ def sum(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: DType |
     trace = _start(input, "sum")
     d = dtype or (dtypes.int64 if input.dtype.kind != "f" else input.dtype)
     x = as_value(trace, input, d)
-    return Tensor(trace.emit(REGISTRY["sum"], (x,), {"axes": axes_of(input, dim), "keepdim": bool(keepdim)}))
+    return record(trace, REGISTRY["sum"], (x,), {"axes": axes_of(input, dim), "keepdim": bool(keepdim)})
 
 
 def mean(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: DType | None = None) -> Tensor:
@@ -57,7 +59,7 @@ def mean(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: DType 
             f"mean() needs a floating-point tensor, got {input._value().type}; convert with .float()"
         )
     x = as_value(trace, input, d)
-    return Tensor(trace.emit(REGISTRY["mean"], (x,), {"axes": axes_of(input, dim), "keepdim": bool(keepdim)}))
+    return record(trace, REGISTRY["mean"], (x,), {"axes": axes_of(input, dim), "keepdim": bool(keepdim)})
 
 
 def prod(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: DType | None = None) -> Tensor:
@@ -65,7 +67,7 @@ def prod(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: DType 
     trace = _start(input, "prod")
     d = dtype or (dtypes.int64 if input.dtype.kind != "f" else input.dtype)
     x = as_value(trace, input, d)
-    return Tensor(trace.emit(REGISTRY["prod"], (x,), {"axes": axes_of(input, dim), "keepdim": bool(keepdim)}))
+    return record(trace, REGISTRY["prod"], (x,), {"axes": axes_of(input, dim), "keepdim": bool(keepdim)})
 
 
 def _extreme(name: str, op_name: str, arg_name: str) -> Callable[..., Any]:
@@ -86,7 +88,7 @@ def _extreme(name: str, op_name: str, arg_name: str) -> Callable[..., Any]:
             return made(input.clone(), Tensor(zero))
         attrs = {"dim": axis, "keepdim": True}
         i = trace.emit(REGISTRY[arg_name], (x,), attrs)
-        v = Tensor(trace.emit(REGISTRY["gather"], (x, i), {"dim": axis}))
+        v = record(trace, REGISTRY["gather"], (x, i), {"dim": axis})
         index = Tensor(i)
         return made(v, index) if keepdim else made(v.squeeze(axis), index.squeeze(axis))
 
@@ -144,10 +146,10 @@ def _arg(name: str) -> None:
         if dim is None or not input.dim():
             normalize_axis(dim or 0, input.dim())
             x = trace.emit(REGISTRY["reshape"], (x,), {"shape": (x.type.numel,)})
-            out = Tensor(trace.emit(REGISTRY[name], (x,), {"dim": 0, "keepdim": False}))
+            out = record(trace, REGISTRY[name], (x,), {"dim": 0, "keepdim": False})
             return out.reshape((1,) * input.dim()) if keepdim else out
         attrs = {"dim": normalize_axis(dim, input.dim()), "keepdim": bool(keepdim)}
-        return Tensor(trace.emit(REGISTRY[name], (x,), attrs))
+        return record(trace, REGISTRY[name], (x,), attrs)
 
     fn.__name__ = fn.__qualname__ = name
     fn.__doc__ = f"Index (i64) of the {name[3:]}imum along `dim`, or of the flattened tensor."
@@ -172,7 +174,7 @@ def _spread(op_name: str) -> None:
             dim, unbiased = None, dim
         c = (1 if unbiased else 0) if correction is None else correction
         attrs = {"axes": axes_of(input, dim), "correction": c, "keepdim": bool(keepdim)}
-        return Tensor(trace.emit(REGISTRY[op_name], (input._value(),), attrs))
+        return record(trace, REGISTRY[op_name], (input._value(),), attrs)
 
     fn.__name__ = fn.__qualname__ = op_name
     fn.__doc__ = f"{op_name} over `dim` (all by default), divided by N - correction."
@@ -190,7 +192,7 @@ def _along(name: str) -> None:
         x = as_value(trace, input, d)
         if dim is None:
             dim = 0 if input.dim() in (0, 1, 3) else 1
-        return Tensor(trace.emit(REGISTRY[name], (x,), {"dim": normalize_axis(dim, input.dim())}))
+        return record(trace, REGISTRY[name], (x,), {"dim": normalize_axis(dim, input.dim())})
 
     fn.__name__ = fn.__qualname__ = name
     fn.__doc__ = f"{name} along `dim`."
@@ -206,7 +208,7 @@ def logsumexp(input: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
     trace = _start(input, "logsumexp")
     attrs = {"axes": axes_of(input, dim), "keepdim": bool(keepdim)}
     x = as_value(trace, input, input.dtype if input.dtype.kind == "f" else get_default_dtype())
-    return Tensor(trace.emit(REGISTRY["logsumexp"], (x,), attrs))
+    return record(trace, REGISTRY["logsumexp"], (x,), attrs)
 
 
 def norm(
@@ -219,7 +221,7 @@ def norm(
         raise ArgumentError("norm(): p='nuc' takes singular values, which there are none of here")
     order = 2.0 if p in ("fro", None) else float(p)
     attrs = {"p": order, "axes": axes_of(input, dim), "keepdim": bool(keepdim)}
-    return Tensor(trace.emit(REGISTRY["norm"], (as_value(trace, input, dtype or input.dtype),), attrs))
+    return record(trace, REGISTRY["norm"], (as_value(trace, input, dtype or input.dtype),), attrs)
 
 
 for _fn in (sum, mean, prod, max, min, logsumexp, norm):

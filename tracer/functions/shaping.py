@@ -15,6 +15,7 @@ from ...ir.op import REGISTRY
 from ...ir.types import broadcast_shapes, normalize_axis
 from ...runtime.buffers import copy_of
 from ..library import ArgumentError
+from ..making import record
 from ..operands import as_value, result_type, tensor_operand
 from ..recording import STATE
 from ..strides import regrouped
@@ -81,7 +82,7 @@ def _bits_as(input: Tensor, dtype: DType) -> Tensor:
     if dtype is input.dtype:
         return make_view(input, REGISTRY["alias"], {})
     if dtype.bits == input.dtype.bits and "b" not in (dtype.kind, input.dtype.kind):
-        return Tensor(STATE.trace.emit(REGISTRY["bitcast"], (input._value(),), {"dtype": dtype}))
+        return record(STATE.trace, REGISTRY["bitcast"], (input._value(),), {"dtype": dtype})
     array = np.ascontiguousarray(input.detach()._array())
     last = array.shape[-1] * array.itemsize if array.ndim else array.itemsize
     if last % dtype.itemsize or (not array.ndim and dtype.itemsize != array.itemsize):
@@ -255,7 +256,7 @@ def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
         :1
     ]  # PyTorch skips legacy empty tensors
     values = tuple(as_value(trace, x, dtype) for x in parts)
-    return Tensor(trace.emit(REGISTRY["concat"], values, {"dim": normalize_axis(dim, parts[0].dim())}))
+    return record(trace, REGISTRY["concat"], values, {"dim": normalize_axis(dim, parts[0].dim())})
 
 
 def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
@@ -270,7 +271,7 @@ def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
         ready(trace, *tensors)
     dtype = result_type(*tensors)
     values = tuple(as_value(trace, x, dtype) for x in tensors)
-    return Tensor(trace.emit(REGISTRY["stack"], values, {"dim": normalize_axis(dim, tensors[0].dim() + 1)}))
+    return record(trace, REGISTRY["stack"], values, {"dim": normalize_axis(dim, tensors[0].dim() + 1)})
 
 
 def split(tensor: Tensor, split_size_or_sections: Any, dim: int = 0) -> tuple[Tensor, ...]:
@@ -323,7 +324,7 @@ def flip(input: Tensor, *axes: Any, dims: Any = None) -> Tensor:
     axes = tuple(normalize_axis(d, input.dim()) for d in _dims(axes, dims))
     if not input.dim():
         return clone_of(input)
-    return Tensor(STATE.trace.emit(REGISTRY["flip"], (input._value(),), {"dims": axes}))
+    return record(STATE.trace, REGISTRY["flip"], (input._value(),), {"dims": axes})
 
 
 def repeat(input: Tensor, *counts: Any, repeats: Any = None) -> Tensor:
@@ -359,7 +360,7 @@ def roll(input: Tensor, shifts: Any, dims: Any = ()) -> Tensor:
     if not input.dim():
         raise IndexOutOfRange(f"roll(): a scalar has no dimension {axes[0]}")
     attrs = {"shifts": by, "dims": tuple(normalize_axis(d, input.dim()) for d in axes)}
-    return Tensor(STATE.trace.emit(REGISTRY["roll"], (input._value(),), attrs))
+    return record(STATE.trace, REGISTRY["roll"], (input._value(),), attrs)
 
 
 def fliplr(input: Tensor) -> Tensor:
@@ -426,13 +427,13 @@ def sum_to_size(input: Tensor, *sizes: Any, size: Any = None) -> Tensor:
     axes = (*range(extra), *(d + extra for d, n in enumerate(to) if n == 1 and shape[d + extra] != 1))
     if not axes:
         return input
-    summed = Tensor(STATE.trace.emit(REGISTRY["sum"], (input._value(),), {"axes": axes, "keepdim": True}))
+    summed = record(STATE.trace, REGISTRY["sum"], (input._value(),), {"axes": axes, "keepdim": True})
     return reshape(summed, to)
 
 
 def clone_of(x: Tensor) -> Tensor:
     """A copy with memory of its own."""
-    return Tensor(STATE.trace.emit(REGISTRY["clone"], (x._value(),), {}))
+    return record(STATE.trace, REGISTRY["clone"], (x._value(),), {})
 
 
 def broadcast_to(input: Tensor, size: Sequence[int]) -> Tensor:

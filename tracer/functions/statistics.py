@@ -12,6 +12,7 @@ from ...ir import dtypes
 from ...ir.dtypes import DType
 from ...ir.errors import DTypeError, OpError
 from ...ir.op import REGISTRY
+from ..making import record
 from ..operands import as_value, get_default_dtype
 from ..results import result_class
 from ..tensor import Tensor
@@ -33,7 +34,7 @@ def nansum(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: DTyp
     x = as_value(trace, input, d)
     op = "nansum" if d.kind == "f" else "sum"
     attrs = {"axes": axes_of(input, dim), "keepdim": bool(keepdim)}
-    return Tensor(trace.emit(REGISTRY[op], (x,), attrs))
+    return record(trace, REGISTRY[op], (x,), attrs)
 
 
 def nanmean(input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: DType | None = None) -> Tensor:
@@ -51,7 +52,7 @@ def count_nonzero(input: Tensor, dim: Any = None) -> Tensor:
     """How many elements over `dim` (all by default) are not zero, as i64."""
     trace: Any = start("count_nonzero", input)
     found = trace.cast(as_value(trace, input, dtypes.bool_), dtype=dtypes.int64)
-    return Tensor(trace.emit(REGISTRY["sum"], (found,), {"axes": axes_of(input, dim), "keepdim": False}))
+    return record(trace, REGISTRY["sum"], (found,), {"axes": axes_of(input, dim), "keepdim": False})
 
 
 def aminmax(input: Tensor, *, dim: int | None = None, keepdim: bool = False) -> Any:
@@ -98,7 +99,7 @@ def nan_to_num(
     trace = start("nan_to_num", input)
     nan, posinf, neginf = (None if v is None else float(v) for v in (nan, posinf, neginf))
     attrs = {"nan": 0.0 if nan is None else nan, "posinf": posinf, "neginf": neginf}
-    return Tensor(trace.emit(REGISTRY["nan_to_num"], (input._value(),), attrs))
+    return record(trace, REGISTRY["nan_to_num"], (input._value(),), attrs)
 
 
 # --- histograms -----------------------------------------------------------------------------------
@@ -124,7 +125,7 @@ def bincount(input: Tensor, weights: Tensor | None = None, minlength: int = 0) -
             )
         d = dtypes.float32 if weights.dtype is dtypes.float32 else dtypes.float64
         args.append(as_value(trace, weights, d))
-    return Tensor(trace.emit(REGISTRY["bincount"], tuple(args), {"size": size}))
+    return record(trace, REGISTRY["bincount"], tuple(args), {"size": size})
 
 
 def histc(input: Tensor, bins: int = 100, min: float = 0, max: float = 0) -> Tensor:

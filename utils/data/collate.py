@@ -51,6 +51,23 @@ def default_convert(data: Any) -> Any:
     return data
 
 
+def pinned_batch(data: Any) -> Any:
+    """Tensors in nested mappings and sequences in pinned memory, and what has a `pin_memory()` of its own;
+    everything else as it is."""
+    if isinstance(data, Tensor):
+        return data if data.is_cuda else data.pin_memory()
+    if isinstance(data, (str, bytes)):
+        return data
+    if isinstance(data, Mapping):
+        return _rebuilt(data, {k: pinned_batch(data[k]) for k in data})
+    if isinstance(data, tuple):
+        entries = [pinned_batch(d) for d in data]
+        return type(data)(*entries) if hasattr(data, "_fields") else type(data)(entries)
+    if isinstance(data, Sequence):
+        return _rebuilt(data, [pinned_batch(d) for d in data])
+    return data.pin_memory() if hasattr(data, "pin_memory") else data
+
+
 def default_collate(batch: Any) -> Any:
     """Samples of one structure as one structure of batches.
 

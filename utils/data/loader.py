@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from ...tracer.library import ArgumentError, ArgumentTypeError
 from ...tracer.random import Generator
 from ...tracer.recording import warn
-from .collate import default_collate, default_convert
+from .collate import default_collate, default_convert, pinned_batch
 from .dataset import Dataset, IterableDataset, sized
 from .fetch import Fetcher
 from .sampler import BatchSampler, RandomSampler, Sampler, SequentialSampler, drawn_seed
@@ -40,7 +40,9 @@ class DataLoader(Generic[T]):
         batch_sampler: gives lists of indices; instead of `batch_size`, `shuffle`, `sampler` and `drop_last`.
         num_workers: processes that make batches ahead; 0 makes them here, when they are asked for.
         collate_fn: makes a batch of a list of samples; `default_collate` if None.
-        pin_memory, pin_memory_device: taken for compatibility; memory needs no pinning.
+        pin_memory: batches are put in pinned memory, from which `.to("cuda", non_blocking=True)` copies beside
+            the program; where there is no GPU it changes nothing.
+        pin_memory_device: taken for compatibility; pinned memory is for all GPUs.
         drop_last: leave out a last batch that is not full.
         timeout: seconds to wait for a worker's batch; 0 waits for ever.
         worker_init_fn: called in each worker with its number, after its generators are seeded.
@@ -197,7 +199,7 @@ class Batches:
                 f"DataLoader: the length of {type(self._loader.dataset).__name__} is {told}, but "
                 f"{self._given} batches were made{hint}"
             )
-        return batch
+        return pinned_batch(batch) if self._loader.pin_memory else batch
 
 
 def _cpus() -> int:

@@ -1,0 +1,417 @@
+"""Kernels one after the other that go over the same blocks of what they hand on become one loop over blocks:
+
+    for a parallel { s[a] = q[a] k[a] }  for r parallel { p[r] = softmax(s[r]) }  for a parallel { p[a] v[a] }
+    -->
+    for a parallel { s = q[a] k[a]  for r { p[r] = softmax(s[r]) }  p[a] v[a] }
+
+So a block is read again while it is in the cache, threads meet once, and what nobody else reads (the
+scores above) needs memory for one block and not for all. Attention is such a chain, forward and backward; so
+are products, rows and elementwise work over a batch of any kind. Nothing is computed in another order, so
+results are the same bits.
+
+It is found in the indices of the finished loops: every access to a buffer that one loop writes and another
+reads must stay within the block. Inside a block the same is tried again with the loops it has. Called by
+schedule/__init__.py, before memory is laid out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import gcd, lcm
+
+from ...ir.expr import Expr, Load, Var, index_add, index_mul, terms, walk
+from ...ir.loops import (
+    Alloc,
+    Buffer,
+    For,
+    If,
+    Kernel,
+    Let,
+    Prefetch,
+    Step,
+    Stmt,
+    Store,
+    While,
+    control_buffers,
+    statements,
+    walk_steps,
+)
+from ..machine import MachineModel
+from .shared_loops import accesses, copied, flat_index, last_value, replace_variables, touched, value_range
+
+#: at most so many kernels become one, since their code is one function then
+MOST_KERNELS = 8
+#: a block handles at least so many bytes of what is handed on
+LEAST_BLOCK = 4 << 10
+#: scratch of one thread: of one buffer, and of all of a loop
+MOST_SCRATCH, ALL_SCRATCH = 64 << 10, 192 << 10
+
+
+@dataclass
+class _Use:
+    """How a loop uses a buffer: an iteration's accesses lie `low` to `high` behind `stride` times the
+    variable and `base`, a sum of variables of loops around. No stride: it is not known. `stores`: the indices
+    and masks of what is written."""
+
+    stride: int | None
+    base: frozenset[tuple[Expr, int]]
+    low: int
+    high: int
+    stores: list[tuple[Expr, Expr | None]]
+    reads: bool
+
+    @property
+    def writes(self) -> bool:
+        return bool(self.stores)
+
+
+class _Nest:
+    """A loop and what it does with buffers from outside of it."""
+
+    def __init__(self, loop: For) -> None:
+        self.loop = loop
+        own: set[Buffer] = set()
+        last: dict[Var, int] = {}
+        for s in statements(loop.body):
+            if isinstance(s, Alloc):
+                own.add(s.buffer)
+            elif isinstance(s, For):
+                last[s.var] = last_value(s)
+        self.uses: dict[Buffer, _Use] = {}
+        for buffer, index, mask, writes in accesses(loop.body):
+            if buffer in own:
+                continue
+            new = _use(index, mask, writes, loop.var, last)
+            use = self.uses.get(buffer)
+            if use is None:
+                self.uses[buffer] = new
+                continue
+            same = (new.stride, new.base) == (use.stride, use.base)
+            use.stride = use.stride if same else None
+            use.low, use.high = min(new.low, use.low), max(new.high, use.high)
+            use.stores += new.stores
+            use.reads |= new.reads
+        self.last = {**last, loop.var: last_value(loop)}
+
+
+def _use(index: Expr, mask: Expr | None, writes: bool, var: Var, last: dict[Var, int]) -> _Use:
+    """Of one access. `last`: the largest values of the variables inside the loop."""
+    items, const = terms(index)
+    stride = sum(c for t, c in items if t is var)
+    base = frozenset((t, c) for t, c in items if isinstance(t, Var) and t is not var and t not in last)
+    rest = [(t, c) for t, c in items if t is not var and (t, c) not in base]
+    found = value_range(rest, const, last, mask)
+    stores: list[tuple[Expr, Expr | None]] = [(index, mask)] if writes else []
+    if stride <= 0 or found is None or any(x is var for t, _ in rest for x in walk(t)):
+        return _Use(None, base, 0, 0, stores, not writes)
+    return _Use(stride, base, *found, stores, not writes)
+
+
+def _apart(b: Buffer, nests: Sequence[_Nest]) -> bool:
+    """Whether loops only write the buffer, each to columns of its own: parts of a concatenation."""
+    uses = [n.uses[b] for n in nests]
+    if any(u.reads for u in uses):
+        return False
+    rows = {abs(c) for u in uses for index, _ in u.stores for _, c in terms(index)[0]}
+    return any(_columns_apart(nests, uses, row) for row in sorted(rows, reverse=True) if row > 1)
+
+
+def _columns_apart(nests: Sequence[_Nest], uses: Sequence[_Use], row: int) -> bool:
+    """Whether, in rows of so many elements, each loop stores to columns of its own."""
+    taken: list[tuple[int, int]] = []
+    for n, u in zip(nests, uses):
+        low, high = row, -1
+        for index, mask in u.stores:
+            items, const = terms(index)
+            near = [(t, c) for t, c in items if c % row]
+            found = value_range(near, const % row, n.last, mask)
+            if found is None or found[0] < 0 or found[1] >= row:
+                return False
+            low, high = min(low, found[0]), max(high, found[1])
+        if any(low <= b and a <= high for a, b in taken):
+            return False
+        taken.append((low, high))
+    return True
+
+
+@dataclass
+class _Cut:
+    """How loops are cut into `count` blocks: iterations of each, and elements of each buffer handed on."""
+
+    count: int
+    parts: list[int]
+    spans: dict[Buffer, int]
+
+
+def _cut(nests: Sequence[_Nest]) -> _Cut | bool | None:
+    """The smallest blocks that hold what the loops hand on. None: there are none yet; False: there will be
+    none with more loops either."""
+    readers: dict[Buffer, list[int]] = {}
+    for k, n in enumerate(nests):
+        for b in n.uses:
+            readers.setdefault(b, []).append(k)
+    handed = [b for b, ks in readers.items() if len(ks) > 1 and any(nests[k].uses[b].writes for k in ks)]
+    handed = [b for b in handed if not _apart(b, [nests[k] for k in readers[b]])]
+    for b in handed:
+        base = nests[readers[b][0]].uses[b].base
+        for k in readers[b]:
+            use, loop = nests[k].uses[b], nests[k].loop
+            if use.stride is None or use.base != base:
+                return False
+            if use.low < 0 or use.high >= use.stride * loop.step:
+                return False
+    groups: list[dict[int, Fraction]] = []
+    for k in range(len(nests)):
+        if not any(k in g for g in groups):
+            group = _group(nests, k, handed, readers)
+            if group is None:
+                return False
+            groups.append(group)
+    if len(nests) - 1 not in groups[0]:
+        return None
+    counts: list[Fraction] = []
+    for group in groups:  # whole steps of every loop
+        unit = lcm(*[(r / nests[k].loop.step).denominator for k, r in group.items()])
+        blocks = {Fraction(nests[k].loop.extent) / (r * unit) for k, r in group.items()}
+        if len(blocks) > 1:
+            return False
+        counts.append(blocks.pop())
+    if any(c.denominator > 1 for c in counts):
+        return False
+    count = gcd(*map(int, counts))
+    spans = {b: nests[readers[b][0]].loop.extent // count * _stride(nests[readers[b][0]], b) for b in handed}
+    size = sum(span * b.dtype.itemsize for b, span in spans.items())
+    more = next((d for d in range(1, count + 1) if count % d == 0 and d * size >= LEAST_BLOCK), count)
+    count //= more
+    return _Cut(count, [n.loop.extent // count for n in nests], {b: s * more for b, s in spans.items()})
+
+
+def _group(
+    nests: Sequence[_Nest], first: int, handed: list[Buffer], readers: dict[Buffer, list[int]]
+) -> dict[int, Fraction] | None:
+    """The loops that hand on to the first or get something from it, or from others of them, and how many
+    iterations of each are as much of what is handed on as one of the first. None: this is not constant."""
+    ratio = {first: Fraction(1)}
+    work = [first]
+    while work:
+        k = work.pop()
+        for b in handed:
+            if k not in readers[b]:
+                continue
+            span = ratio[k] * _stride(nests[k], b)
+            for other in readers[b]:
+                wanted = span / _stride(nests[other], b)
+                if other not in ratio:
+                    ratio[other] = wanted
+                    work.append(other)
+                elif ratio[other] != wanted:
+                    return None
+    return ratio
+
+
+def _stride(n: _Nest, b: Buffer) -> int:
+    stride = n.uses[b].stride
+    assert stride is not None
+    return stride
+
+
+def in_blocks(steps: list[Step], machine: MachineModel) -> list[Step]:
+    """The same steps with runs of kernels that hand on blocks as single kernels."""
+    nests = [_nests(s) for s in steps]
+    out: list[Step] = []
+    users: dict[Buffer, int] | None = None
+    i = 0
+    while i < len(steps):
+        found = _longest([n or None for n in nests[i : i + MOST_KERNELS]])
+        if found is not None and _worth(found[1], nests[i : i + found[0]], machine):
+            users = _users(steps, nests) if users is None else users
+            kernels = [s for s in steps[i : i + found[0]] if isinstance(s, Kernel)]
+            out.append(_joined(kernels, nests[i : i + found[0]], found[1], users, machine))
+            i += found[0]
+        else:
+            out.append(steps[i])
+            i += 1
+    return out
+
+
+def _nests(s: Step) -> list[_Nest]:
+    """A kernel's loops; nothing where it is more than loops that can be cut."""
+    if not isinstance(s, Kernel) or not all(isinstance(x, For) and _cuttable(x) for x in s.body):
+        return []
+    return [_Nest(x) for x in s.body if isinstance(x, For)]
+
+
+def _cuttable(loop: For) -> bool:
+    return loop.kind in ("serial", "parallel") and loop.extent % loop.step == 0 and loop.extent > loop.step
+
+
+def _longest(units: Sequence[list[_Nest] | None]) -> tuple[int, _Cut] | None:
+    """The longest run of units from the first on that can be cut into blocks, and how."""
+    best: tuple[int, _Cut] | None = None
+    run: list[_Nest] = []
+    for k, unit in enumerate(units):
+        if unit is None:
+            break
+        run += unit
+        cut = _cut(run) if len(run) > 1 else None
+        if cut is False:
+            break
+        if isinstance(cut, _Cut) and k and cut.count > 1:
+            best = k + 1, cut
+    return best
+
+
+def _worth(cut: _Cut, nests: Sequence[list[_Nest]], machine: MachineModel) -> bool:
+    """Whether what is handed on leaves the first cache, a block of it does not leave the second, and there
+    are blocks enough for all threads."""
+    whole = sum(b.nbytes for b in cut.spans)
+    block = sum(span * b.dtype.itemsize for b, span in cut.spans.items())
+    parallel = any(n.loop.kind == "parallel" for unit in nests for n in unit)
+    even = cut.count % machine.threads == 0 or cut.count >= 4 * machine.threads
+    return whole > machine.l1_bytes and 2 * block <= machine.l2_bytes and (even or not parallel)
+
+
+def _users(steps: Sequence[Step], nests: Sequence[list[_Nest]]) -> dict[Buffer, int]:
+    """Of buffers that only kernels of these steps use: how many of them do."""
+    out: Counter[Buffer] = Counter()
+    elsewhere: set[Buffer] = set()
+    for s, unit in zip(steps, nests):
+        if isinstance(s, Kernel):
+            out.update({b for n in unit for b in n.uses} if unit else touched(s.body))
+        else:
+            elsewhere |= _all_buffers(s)
+    return {b: n for b, n in out.items() if b.space == "arena" and b not in elsewhere}
+
+
+def _all_buffers(step: Step) -> set[Buffer]:
+    found: set[Buffer] = set()
+    for s in walk_steps([step]):
+        found.update(control_buffers(s))
+        if isinstance(s, Kernel):
+            found |= touched(s.body)
+    return found
+
+
+def _joined(
+    kernels: list[Kernel],
+    nests: Sequence[list[_Nest]],
+    cut: _Cut,
+    users: dict[Buffer, int],
+    machine: MachineModel,
+) -> Kernel:
+    own = Counter(b for unit in nests for b in {b for n in unit for b in n.uses})
+    private = {b for b, n in own.items() if users.get(b) == n}
+    kind = "parallel" if any(n.loop.kind == "parallel" for unit in nests for n in unit) else "serial"
+    whole = _fuse([n for unit in nests for n in unit], cut, kind, private, machine)
+    gone = private.intersection(cut.spans)
+    names = dict.fromkeys(name for k in kernels for name in k.comment.split("+"))
+    moved = sum(k.bytes_moved for k in kernels) - 2 * sum(b.nbytes for b in gone)
+    locs = tuple(dict.fromkeys(loc for k in kernels for loc in k.locs))
+    flops = sum(k.flops for k in kernels)
+    return Kernel(kernels[0].name, [whole], "+".join(names), locs, flops, max(moved, 0))
+
+
+def _fuse(
+    nests: Sequence[_Nest], cut: _Cut, kind: str, private: set[Buffer], machine: MachineModel
+) -> For:
+    """One loop over blocks. What is private to the loops is scratch of a block."""
+    block = Var(f"{nests[0].loop.var.name}_block", cut.count)
+    body: list[Stmt] = []
+    for n, part in zip(nests, cut.parts):
+        start = index_mul(block, part)
+        inner = copied(n.loop.body)
+        if part == n.loop.step:
+            replace_variables(inner, {n.loop.var: start})
+            body += inner
+            continue
+        var = Var(n.loop.var.name, part)
+        replace_variables(inner, {n.loop.var: index_add(start, var)})
+        body.append(For(var, part, "serial", inner, n.loop.step))
+    for s in statements(body):
+        if isinstance(s, For) and s.kind == "parallel":
+            s.kind = "serial"
+    used = 0
+    scratch: dict[Buffer, tuple[Buffer, Expr]] = {}
+    for b, span in cut.spans.items():
+        size = span * b.dtype.itemsize
+        if b in private and size <= MOST_SCRATCH and used + size <= ALL_SCRATCH:
+            used += size
+            # Loops around these give each turn its own.
+            base = next(n.uses[b].base for n in nests if b in n.uses)
+            shift = index_mul(block, -span)
+            for outer, step in base:
+                shift = index_add(shift, index_mul(outer, -step))
+            scratch[b] = Buffer(b.name, b.dtype, (span,), "local"), shift
+    _relocate(body, scratch)
+    private = private | {new for new, _ in scratch.values()}
+    body = _fuse_inside(body, private, machine)
+    kept = touched(body) - {s.buffer for s in statements(body) if isinstance(s, Alloc)}
+    body[:0] = [Alloc(new) for new, _ in scratch.values() if new in kept]
+    return For(block, cut.count, kind, body)
+
+
+def _fuse_inside(body: list[Stmt], private: set[Buffer], machine: MachineModel) -> list[Stmt]:
+    """Runs of a block's loops as loops over smaller blocks, where that brings what they hand on into the
+    first cache."""
+    out: list[Stmt] = []
+    all_units = [[_Nest(s)] if isinstance(s, For) and _cuttable(s) else None for s in body]
+    i = 0
+    while i < len(body):
+        units = all_units[i:]
+        found = _longest(units)
+        if found is None or sum(n * b.dtype.itemsize for b, n in _whole(found[1])) <= machine.l1_bytes // 2:
+            out.append(body[i])
+            i += 1
+            continue
+        count, cut = found
+        nests = [unit[0] for unit in units[:count] if unit is not None]
+        beside = touched([*body[:i], *body[i + count :]])
+        out.append(_fuse(nests, cut, "serial", private - beside, machine))
+        i += count
+    return out
+
+
+def _whole(cut: _Cut) -> Iterator[tuple[Buffer, int]]:
+    for b, span in cut.spans.items():
+        yield b, span * cut.count
+
+
+def _relocate(body: list[Stmt], scratch: dict[Buffer, tuple[Buffer, Expr]]) -> None:
+    """Has accesses to buffers go to their place in scratch."""
+    memo: dict[int, Expr] = {}
+    alive: list[Expr] = []  # keeps the ids in `memo` valid
+
+    def go(e: Expr) -> Expr:
+        got = memo.get(id(e))
+        if got is None:
+            args = tuple([go(a) for a in e.args])
+            got = e if all(a is b for a, b in zip(args, e.args)) else e.rebuild(args)
+            if isinstance(got, Load) and got.buffer in scratch:
+                new, shift = scratch[got.buffer]
+                index = index_add(flat_index(got.index, got.buffer), shift)
+                got = Load(new, (index,), got.mask, got.other)
+            memo[id(e)] = got
+            alive.append(e)
+        return got
+
+    for k in range(len(body) - 1, -1, -1):
+        s = body[k]
+        if isinstance(s, Prefetch) and s.buffer in scratch:
+            del body[k]
+        elif isinstance(s, Store):
+            s.value = go(s.value)
+            s.mask = None if s.mask is None else go(s.mask)
+            s.index = tuple([go(i) for i in s.index])
+            if s.buffer in scratch:
+                new, shift = scratch[s.buffer]
+                s.index = (index_add(flat_index(s.index, s.buffer), shift),)
+                s.buffer = new
+        elif isinstance(s, Let):
+            s.value = go(s.value)
+        elif isinstance(s, (If, While)):
+            s.cond = go(s.cond)
+        if isinstance(s, (For, If, While)):
+            _relocate(s.body, scratch)

@@ -1,0 +1,187 @@
+"""Contractions whose rows, not columns, are neighbours in the result, as pixels of a channel are: sums of a
+*region* of rows are kept as the tiles make them, row after row, and when all are complete, whole squares of
+them are turned and go through the epilogue. A tile has few rows; turned by itself it would cost the shuffles
+of a whole square, and store parts of lines.
+
+    for rows of the region, tile by tile:  sums[row, :] = acc
+    for squares of sums:                   turn, epilogue --> whole vectors along the rows
+
+Used by contract_loops.py.
+"""
+
+from __future__ import annotations
+
+from math import lcm, prod
+
+from ...ir.expr import Const, Expr, Var, index_add, index_div, index_mul
+from ...ir.loops import Buffer
+from .contract import Dim
+from .contract_operands import Part
+from .contract_tile import ContractTile
+from .indexing import ZERO, ravel, unravel
+from .scopes import Scope
+from .tiles import splits
+
+
+class ContractTurned(ContractTile):
+    """Adds regions."""
+
+    @property
+    def turns(self) -> bool:
+        """Whether what is stored is turned first."""
+        n, m = self.n, self.m
+        along = m.sub[-1].c if m.sub else m.c
+        if self.s.dot or self.row is not None or n.parts or not self.machine.masked_memory:
+            return False
+        return n.c != 1 and along == 1 and m.size > 1 and self.lanes > 1
+
+    def parts(self, dims: list[Dim], start: Expr = ZERO, size: int = 0) -> list[Part]:
+        """Dimensions as a region, in the result's order; of the first `size` from `start` on, where given."""
+        found: list[Part] = []
+        for k, d in enumerate(dims):
+            if d.sub:
+                first, m = d.sub
+                some = k == 0 and size > 0
+                part, at = (size // m.size, index_div(start, m.size)) if some else (first.size, ZERO)
+                found.append(Part(d, part, at, first.c, first.size))
+                found.append(Part(d, m.size, ZERO, m.c, m.size, 1))
+            elif k == 0 and size:
+                found.append(Part(d, size, start, d.c, d.size))
+            else:
+                found.append(Part(d, d.size, ZERO, d.c, d.size))
+        return sorted(found, key=lambda p: -p.c)
+
+    def region_dims(self) -> tuple[list[Dim], int]:
+        """Dimensions of the rows, outermost first, whose sums stay in the first cache, and how much of the
+        first of them."""
+        s, m = self.s, self.m
+        most = max(1, self.machine.l1_bytes * 2 // 3 // (s.nr * self.lanes * self.g.acc.itemsize))
+        rows = [d for d in self.outer if not d.b and isinstance(d.var, Var) and d in self.g.rows]
+        if self.parallel and len(rows) == len(self.outer) and self.columns <= s.nr * self.lanes:
+            whole = m.size * prod(d.size for d in rows)
+            most = min(most, max(s.mr, whole // (4 * self.machine.threads)))
+        if m.sub:  # what they take as one is not behind each other in the result; all rows mostly are
+            whole = m.size * prod(d.size for d in rows)
+            shared = not self.parallel or self.columns >= 2 * self.machine.threads * s.nr * self.lanes
+            if shared and whole * s.nr * self.lanes * self.g.acc.itemsize <= self.machine.l2_bytes // 2:
+                return [*rows, m], rows[0].size if rows else m.size
+        if m.size > most:
+            step = lcm(s.mr, self.lanes)
+            return [m], step if step <= most else max(1, most // s.mr) * s.mr
+        dims, size = [m], m.size
+        while True:
+            first = dims[0]
+            outer = next((d for d in rows if not first.sub and d.c == first.c * first.size), None)
+            if outer is None or 2 * size > most:
+                return dims, first.size
+            dims.insert(0, outer)
+            if outer.size * size > most:
+                fits = most // size
+                even = next(q for q in range(fits, 0, -1) if outer.size % q == 0)
+                return dims, even if 2 * even > fits else fits
+            size *= outer.size
+
+    def region_row(self, scope: Scope, m: Expr) -> Expr:
+        """The number, in the region, of row `m` at the other dimensions' present values."""
+        out: Expr = ZERO
+        for p in self.region:
+            if p.dim.sub:
+                value = unravel(m, tuple(s.size for s in p.dim.sub))[p.sub]
+            elif p.dim is self.m:
+                value = m
+            else:
+                found = scope.find(self.low.number(p.dim.var)) if isinstance(p.dim.var, Var) else ZERO
+                assert found is not None
+                value = found
+            out = index_add(index_mul(out, p.size), index_add(value, index_mul(p.start, -1)))
+        return out
+
+    def turn_region(self, scope: Scope, nb: Expr, columns: int) -> None:
+        """The epilogue of a region's columns from `nb` on."""
+        lanes, region = self.lanes, self.region
+        shared, self.parallel = self.parallel, False
+        first = len(region) - 1
+        while first and region[first].size == region[first].whole and (
+            region[first - 1].c == region[first].c * region[first].size
+        ):  # fmt: skip
+            first -= 1
+        leading, run = region[:first], region[first:]
+        size = prod(p.size for p in run)
+        each, row = scope, ZERO
+        values: dict[int, Expr] = {}
+        for p in leading:
+            value: Expr = ZERO
+            if p.size > 1:
+                v = Var("r", p.size)
+                each = each.loop(v, p.size, "serial")
+                value = v
+            row = index_add(index_mul(row, p.size), value)
+            values[id(p)] = index_add(value, p.start)
+        row, base = index_mul(row, size), self.region_base(scope, nb)
+        sizes = tuple(p.size for p in run)
+        tile = self.partial()
+
+        def squares(s: Scope, first: Expr, width: int, at: Expr, rows: int) -> None:
+            def at_row(inner: Scope, lane: Expr) -> None:
+                for p, value in zip(run, unravel(index_add(at, lane), sizes)):
+                    values[id(p)] = index_add(value, p.start)
+                for d in {id(p.dim): p.dim for p in region}.values():
+                    mine = sorted((p for p in region if p.dim is d), key=lambda p: p.sub)
+                    index = tuple(values[id(p)] for p in mine)
+                    inner.define(d.var, ravel(index, tuple(p.whole for p in mine)))
+
+            start = index_add(index_mul(index_add(row, at), self.pitch), index_add(base, first))
+            kept = (ZERO, rows) if rows < lanes else None
+            self.turn(s, tile, start, self.pitch, rows, width, index_add(nb, first), at_row, kept)
+
+        done = 0
+        for count, width in splits(columns, lanes):
+            s, where = each, Const(done)
+            if count > 1:
+                v = Var("c", count * width)
+                s = each.loop(v, count * width, "serial", width)
+                where = index_add(v, where)
+            below = 0
+            for number, rows in splits(size, lanes):
+                inner, at = s.inline(), Const(below)
+                if number > 1:
+                    p = Var("p", number * rows)
+                    inner = s.loop(p, number * rows, "serial", rows)
+                    at = index_add(p, at)
+                squares(inner, where, width, at, rows)
+                inner.close()
+                below += number * rows
+            if s is not each:
+                s.close()
+            done += count * width
+        each.close_to(scope)
+        self.parallel = shared
+
+    def region_base(self, scope: Scope, nb: Expr) -> Expr:
+        """Where the region's sums of the columns from `nb` on begin."""
+        if self.partial().space == "local":
+            return ZERO
+        rows = prod(p.size for p in self.region)
+        out: Expr = ZERO
+        for d in self.outer:
+            if isinstance(d.var, Var) and d not in self.inside:
+                value = scope.find(self.low.number(d.var))
+                assert value is not None
+                out = index_add(index_mul(out, d.size), value)
+        tiles = -(-self.columns // self.pitch)
+        return index_mul(index_add(index_mul(out, tiles * self.pitch), nb), rows)
+
+    def local_sums(self, scope: Scope, columns: int) -> None:
+        """Room of this thread for the region's sums of a tile's columns."""
+        self.pitch = -(-columns // self.lanes) * self.lanes
+        self._partial = scope.alloc(
+            "sums", self.g.acc, prod(p.size for p in self.region) * self.pitch, "local"
+        )
+
+    def far_sums(self) -> None:
+        """Room for the sums of all regions, which hold all rows."""
+        self.pitch = self.s.nr * self.lanes
+        rows = prod(p.size for p in self.region)
+        others = prod(d.size for d in self.outer if d not in self.inside)
+        size = others * rows * -(-self.columns // self.pitch) * self.pitch
+        self._partial = Buffer("sums", self.g.acc, (size,), "arena")
