@@ -20,7 +20,14 @@ from functools import partial
 from typing import Any
 
 #: the ways to move memory: (arrays read, arrays written, stores that go past the caches)
-WAYS = {"read": (1, 0, 0), "fill": (0, 1, 0), "copy": (1, 1, 0), "add": (2, 1, 0), "streamed": (1, 1, 1)}
+WAYS = {
+    "read": (1, 0, 0),
+    "streams": (3, 0, 0),
+    "fill": (0, 1, 0),
+    "copy": (1, 1, 0),
+    "add": (2, 1, 0),
+    "streamed": (1, 1, 1),
+}
 _SECONDS, _TRIES, _LONGEST = 0.004, 25, 0.25  # short and many: some meet a quiet moment
 _FEWEST = 4096  # bytes; less takes as long as the loop around it
 
@@ -63,7 +70,8 @@ def _arithmetic(vector: str, lanes: int, fused: bool, accumulators: int) -> str:
 
 def _moving(name: str, vector: str, size: int, reads: int, writes: int, streamed: bool) -> str:
     """LLVM IR of `name(ptr a, ptr b, ptr c, i64 n, i64 turns)`: passes over n bytes of each array; `a` is
-    written if any is, and the others read. What is only read is added up, or nobody would."""
+    written if any is, and the others read. What is only read is added up, or nobody would, and the sums put
+    where `a` begins."""
     unroll = 8
     each = range(unroll)
     sources = ["%a", "%b", "%c"][writes : writes + reads]
@@ -84,13 +92,13 @@ def _moving(name: str, vector: str, size: int, reads: int, writes: int, streamed
         for j, source in enumerate(sources):
             lines.append(f"  %p{k}.{j} = getelementptr i8, ptr {source}, i64 %o{k}")
             lines.append(f"  %v{k}.{j} = load {vector}, ptr %p{k}.{j}, align {size}")
-        if not writes:
-            lines.append(f"  %r{k} = fadd {vector} %s{k}, %v{k}.0")
-            continue
         value = f"%v{k}.0" if reads else "zeroinitializer"
-        if reads == 2:
-            lines.append(f"  %w{k} = fadd {vector} %v{k}.0, %v{k}.1")
-            value = f"%w{k}"
+        for j in range(1, reads):
+            lines.append(f"  %w{k}.{j} = fadd {vector} {value}, %v{k}.{j}")
+            value = f"%w{k}.{j}"
+        if not writes:
+            lines.append(f"  %r{k} = fadd {vector} %s{k}, {value}")
+            continue
         past = ", !nontemporal !0" if streamed else ""
         lines.append(f"  %q{k} = getelementptr i8, ptr %a, i64 %o{k}")
         # volatile, or the loop is recognised as a copy and becomes a call
@@ -103,7 +111,7 @@ def _moving(name: str, vector: str, size: int, reads: int, writes: int, streamed
         "done:",
     ]
     if not writes:
-        lines += [f"  store volatile {vector} %r{k}, ptr %b, align 4" for k in each]
+        lines += [f"  store volatile {vector} %r{k}, ptr %a, align {size}" for k in each]
     lines += [
         "  %t1 = add i64 %t, 1",
         "  %again = icmp slt i64 %t1, %turns",
@@ -215,9 +223,6 @@ def peak_bandwidth(loops: Loops, threads: int, nbytes: int) -> float:
         for room in rooms:
             start = -(-room.ctypes.data // 64) * 64
             places.append([start + (k * apart if k < arrays else 0) for k in range(3)])
-        scratch = np.zeros(16, np.float32)
-        if not writes:
-            places = [[p[0], scratch.ctypes.data, 0] for p in places]
         seconds = _best(partial(_passes, loops.moving[name], places, part))
         best = max(best, threads * arrays * part / seconds)
     return best

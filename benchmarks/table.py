@@ -92,8 +92,10 @@ def main(paths: list[str]) -> None:
             return
         print()
     kinds = {k: {n: r for n, r in results.items() if n.startswith(f"{k}-")} for k in ("matmul", "conv")}
-    show(HEAD, [row(n, f) for n, f in results.items() if not any(n in of for of in kinds.values())])
-    print()
+    single = {n: f for n, f in results.items() if not any(n in of for of in kinds.values())}
+    if single:
+        show(HEAD, [row(n, f) for n, f in single.items()])
+        print()
     for kind, of in kinds.items():
         if of:
             print(family(kind, of))

@@ -37,7 +37,7 @@ def _own(value: Any) -> Any:
 def _with_hooks(step: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(step)
     def stepping(self: Any, *args: Any, **kwargs: Any) -> Any:
-        for hook in list(self._step_pre_hooks.values()):
+        for hook in list(self._step_pre_hooks.values()) if self._step_pre_hooks else ():
             made = hook(self, args, kwargs)
             if made is not None:
                 if not (isinstance(made, tuple) and len(made) == 2):
@@ -47,7 +47,7 @@ def _with_hooks(step: Callable[..., Any]) -> Callable[..., Any]:
                 args, kwargs = made
         out = step(self, *args, **kwargs)
         self._opt_called = True
-        for hook in list(self._step_post_hooks.values()):
+        for hook in list(self._step_post_hooks.values()) if self._step_post_hooks else ():
             hook(self, args, kwargs)
         return out
 

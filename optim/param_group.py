@@ -14,6 +14,8 @@ from ..tracer.tensor import Tensor, note_change
 from .arithmetic import Num
 
 _MISSING = object()
+#: What stands for fixed hyper-parameters: to look for it, nothing has to be compared.
+_FORMULAS: dict[tuple[Any, ...], object] = {}
 
 
 def _numeric(x: Any) -> bool:
@@ -103,9 +105,9 @@ class ParamGroup(dict):
                 return Num(value._value())
         return value
 
-    def formula(self) -> tuple[tuple[Any, ...], dict[Any, float]] | None:
-        """What the update's formula depends on, and the numbers it reads as scalars of the program, by name
-        and index. None where a hyper-parameter is a tensor."""
+    def formula(self) -> tuple[object, dict[Any, float]] | None:
+        """What the update's formula depends on (one object for all that is equal), and the numbers it reads
+        as scalars of the program, by name and index. None where a hyper-parameter is a tensor."""
         if self._formula is not None:
             return self._formula
         fixed: list[Any] = []
@@ -119,7 +121,7 @@ class ParamGroup(dict):
                 read.update(((key, i), v) for i, v in entries)
             elif key not in ("params", "param_names"):
                 fixed.append((key, value))
-        self._formula = tuple(fixed), read
+        self._formula = _FORMULAS.setdefault(tuple(fixed), object()), read
         return self._formula
 
     def trace_state(self, keys: Any) -> tuple[Any, ...]:

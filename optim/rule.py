@@ -156,16 +156,18 @@ class Rule(Optimizer):
             with enable_grad():
                 loss = closure()
         trace = STATE.trace
-        enabled, trace.grad_enabled = trace.grad_enabled, False
+        before = trace.grad_enabled, trace.loc, trace.phase
+        lazy = trace is STATE.lazy  # which looks for the user's line only where an op is new
+        trace.grad_enabled, trace.phase = False, "update"
+        if not lazy:
+            trace.loc = trace.loc or user_location()
         try:
-            lazy = trace is STATE.lazy  # which looks for the user's line only where an op is new
-            with trace.at(trace.loc if lazy else trace.loc or user_location(), "update"):
-                for group in self.param_groups:
-                    self._step_group(trace, group)
-            if trace is not STATE.lazy:
+            for group in self.param_groups:
+                self._step_group(trace, group)
+            if not lazy:
                 trace.guard_module(self, self._trace_state())
         finally:
-            trace.grad_enabled = enabled
+            trace.grad_enabled, trace.loc, trace.phase = before
             VISIBLE.release(trace)
         return loss
 
@@ -198,10 +200,12 @@ class Rule(Optimizer):
             return
         fixed, read = formula
         given = {k: Num(trace.literal(float(v), float64)) for k, v in read.items()}
-        held = [*(p for p, _ in found), *(t for state in states for t in state.values())]
+        held: list[Any] = [p for p, _ in found]
+        for state in states:
+            held += state.values()
         tensors = [*{id(t): t for t in held if isinstance(t, Tensor)}.values()]
         before = [t._value() for t in tensors]
-        operands = [*before, *(g._value() for _, g in found), *(n.value for n in given.values())]
+        operands = [*before, *[g._value() for _, g in found], *[n.value for n in given.values()]]
         ran: list[bool] = []
         given_to = (trace, group, found, given, stateful, tensors, before, ran)
         made, _ = trace.segment((self._formula, fixed, len(found)), operands, self._recorded, *given_to)

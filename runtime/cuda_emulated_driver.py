@@ -203,6 +203,7 @@ class EmulatedDriver:
         self.streams: list[CUstream] = []
         self.contexts = [CUcontext(i) for i in range(devices)]
         self.thread = threading.local()
+        self.working = threading.RLock()
         self.said = ""
         self.loaded = 0  # modules that were not unloaded
 
@@ -335,12 +336,13 @@ class EmulatedDriver:
 
     def _finish(self, *streams: CUstream) -> CUresult:
         """Does what is to be done, of all streams if none are given."""
-        for s in streams or self.streams:
-            queue, s.queue = s.queue, []
-            for work in queue:
-                status = work()
-                if status is not None and status != _OK:
-                    return status
+        with self.working:  # who waits returns when it is done, though another thread does it
+            for s in streams or self.streams:
+                queue, s.queue = s.queue, []
+                for work in queue:
+                    status = work()
+                    if status is not None and status != _OK:
+                        return status
         return _OK
 
     def cuStreamCreate(self, Flags: int) -> tuple[Any, ...]:

@@ -103,7 +103,7 @@ class LoadedProgram:
     def _function(self, f: Any) -> Any:
         """A kernel, allowed as much shared memory as it takes."""
         function = call("cuModuleGetFunction", self.module, f.name.encode())
-        dynamic = getattr(f, "dynamic_bytes", 0)
+        dynamic = f.dynamic_bytes
         if dynamic > _SHARED:
             kind = low.driver().CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             call("cuFuncSetAttribute", function, kind, dynamic)
@@ -206,7 +206,7 @@ class LoadedProgram:
             if start is not None:
                 start.record(self.stream)
             self.stream.launch(
-                self.functions[f.name], f.grid, f.block, values, kinds, getattr(f, "dynamic_bytes", 0)
+                self.functions[f.name], f.grid, f.block, values, kinds, f.dynamic_bytes
             )
             if self.blocking:
                 self.stream.synchronize()

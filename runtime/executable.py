@@ -202,11 +202,12 @@ def _cache_bytes(index: int, default: int) -> int:
 class Context:
     """The argument table and workspace of one call; an executable keeps idle ones for the next."""
 
-    __slots__ = ("address", "arena", "table")
+    __slots__ = ("address", "arena", "pointer", "table")
 
     def __init__(self, slots: int, arena: Buffer | None) -> None:
         self.table: Any = (ctypes.c_uint64 * slots)()
         self.address = ctypes.addressof(self.table)
+        self.pointer = ctypes.c_void_p(self.address)
         self.arena = arena
 
 
@@ -266,7 +267,7 @@ class Executable:
         for b in outputs:
             table[i] = b.ptr
             i += 1
-        self.run(ctx.address)
+        self.run_pointer(ctx.pointer)
         self._idle.append(ctx)
         return outputs
 

@@ -4,6 +4,7 @@ program that is not running. Executables and compiled functions call it.
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from typing import Any
@@ -19,7 +20,9 @@ from .buffers import ALIGN, Buffer, empty, from_array
 LENT = 4 << 20
 
 _lenders: weakref.WeakSet[Any] = weakref.WeakSet()
-_lock = threading.Lock()
+_lock = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 def lend(owner: Any) -> None:

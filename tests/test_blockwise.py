@@ -7,10 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from codegen_tools import program
 from control_tools import THREADED, build, check, f32
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tracegrad.backends.schedule import schedule
+from tracegrad.backends.schedule.blockwise import in_blocks
 from tracegrad.ir.graph import Graph, Value
 from tracegrad.ir.loops import Alloc, For, Kernel, LoopProgram, Stmt, statements
 
@@ -120,6 +122,36 @@ def _heads_inside(B: int, H: int, T: int, D: int) -> Graph:
         return b.reshape(b.permute(b.matmul(p, v), dims=(0, 2, 1, 3)), shape=(B, T, H * D))
 
     return build({n: f32(B, T, H * D) for n in "qkv"}, body)
+
+
+CHAINED = """
+  input x: f32[512,16]
+  input at: i64[512]
+  output out: f32[512]
+  arena a: f32[512,16] @ 0
+  returns out
+  arena_bytes 32768
+  kernel { for i in 512 parallel { for l in 16 vector { a[16*i + l] = x[16*i + l] * f32:2.0 } } }
+  kernel { for j in 512 KIND { STORE } }
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "store", "one"),
+    [
+        ("parallel", "out[j] = a[16*j] + f32:1.0", True),
+        ("serial", "out[j] = a[16*j] + f32:1.0", True),
+        ("serial", "out[0] = out[0] + a[16*j]", False),
+        ("serial", "out[at[j]] = a[16*j]", False),
+        ("serial", "out[j] = a[16*j + 16]", False),
+    ],
+)
+def test_a_loop_whose_order_matters_is_not_shared_by_threads(kind: str, store: str, one: bool) -> None:
+    steps = in_blocks(program(CHAINED.replace("KIND", kind).replace("STORE", store)).steps, TIGHT)
+    assert len(steps) == (1 if one else 2)
+    assert isinstance(steps[0], Kernel)
+    (loop, *_) = steps[0].body
+    assert isinstance(loop, For) and loop.kind == "parallel"
 
 
 def test_nothing_is_said_of_kernels_without_loops() -> None:

@@ -246,6 +246,31 @@ def test_lane_reductions_halve(name: str, n: int) -> None:
     assert_same(got, want)
 
 
+@pytest.mark.parametrize("dtype", [dtypes.float32, dtypes.float64])
+@pytest.mark.parametrize("n", [2, 4, 8, 16])
+def test_the_extreme_lane_of_floats(dtype: DType, n: int) -> None:
+    """NaN of either sign in any lane, infinities, zeros of both signs, subnormals."""
+    kinds = [(0.0, -0.0), (-0.0, 0.0), (np.inf, -np.inf), (1e-45, -1e-45), (-1.0, -2.0), (3.0, 2.0)]
+    rows = [np.resize(np.array(k), n) for k in kinds]
+    rows += [np.where(np.arange(n) == i, nan, 1.0) for i in range(n) for nan in (np.nan, -np.nan)]
+    data = np.array(rows).astype(dtype.numpy)
+    x = Buffer("x", dtype, data.shape, "input")
+    least, most = (Buffer(b, dtype, (len(rows),), "output") for b in ("least", "most"))
+    i, lane = Var("i", len(rows)), Var("l", n)
+    body: list = [
+        Store(b, (i,), LaneReduce(name, lane, Load(x, (i, lane))))
+        for b, name in ((least, "minimum"), (most, "maximum"))
+    ]
+    kernel = Kernel("k", [For(i, len(rows), "serial", body)])
+    prog = LoopProgram("extreme", [x], [least, most], [], [], [kernel])
+    low, high = compile_program(prog, use_cache=False).call([data])
+    tiny = np.copysign(1e-300, data.astype(np.float64))  # stands for zeros, which sort does not order
+    ordered = np.sort(np.where(data == 0, tiny, data), axis=1)
+    for got, want in ((low, ordered[:, 0]), (high, ordered[:, -1])):
+        want = np.where(np.abs(want) == 1e-300, np.copysign(0.0, want), want)
+        assert_same(got, np.where(np.isnan(data).any(axis=1), np.nan, want).astype(dtype.numpy))
+
+
 def test_products_are_fused_in_accumulators_only() -> None:
     """x*x + y rounds twice in a store to memory, and once (where the target can) in an accumulator."""
     f32 = dtypes.float32

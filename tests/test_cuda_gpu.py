@@ -17,6 +17,7 @@ import cuda_tools
 import numpy as np
 import pytest
 import test_cuda_device as shared
+import test_cuda_memory as memory
 import test_cuda_train as training
 import tracegrad as tg
 from cuda_tools import near
@@ -40,11 +41,11 @@ class Programs:
         self.unit = unit
         self.architecture = architecture
         self.loops = unit.programs[0]
-        self.compiled: bytes | None = None
+        self.compiled = b""
 
     def code(self, capability: tuple[int, int]) -> bytes:
         """As of a lowering, compiled once."""
-        if self.compiled is None:
+        if not self.compiled:
             self.compiled = CudaLowered.code(self, capability)  # type: ignore[arg-type]
         return self.compiled
 
@@ -131,6 +132,9 @@ def test_mismatches(name: str) -> None:
         training.test_repeated_steps_and_captured_graphs,
         training.test_what_is_of_the_cpu_in_a_compiled_function, training.test_control_flow_on_a_device,
         training.test_masks_are_drawn_on_the_device_from_its_own_generator,
+        memory.test_pinned_memory_holds_what_was_there, memory.test_loaders_and_libraries_pin,
+        memory.test_a_plain_upload_has_read_its_source_when_it_returns, memory.test_threads_share_a_device,
+        memory.test_graphs_are_not_captured_for_addresses_that_keep_changing, memory.test_kernels_are_timed,
     ],
 )  # fmt: skip
 def test_what_the_emulated_device_does(test: Any) -> None:

@@ -20,7 +20,7 @@ from tracegrad.backends.cuda import emulate as emulation
 from tracegrad.ir.errors import DeviceError
 from tracegrad.runtime import cuda_buffers, cuda_driver, cuda_memory
 from tracegrad.runtime.cuda_emulated import emulated
-from tracegrad.runtime.cuda_program import _GRAPHS, LoadedProgram
+from tracegrad.runtime.cuda_program import _GRAPHS, LoadedProgram, kernel_times
 from tracegrad.runtime.cuda_streams import stream
 from tracegrad.utils.data import DataLoader, TensorDataset
 
@@ -185,6 +185,23 @@ def test_events_time_what_was_recorded_between_them(monkeypatch: pytest.MonkeyPa
     assert start.elapsed_time(end) == 500.0  # the copy, and the event itself
 
 
+def test_kernels_are_timed() -> None:
+    x = tg.ones(32, device="cuda")
+
+    def timed(x: Any) -> Any:
+        return x.exp().sum() * x
+
+    step = tg.compile(timed)
+    for _ in range(3):
+        want = step(x).tolist()
+    with kernel_times() as times:
+        assert step(x).tolist() == want and not times
+        step(x)
+    assert len(times) >= 2 and all(us >= 0 for _, us in times) and len(times) % 2 == 0
+    assert any("exp" in k.comment for k, _ in times)
+    close(step(x).tolist(), want)
+
+
 # --- what is counted ----------------------------------------------------------------------------------------
 
 
@@ -259,6 +276,35 @@ def test_graphs_are_not_captured_for_addresses_that_keep_changing() -> None:
     for _ in range(80):  # one that stays is worth it
         loaded.run([held[30].data_ptr(), out.ptr], arena.ptr)
     assert captures[0] == many + 1 and max(g.replays for g in loaded.graphs.values()) >= 10
+
+
+def test_small_inputs_of_the_cpu_are_copied_when_they_change() -> None:
+    """A learning rate, say: one place on the device, one graph."""
+    x, rate = tg.ones(4).to("cuda"), tg.tensor([0.5, 2.0])
+    assert x.tolist() == [1] * 4
+    copies = [0]
+    driver = cuda_driver.driver()
+    original = type(driver).cuMemcpyHtoDAsync
+
+    def copy(self: Any, *args: Any) -> Any:
+        copies[0] += 1
+        return original(self, *args)
+
+    def scaled(x: Any, r: Any) -> Any:
+        return (x * r.sum()).sum()
+
+    step = tg.compile(scaled)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(driver), "cuMemcpyHtoDAsync", copy)
+        for want in (10.0, 10.0, 10.0):
+            assert step(x, rate).item() == want
+        assert copies[0] == 1
+        for k in range(5):
+            rate[0] = k
+            assert step(x, rate).item() == 4 * (k + 2)
+        assert copies[0] == 6
+    (loaded,) = [o for o in gc.get_objects() if isinstance(o, LoadedProgram) and o.program.name == "scaled"]
+    assert 1 <= len(loaded.graphs) <= 2
 
 
 def test_programs_are_unloaded_later_and_not_amid_a_capture() -> None:

@@ -105,6 +105,7 @@ CASES = st.tuples(SIZES, st.integers(1, 40), st.tuples(st.integers(1, 3), st.int
 @example(((2, 12, 3, 17), 32, (3, 3)), 1, 1)
 @example(((2, 16, 8, 20), 32, (3, 3)), 1, 1)
 @example(((1, 20, 7, 19), 35, (3, 3)), 1, 1)
+@example(((2, 16, 40, 18), 33, (3, 3)), 1, 1)
 @example(((3, 24, 1, 9), 17, (1, 3)), 2, 0)
 def test_native_agrees_for_any_number_of_threads(case: Case, stride: int, padding: int) -> None:
     (_, _, height, width), _, taps = case

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ..ir.dtypes import float32
 from ..ir.errors import GradError
 from ..ir.grad import backward as walk_back
 from ..ir.grad import reads
 from ..ir.op import REGISTRY
+from ..ir.types import Type
 from . import anomaly
 from .hooks import Callbacks, active, concern
 from .library import ArgumentError
@@ -17,6 +19,8 @@ from .placement import TO_DEVICE
 from .recording import STATE, LazyTrace, Trace
 from .tensor import Tensor
 from .values import OPAQUE, SPENT, TracedValue, history, let_go, storage_of, without_contents
+
+_LOSS = Type(float32, ())
 
 
 def _stops(v: Any) -> bool:
@@ -180,6 +184,8 @@ def _runs_python(trace: LazyTrace) -> bool:
 def _seeds(
     trace: Trace, tensors: Sequence[Tensor], values: Sequence[TracedValue], gradients: Sequence[Any]
 ) -> dict[Any, Any]:
+    if len(values) == 1 and gradients[0] is None and values[0].type == _LOSS:
+        return {values[0]: trace.literal(1.0, _LOSS.dtype)}  # (what follows is for every kind)
     seeds: dict[Any, Any] = {}
     for t, v, g in zip(tensors, values, gradients):
         s = _seed(trace, t, v, g)
@@ -200,22 +206,24 @@ def _replayed(
     trace.grad_enabled, trace.walked_back, trace.phase = False, False, "backward"
     try:
         given = _seeds(trace, tensors, values, gradients)
-        seen = [*given, *given.values()]
-        made, (n, end) = trace.segment("backward", seen, _walk, trace, values, given)
+        seen = (*given, *given.values())
+        made, (n, end) = trace.segment(("backward", keep), seen, _walk, trace, values, given, keep)
     finally:
         trace.grad_enabled, trace.walked_back, trace.phase = old
     leaves = made[:n]
     if not keep:
-        release(trace, made[2 * n : end], made[end:], values)
+        _free(made[2 * n : end], made[end:])
     return leaves, {v: g for v, g in zip(leaves, made[n : 2 * n]) if g is not None}
 
 
 def _walk(
-    trace: LazyTrace, values: Sequence[TracedValue], given: dict[Any, Any]
+    trace: LazyTrace, values: Sequence[TracedValue], given: dict[Any, Any], keep: bool
 ) -> tuple[list[Any], tuple[int, int]]:
     leaves, nodes = _explore(values)
     found = walk_back(trace, given, leaves, stop=_stops)
     saved, free = _results(nodes)
+    if not keep:
+        _mark_freed(trace, values)
     return [*leaves, *map(found.get, leaves), *saved, *free], (len(leaves), 2 * len(leaves) + len(saved))
 
 
@@ -239,8 +247,16 @@ def _gradient(trace: Any, t: Tensor, leaves: Sequence[TracedValue], found: dict[
 def release(trace: Any, saved: Sequence[Any], free: Sequence[Any], roots: Sequence[Any]) -> None:
     """Frees what walked nodes kept for backward: of those with the results `saved` all, so that they can't be
     walked again; those with the results `free` need no more than the way to their operands."""
+    _mark_freed(trace, roots)
+    _free(saved, free)
+
+
+def _mark_freed(trace: Any, roots: Sequence[Any]) -> None:
     slots = getattr(trace, "slots", {})
     trace.mark(("backward", tuple([slots.get(r, -1) for r in roots])))
+
+
+def _free(saved: Sequence[Any], free: Sequence[Any]) -> None:
     for r in saved:
         r.freed = True
         if r.trace is None and r.node is not None:
@@ -317,7 +333,7 @@ def _totals(
             if g is not None:
                 yield t, g
         return
-    if len({id(v.leaf) for v in leaves}) == len(leaves):
+    if len({id(v.leaf) for v in leaves}) == len(leaves):  # each leaf was read in one state only
         for v in leaves:
             t = v.leaf() if v in found and v.leaf is not None else None
             if t is not None:

@@ -291,21 +291,18 @@ class LazyTrace(Trace):
     def literal(self, value: Any, dtype: DType) -> TracedValue:
         value = dtype.number(value)
         place = self.at_node.next
+        new = False
         if place.key is dtype:
             self.at_node = place
-            new = False
         else:
-            new = self._advance(dtype)
-            place = self.at_node
+            new, place = self._advance(dtype), self.at_node
         if new:
             place.op, place.attrs, place.baked = _CONSTANT, {"value": value, "dtype": dtype}, value
             place.types, place.grads = (Type(dtype, ()),), (False,)
             place.loc, place.phase = self.loc or user_location(), self.phase
         elif not place.lifted:
             old = place.baked
-            if old is value:
-                pass
-            elif old != value:
+            if old is not value and old != value:
                 place.lifted = value == value or old == old  # NaN stays NaN
             elif not value and str(value) != str(old):  # 0.0 became -0.0
                 place.lifted = True
@@ -393,7 +390,7 @@ class LazyTrace(Trace):
             procedure: records ops and has no other effect. Gives values, or None, and a note. If one of the
                 values is not of this program, it runs again next time.
         """
-        found: Any = tuple(map(self.slots.get, operands))
+        found = numbers_of(self.slots.get, operands)
         if None in found:
             found = self._slots_of(operands)
         key = (key, found, self.grad_enabled, self.phase)

@@ -185,9 +185,14 @@ class RegionTrace(Trace):
     def graph(
         self, inputs: Sequence[TracedValue], outputs: Sequence[TracedValue], names: Any = None
     ) -> Graph:
-        """The region."""
+        """The region. That ends the trace."""
         given: list[Value] = list(inputs)
-        return freeze(self.name.rpartition(".")[2], self.nodes, given, list(outputs), (), names)
+        made = freeze(self.name.rpartition(".")[2], self.nodes, given, list(outputs), (), names)
+        # This object is a cycle and lives on for a while; the values outside must not, or the same program
+        # could not write over them, and would be another one, until the collector happens to have run.
+        for names_of in (self.captured, self.written, self.finals, self._detached):
+            names_of.clear()
+        return made
 
 
 class Body:

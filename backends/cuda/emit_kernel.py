@@ -156,9 +156,9 @@ class KernelWriter(ExprWriter):
         return sizes[0], sizes[1], sizes[2]
 
     def _blocks(self, body: list[Stmt]) -> str:
-        """How many blocks a multiprocessor is to have room for, if that is said: 512 threads of 128 registers.
-        Where sums are most of these, the compiler would else take a few more for addresses, and half of the
-        registers would lie idle."""
+        """How many blocks a multiprocessor is to have room for, if that is said: 512 threads of 128
+        registers. Where sums are most of these, the compiler would else take a few more for addresses, and
+        half of the registers would lie idle."""
         held = [s.buffer for s in statements(body) if isinstance(s, Alloc) and s.buffer.space == "register"]
         words = sum(-(-b.nbytes // 4) for b in held if b in self.loaded or b in self.stored)
         return f", {512 // self.threads}" if 128 <= self.threads <= 256 and 64 <= words <= 96 else ""

@@ -87,8 +87,8 @@ def compile_cubin(text: str, architecture: str = "sm_80") -> tuple[bytes, dict[s
 
 
 def compile_ptx(text: str, architecture: str = "compute_80") -> bytes:
-    """A unit's kernels as PTX, which drivers compile for GPUs of that architecture and later ones; with the zero
-    that ends it.
+    """A unit's kernels as PTX, which drivers compile for GPUs of that architecture and later ones; with the
+    zero that ends it.
 
     :raises NvccError: no nvcc; or its message.
     """

@@ -32,9 +32,9 @@ from .target import CompileError, Target
 # Kernels with less text than this are inlined into `run`: LLVM's fixed cost per function, some 0.3 ms, is
 # most of theirs.
 _INLINE_CHARACTERS = 8000
-# A module of its own costs some 2 ms; text of this length some 100. The first ones are smaller, so that the
+# A module of its own costs some 2 ms; text of this length some 60. The first ones are smaller, so that the
 # other threads have something to do soon.
-_PART_CHARACTERS = 150_000
+_PART_CHARACTERS = 100_000
 _FIRST_CHARACTERS = 30_000
 _MEMMOVE = "declare void @llvm.memmove.p0.p0.i64(ptr, ptr, i64, i1)"
 

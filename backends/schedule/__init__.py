@@ -4,8 +4,9 @@ call.
 In order: plan.py decides what is computed where (groups.py, row_group.py, other_groups.py, contract.py; their
 elements are pulled through index maps by elements.py); placement.py gives every stored value its buffer and
 the groups their order; pointwise.py and rows.py write their loops with the help of nests.py and scopes.py;
-backends/memory.py lays out the arena. Regions of control flow are planned and placed in the same way, as part
-of the group of their node (control.py); control_steps.py puts their kernels into loops and branches.
+blockwise.py joins kernels over the same blocks; backends/memory.py lays out the arena. Regions of control
+flow are planned and placed in the same way, as part of the group of their node (control.py); control_steps.py
+puts their kernels into loops and branches.
 """
 
 from __future__ import annotations

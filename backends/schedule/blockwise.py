@@ -163,6 +163,8 @@ def _cut(nests: Sequence[_Nest]) -> _Cut | bool | None:
                 return False
             if use.low < 0 or use.high >= use.stride * loop.step:
                 return False
+    if any(n.loop.kind == "parallel" for n in nests) and not all(_independent(n) for n in nests):
+        return False
     groups: list[dict[int, Fraction]] = []
     for k in range(len(nests)):
         if not any(k in g for g in groups):
@@ -187,6 +189,17 @@ def _cut(nests: Sequence[_Nest]) -> _Cut | bool | None:
     more = next((d for d in range(1, count + 1) if count % d == 0 and d * size >= LEAST_BLOCK), count)
     count //= more
     return _Cut(count, [n.loop.extent // count for n in nests], {b: s * more for b, s in spans.items()})
+
+
+def _independent(n: _Nest) -> bool:
+    """Whether iterations may run side by side: each writes, and of what is written reads, only its own."""
+    if n.loop.kind == "parallel":
+        return True
+    return all(
+        u.stride is not None and u.low >= 0 and u.high < u.stride * n.loop.step
+        for u in n.uses.values()
+        if u.writes
+    )
 
 
 def _group(
@@ -265,13 +278,23 @@ def _longest(units: Sequence[list[_Nest] | None]) -> tuple[int, _Cut] | None:
 
 
 def _worth(cut: _Cut, nests: Sequence[list[_Nest]], machine: MachineModel) -> bool:
-    """Whether what is handed on leaves the first cache, a block of it does not leave the second, and there
-    are blocks enough for all threads."""
+    """Whether what is handed on leaves the first cache, a block of it does not leave the second nor what all
+    blocks read (weights, which loops by themselves would keep there), and there are blocks enough for all
+    threads."""
+    uses = [x for unit in nests for n in unit for x in n.uses.items()]
+    common = {b for b, use in uses if use.reads and use.stride is None}
+    if sum(b.nbytes for b in common) > machine.l2_bytes // 2:
+        return False
     whole = sum(b.nbytes for b in cut.spans)
     block = sum(span * b.dtype.itemsize for b, span in cut.spans.items())
-    parallel = any(n.loop.kind == "parallel" for unit in nests for n in unit)
     even = cut.count % machine.threads == 0 or cut.count >= 4 * machine.threads
-    return whole > machine.l1_bytes and 2 * block <= machine.l2_bytes and (even or not parallel)
+    even = even or _kind(nests) != "parallel"
+    return whole > machine.l1_bytes and 2 * block <= machine.l2_bytes and even
+
+
+def _kind(nests: Sequence[list[_Nest]]) -> str:
+    """Of a loop over blocks of all these."""
+    return "parallel" if any(n.loop.kind == "parallel" for unit in nests for n in unit) else "serial"
 
 
 def _users(steps: Sequence[Step], nests: Sequence[list[_Nest]]) -> dict[Buffer, int]:
@@ -304,8 +327,7 @@ def _joined(
 ) -> Kernel:
     own = Counter(b for unit in nests for b in {b for n in unit for b in n.uses})
     private = {b for b, n in own.items() if users.get(b) == n}
-    kind = "parallel" if any(n.loop.kind == "parallel" for unit in nests for n in unit) else "serial"
-    whole = _fuse([n for unit in nests for n in unit], cut, kind, private, machine)
+    whole = _fuse([n for unit in nests for n in unit], cut, _kind(nests), private, machine)
     gone = private.intersection(cut.spans)
     names = dict.fromkeys(name for k in kernels for name in k.comment.split("+"))
     moved = sum(k.bytes_moved for k in kernels) - 2 * sum(b.nbytes for b in gone)

@@ -20,12 +20,15 @@ from ...ir.loops import Buffer, Stmt
 from ..machine import MachineModel
 from .contract import ContractGroup, Dim
 from .contract_operands import Block, Packed
-from .contract_turned import ContractTurned
+from .contract_turned import ContractTurned, fitting
 from .elements import S
 from .indexing import ZERO, Numbering
 from .nests import StoreSpec
 from .scopes import Scope
 from .tiles import rows_first, splits
+
+#: rows after which bringing a block of B to the first cache again costs next to nothing
+ENOUGH_ROWS = 256
 
 
 class ContractEmitter(ContractTurned):
@@ -68,12 +71,21 @@ class ContractEmitter(ContractTurned):
             return dims[:-1]
         if not self.blocked_windows or self.row is not None:
             return []
-        if self.parallel and len(rows) == len(self.outer):
-            rows = rows[1:]
-        sums = self.m.size * self.s.nr * self.lanes * self.g.acc.itemsize
-        while rows and sums * prod(d.size for d in rows) > self.machine.l2_bytes // 2:
-            rows = rows[1:]
-        return rows
+        alone = self.parallel and len(rows) == len(self.outer)  # threads share the first of them
+        room = self.machine.l2_bytes // 2 // (self.m.size * self.s.nr * self.lanes * self.g.acc.itemsize)
+        found: list[Dim] = []
+        for d in reversed(rows):
+            shared = alone and d is rows[0]
+            if d.size <= room and not shared:
+                found.insert(0, d)
+                room //= d.size
+                continue
+            room = min(room, d.size // (2 * self.machine.threads)) if shared else room
+            if self.turns and room > 1 and self.m.size * prod(f.size for f in found) < ENOUGH_ROWS:
+                found.insert(0, d)
+                self.chunk = fitting(d.size, room)
+            break
+        return found
 
     @property
     def blocked_windows(self) -> bool:
@@ -92,7 +104,12 @@ class ContractEmitter(ContractTurned):
         # Rows first too where the row tile is the larger part of what is read and stays in the cache.
         b_bytes = self.K * self.n.size * self.g.acc.itemsize
         down = s.dot or rows_first(s.pack_b and s.kc >= self.K, b_bytes, self.machine)
-        if self.blocked_windows:
+        if self.blocked_windows and self.chunk:
+            first = self.inside[0]
+            self.tiles(scope, first.letters, first.size, self.chunk, lambda o, start, count:
+                self.column_tiles(o, width, lambda i, nb, n:
+                    self.window_blocks(i, nb, n, start, count)))  # fmt: skip
+        elif self.blocked_windows:
             self.column_tiles(scope, width, self.window_blocks)
         elif self.turns and s.kc >= self.K:
             _, size = self.region_dims()
@@ -105,27 +122,34 @@ class ContractEmitter(ContractTurned):
             self.column_tiles(scope, width, lambda o, nb, n: self.k_blocks(o, lambda i, b:
                 self.row_tiles(i, lambda k, mb, mr: one(k, mb, mr, nb, n, b))))  # fmt: skip
 
-    def window_blocks(self, scope: Scope, nb: Expr, columns: int) -> None:
-        """One column tile: a block of k after the other, each for all rows inside."""
-        rows = -(-self.m.size // self.s.mr) * self.s.mr
-        size = prod(d.size for d in self.inside) * rows
+    def window_blocks(self, scope: Scope, nb: Expr, columns: int, start: Expr = ZERO, count: int = 0) -> None:
+        """One column tile: a block of k after the other, each for all rows inside, or `count` from `start` on
+        of the first dimension of them."""
         if self.turns:
-            self.region = self.parts([*self.inside, self.m])
+            self.region = self.parts([*self.inside, self.m], start, count)
             self.local_sums(scope, columns)
         else:
-            self._partial = scope.alloc("sums", self.g.acc, size * self.s.nr * self.lanes, "local")
+            rows = -(-self.m.size // self.s.mr) * self.s.mr
+            size = prod(d.size for d in self.inside) * rows * self.s.nr * self.lanes
+            self._partial = scope.alloc("partial", self.g.acc, size, "local")
 
         def block(at: Scope, part: Block) -> None:
             inner = at
             for d in self.inside:
                 assert isinstance(d.var, Var)
-                inner = self.open(inner, d.var, d.size, 1, False)
+                if count and d is self.inside[0]:
+                    v = Var(d.var.name, count)
+                    inner = inner.loop(v, count, "serial")
+                    inner.define(d.var, index_add(v, start))
+                else:
+                    inner = self.open(inner, d.var, d.size, 1, False)
             self.row_tiles(inner, lambda k, mb, mr: self.one_tile(k, mb, mr, nb, columns, part))
             inner.close_to(at)
 
         self.k_blocks(scope, block)
         if self.region:
             self.turn_region(scope, nb, columns)
+            self.region = []
 
     def region_tiles(self, scope: Scope, width: int, down: bool) -> None:
         """Tiles region by region: the rows of one, for the same columns, one after the other, then what

@@ -112,6 +112,7 @@ class ContractOperands:
         self.packed_once: list[Packed] = []
         self._partial: Buffer | None = None
         self.inside: list[Dim] = []  # loops inside those over blocks of B
+        self.chunk = 0  # of the first of them, so many at a time; 0: all
         # Where sums are kept until those of some rows are complete and turned (contract_turned.py): the
         # dimensions of these rows, and the distance of rows.
         self.region: list[Part] = []

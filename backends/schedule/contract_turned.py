@@ -76,9 +76,7 @@ class ContractTurned(ContractTile):
                 return dims, first.size
             dims.insert(0, outer)
             if outer.size * size > most:
-                fits = most // size
-                even = next(q for q in range(fits, 0, -1) if outer.size % q == 0)
-                return dims, even if 2 * even > fits else fits
+                return dims, fitting(outer.size, most // size)
             size *= outer.size
 
     def region_row(self, scope: Scope, m: Expr) -> Expr:
@@ -185,3 +183,9 @@ class ContractTurned(ContractTile):
         others = prod(d.size for d in self.outer if d not in self.inside)
         size = others * rows * -(-self.columns // self.pitch) * self.pitch
         self._partial = Buffer("sums", self.g.acc, (size,), "arena")
+
+
+def fitting(size: int, most: int) -> int:
+    """How many of `size` to take at a time, at most `most`: as many each time, if that is not much less."""
+    even = next(q for q in range(min(most, size), 0, -1) if size % q == 0)
+    return even if 2 * even > most else most

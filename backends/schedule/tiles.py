@@ -271,6 +271,8 @@ def _outer(
                     for count_n, n in splits(vectors, nr):
                         step = max(m * n * per_fma, (m + n) * per_load, 4.0) + 0.3 + extra * n
                         again = nc if nc and not pack_b else n * lanes  # columns until the next tile of rows
+                        if pack_b and nc and row_tiles < 4:
+                            again = 2 * nc  # all that is packed, and what from
                         if kc * again * p.itemsize > machine.l1_bytes and (pack_b or row_tiles > 1):
                             step = max(step, L2_VECTOR * n) + FROM_L2 * n
                         if pack_b and kc * n * lanes * p.itemsize > machine.l2_bytes // 2:
@@ -300,7 +302,7 @@ def _outer(
                 total = batch * cycles + p.each_b * cost_b
                 passes = -(-vectors * lanes // nc) if nc else column_tiles
                 for pack_a, cost_a in _a_ways(p, mr, nr * lanes, batch, passes, kc, machine):
-                    if pack_a and not room_for_packed_a(mr, nr, registers):
+                    if (pack_a or p.am == 1) and not room_for_packed_a(mr, nr, registers):
                         continue
                     cycles = total + cost_a
                     out.append(
@@ -318,7 +320,7 @@ def rows_first(packed: bool, b_bytes: int, machine: MachineModel) -> bool:
 
 
 def room_for_packed_a(mr: int, nr: int, registers: int) -> bool:
-    """Whether the tile leaves registers for elements of A that lie side by side: LLVM broadcasts several of
+    """Whether the tile leaves registers for elements of A that lie side by side: LLVM may broadcast some of
     them ahead, and would spill accumulators for it."""
     return nr < 5 or mr * nr + nr < registers - 2
 
@@ -386,7 +388,8 @@ def _b_ways(
     if len(p.inner) > 1 or p.bk <= width:
         return found
     panel = p.K * width * p.itemsize
-    if far and row_tiles > 1 and 4 * width <= p.N and 4 * panel <= machine.l2_bytes and kc == p.K:
+    far_off = size * p.itemsize > 2 * machine.l2_bytes and p.each_b == p.batch
+    if far_off and row_tiles > 1 and 4 * width <= p.N and 6 * panel <= 5 * machine.l1_bytes:
         # Two panels, and what has the same place in the second cache. With fewer rows the result's places are
         # most of those to go to.
         if 16 * (65536 // gcd(p.bk * p.itemsize, 65536)) >= 2 * p.K >= 6 * STREAMS:

@@ -56,13 +56,20 @@ class Worker:
             device,
             str(time.time()),
         ]
-        self.errors = tempfile.TemporaryFile("w+")
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the process
         self.process = subprocess.Popen(
             words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=env
         )
+        self.failed = ""
+        self.ready: dict[str, Any] = {}
+
+    def begin(self) -> None:
+        """Waits until it has set up. (All set up at once; they are timed in turn.)"""
         word, _, rest = self._line().partition(" ")
-        self.failed = "" if word == "ready" else self._complaint()
-        self.ready: dict[str, Any] = {} if self.failed else json.loads(rest)
+        if word == "ready":
+            self.ready = json.loads(rest)
+        else:
+            self.failed = self._complaint()
 
     def _line(self) -> str:
         assert self.process.stdout is not None
@@ -101,6 +108,8 @@ def measure(w: GpuWorkload, names: Sequence[str], args: Any) -> Figures:
             env["JAX_PLATFORMS"] = "cpu"
         size = "tiny" if args.tiny else "full"
         started = [Worker(w.name, n, size, args.device, env) for n in names]
+        for c in started:
+            c.begin()
         out: Figures = {c.name: {"failed": c.failed} for c in started if c.failed}
         running = [c for c in started if not c.failed]
         blocks: dict[str, int] = {}
@@ -167,10 +176,10 @@ def report(found: dict[str, Figures], ceiling: dict[str, Any], about: str) -> st
         numbers.append(f"{ceiling['bandwidth'] / 1e12:.3g} TB/s")
     lines += [
         "",
-        "*us*: the least time of a step. The next three: theirs over ours; more than 1 is in our favour. *of peak*, "
-        "*of bandwidth*: operations of the step, and bytes that it must move (inputs, state twice, outputs), over "
-        f"its time and what the GPU reaches: {', '.join(numbers) or 'not known'} ({ceiling.get('from', '')}). "
-        "*differs*: the first values from PyTorch's.",
+        "*us*: the least time of a step. The next three: theirs over ours; more than 1 is in our favour.",
+        "*of peak*, *of bandwidth*: operations of the step, and bytes it must move (inputs, state twice,",
+        f"outputs), over its time and what the GPU reaches ({ceiling.get('from', 'not known')}):",
+        f"{', '.join(numbers) or 'not known'}. *differs*: the first values from PyTorch's.",
     ]
     failed = [
         f"- {name}: {c}: {f['failed'][:200]}"
@@ -248,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tiny", action="store_true", help="tiny sizes")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--kernels", type=int, default=0, help="also print so many of our slowest kernels")
-    parser.add_argument("--json", help="also write the figures here")
+    parser.add_argument("--json", help="also add the figures to this file; the table has all that are in it")
     parser.add_argument("--write", help="also put the table between the marks of this file (docs/gpu.md)")
     args = parser.parse_args(argv)
     wanted = [n for p in args.workloads or ["*"] for n in WORKLOADS if fnmatch.fnmatch(n, p)]
@@ -267,6 +276,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     ceiling = ceiling_of(args)
     title = about(args, names)
     found: dict[str, Figures] = {}
+    if args.json and Path(args.json).exists():  # what other calls have measured
+        found = json.loads(Path(args.json).read_text(encoding="utf-8"))["found"]
     for name in dict.fromkeys(wanted):
         found[name] = measure(WORKLOADS[name], names, args)
         print(" | ".join(row(WORKLOADS[name], found[name], ceiling)), flush=True)

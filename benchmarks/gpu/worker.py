@@ -113,7 +113,7 @@ def values(contender: Contender, n: int = 3) -> list[float]:
     out = []
     for _ in range(n):
         got = contender.step()
-        out.append(float(got.reshape(-1)[0]))
+        out.append(float(getattr(got, "detach", lambda got=got: got)().reshape(-1)[0]))
     return out
 
 

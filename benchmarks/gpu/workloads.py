@@ -193,7 +193,10 @@ _ALL = [
     *_variants(_MLP, bf16=False), *_variants(_CONVNET, bf16=False), *_variants(_TRANSFORMER, bf16=False),
     *_variants(_BLOCK), *_variants(_PRODUCT),
     replace(_PRODUCT, name="matmul-8192-bf16", dtype="bfloat16", sizes={"n": 8192}),
-    GpuWorkload("softmax", _softmax, jax_steps.softmax, {"rows": 16384, "columns": 4096}, {"rows": 4, "columns": 64}),
+    GpuWorkload(
+        "softmax", _softmax, jax_steps.softmax,
+        {"rows": 16384, "columns": 4096}, {"rows": 4, "columns": 64},
+    ),
     GpuWorkload("gelu-chain", _gelu_chain, jax_steps.gelu_chain, {"n": 1 << 26}, {"n": 1 << 8}),
 ]  # fmt: skip
 WORKLOADS: dict[str, GpuWorkload] = {w.name: w for w in _ALL}

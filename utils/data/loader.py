@@ -40,8 +40,8 @@ class DataLoader(Generic[T]):
         batch_sampler: gives lists of indices; instead of `batch_size`, `shuffle`, `sampler` and `drop_last`.
         num_workers: processes that make batches ahead; 0 makes them here, when they are asked for.
         collate_fn: makes a batch of a list of samples; `default_collate` if None.
-        pin_memory: batches are put in pinned memory, from which `.to("cuda", non_blocking=True)` copies beside
-            the program; where there is no GPU it changes nothing.
+        pin_memory: batches are put in pinned memory, from which `.to("cuda", non_blocking=True)` copies
+            beside the program; where there is no GPU it changes nothing.
         pin_memory_device: taken for compatibility; pinned memory is for all GPUs.
         drop_last: leave out a last batch that is not full.
         timeout: seconds to wait for a worker's batch; 0 waits for ever.
