@@ -112,10 +112,11 @@ def test_arguments_unlike_the_last_ones() -> None:
     leaf = tg.ones(2, requires_grad=True)
     f(leaf, b).sum().backward()
     assert leaf.grad is not None and leaf.grad.tolist() == [1, 2]
+    untyped: Any = f
     with pytest.raises(TypeError):
-        f(a)
+        untyped(a)
     with pytest.raises(TypeError):
-        f(a, b, b)
+        untyped(a, b, b)
     with tg.no_grad():
         assert f(leaf, b).tolist() == [6, 7]
 

@@ -214,8 +214,8 @@ def same_losses(rows: list[list[str]]) -> None:
 
     Which of the losses nearest to where the third digit changes cross it is chance: added up in f64, all 500
     are the table's. In f32, terms one after the other move three (steps 208, 436, 443). Partial sums of some
-    terms, each from zero and then added in order, move two (443, 484) if of 512 terms, one if of 384, 256 or 64,
-    and none if of 128 or 32; so no length of partial sums is right because it is more exact.
+    terms, each from zero and then added in order, move two (443, 484) if of 512 terms, one if of 384, 256 or
+    64, and none if of 128 or 32; so no length of partial sums is right because it is more exact.
     """
     assert [t for t, _ in rows] == [t for t, _ in LOSSES]
     other = [(float(a), float(b)) for (_, a), (_, b) in zip(rows, LOSSES) if a != b]

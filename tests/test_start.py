@@ -4,6 +4,8 @@ that differ, and what is found is what would have been compiled.
 
 from __future__ import annotations
 
+import gc
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -178,3 +180,21 @@ def test_compiled_steps_start_warm_with_the_same_results(cache: Path) -> None:
     cold, warm = train(), train()
     assert not cold[1] and warm[1]
     assert cold[0] == warm[0]
+
+
+def test_a_traced_body_lets_go_of_values_outside() -> None:
+    """Else a parameter could not be written in place until the collector has run, and the first step of a
+    loop would be a program of its own."""
+    w = tg.ones(4)
+    assert w.sum().item() == 4  # it has contents from here on
+    value = w._storage.value
+    gc.collect()
+    before = sys.getrefcount(value)
+    gc.disable()
+    try:
+        out = tg.map(lambda x: x * w, tg.ones(3, 4))
+        assert out.sum().item() == 12
+        del out
+        assert sys.getrefcount(value) == before
+    finally:
+        gc.enable()

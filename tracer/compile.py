@@ -186,7 +186,8 @@ class CompiledFunction:
         made = [Tensor(TracedValue(b.type, None, 0, None, b)) for b in buffers]
         for owner, grad in spec.traced.grads:
             t = tensors[owner] if isinstance(owner, int) else owner
-            t._grad = made[grad.index][last[grad.index]].clone() if isinstance(grad, Output) else grad  # type: ignore
+            new = made[grad.index][last[grad.index]].clone() if isinstance(grad, Output) else grad
+            t._grad = new  # type: ignore
         for a in spec.traced.assigned:
             a.set(fill(a.new, [m[row].clone() for m, row in zip(made, last)]))
         return fill(spec.traced.result, made)

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from math import prod
 
 from ...ir.dtypes import DType, opmath
-from ...ir.expr import Const, Expr, Load, Var, index_add, substitute
+from ...ir.expr import Const, Expr, Load, Var, index_add
 from ...ir.graph import Node
 from ...ir.loops import Barrier, Buffer, Stmt, Store
+from ...ir.substitute import substitute
 from ..schedule.cumulative import CumulativeGroup, ScanStep, scan_step
 from ..schedule.elements import S
 from ..schedule.indexing import ZERO

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from math import prod
 
 from ...ir import dtypes
-from ...ir.expr import Const, Expr, Load, Local, Prim, Var, index_add, substitute, walk
+from ...ir.expr import Const, Expr, Load, Local, Prim, Var, index_add, walk
 from ...ir.loops import (
     Alloc,
     Barrier,
@@ -31,6 +31,7 @@ from ...ir.loops import (
     statements,
     thread_extents,
 )
+from ...ir.substitute import substitute
 from ..machine import GpuModel
 from ..schedule.indexing import unravel
 from ..schedule.nests import less

@@ -11,9 +11,10 @@ from __future__ import annotations
 from math import prod
 
 from ...ir import dtypes
-from ...ir.expr import Const, Expr, Load, Local, Prim, Var, index_add, substitute
+from ...ir.expr import Const, Expr, Load, Local, Prim, Var, index_add
 from ...ir.graph import Node
 from ...ir.loops import Buffer, Stmt, Store, While
+from ...ir.substitute import substitute
 from ..schedule.elements import S
 from ..schedule.groups import domain_var
 from ..schedule.indexing import ZERO, ravel, unravel

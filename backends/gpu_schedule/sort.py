@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ...ir import dtypes
-from ...ir.expr import Const, Expr, Load, Local, Var, index_add, index_mul, substitute
+from ...ir.expr import Const, Expr, Load, Local, Var, index_add, index_mul
 from ...ir.loops import Barrier, Buffer, Stmt, Store
+from ...ir.substitute import substitute
 from ..schedule.elements import S
 from ..schedule.indexing import ZERO
 from ..schedule.nests import Split, less, needed_exprs, power_of_two

@@ -15,9 +15,10 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from ...ir.dtypes import float32, opmath
-from ...ir.expr import Cast, Const, Expr, Load, Local, Var, stride_of, substitute
+from ...ir.expr import Cast, Const, Expr, Load, Local, Var, stride_of
 from ...ir.graph import Node, Value
 from ...ir.loops import Buffer
+from ...ir.substitute import substitute
 from ..machine import MachineModel
 from .elements import NotFusable, decided, letter_sizes, split_spec
 from .groups import Group

@@ -17,10 +17,11 @@ from typing import Any
 
 from ...ir import dtypes
 from ...ir.dtypes import DType
-from ...ir.expr import Const, Expr, Load, Var, index_add, index_mul, substitute
+from ...ir.expr import Const, Expr, Load, Var, index_add, index_mul
 from ...ir.graph import Node, Value
 from ...ir.loops import Buffer, Stmt, Store
 from ...ir.op import REGISTRY
+from ...ir.substitute import substitute
 from ..machine import MachineModel
 from .elements import NotFusable, S
 from .groups import Group, domain_var

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from math import prod
 
 from ...ir import dtypes
-from ...ir.expr import Const, Expr, Load, Local, Prim, Var, index_add, stride_of, substitute, walk
+from ...ir.expr import Const, Expr, Load, Local, Prim, Var, index_add, stride_of, walk
 from ...ir.loops import Buffer
+from ...ir.substitute import substitute
 from ..machine import MachineModel
 from .indexing import ZERO, chain, divisors, is_index, split_flat
 from .scopes import Lowering, Scope

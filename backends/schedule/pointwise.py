@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ...ir import dtypes
-from ...ir.expr import Expr, Load, Local, Prim, Var, stride_of, substitute
+from ...ir.expr import Expr, Load, Local, Prim, Var, stride_of
 from ...ir.loops import Buffer, Stmt
 from ...ir.scalar import PRIMITIVES
+from ...ir.substitute import substitute
 from ..machine import MachineModel
 from .crossing import crossing, transposing_tiles
 from .elements import S

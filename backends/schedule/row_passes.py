@@ -7,8 +7,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ...ir.expr import Expr, Load, Local, Var, index_add, index_mul, substitute
+from ...ir.expr import Expr, Load, Local, Var, index_add, index_mul
 from ...ir.loops import Buffer, Store
+from ...ir.substitute import substitute
 from ..machine import MachineModel
 from .indexing import ZERO, Numbering
 from .nests import (

@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from ...ir import dtypes
-from ...ir.expr import Cast, Const, Expr, LaneReduce, Load, Local, Prim, Var, substitute
+from ...ir.expr import Cast, Const, Expr, LaneReduce, Load, Local, Prim, Var
 from ...ir.loops import Alloc, Buffer, For, If, Let, Stmt, Store, While
+from ...ir.substitute import substitute
 from .indexing import Numbering, is_index
 
 

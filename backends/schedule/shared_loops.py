@@ -22,14 +22,12 @@ from ...ir.expr import (
     Expr,
     Load,
     Local,
-    Memo,
     Prim,
     Var,
     bounds,
     index_add,
     index_mul,
     stride_of,
-    substitute,
     terms,
 )
 from ...ir.loops import (
@@ -49,6 +47,7 @@ from ...ir.loops import (
     expressions,
     statements,
 )
+from ...ir.substitute import Memo, substitute
 from ..machine import MachineModel
 from .indexing import ravel
 

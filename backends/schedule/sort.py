@@ -18,9 +18,10 @@ from math import prod
 
 from ...ir import dtypes
 from ...ir.dtypes import DType
-from ...ir.expr import Cast, Const, Expr, LaneReduce, Load, Var, index_add, index_mul, substitute
+from ...ir.expr import Cast, Const, Expr, LaneReduce, Load, Var, index_add, index_mul
 from ...ir.graph import Node, Value
 from ...ir.loops import Buffer, Stmt, Store
+from ...ir.substitute import substitute
 from ..machine import MachineModel
 from .elements import NotFusable, S
 from .groups import Group, domain_var
