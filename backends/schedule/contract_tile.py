@@ -15,11 +15,10 @@ from ...ir.expr import (
     index_div,
     index_mod,
     index_mul,
-    walk,
 )
-from ...ir.loops import Buffer, Prefetch, Store
-from .contract import Dim
-from .contract_operands import Block, ContractOperands
+from ...ir.loops import Buffer, Store
+from .contract_operands import Block
+from .contract_steps import ContractSteps
 from .elements import S
 from .indexing import ZERO
 from .nests import less, power_of_two
@@ -27,7 +26,7 @@ from .scopes import Scope
 from .tiles import splits
 
 
-class ContractTile(ContractOperands):
+class ContractTile(ContractSteps):
     """Adds the loops of one tile."""
 
     def outer_tile(
@@ -51,9 +50,12 @@ class ContractTile(ContractOperands):
             s.stmts.append(Store(acc, (at,), value))
 
         self.vectors(scope, mr * nr, begin)
-        if self.far and part.last is not False:
+        lines = -(-columns // lanes)
+        ahead = self.s.ahead and part.size == self.K and len(self.g.inner) == 1 and "b" not in self.packed
+        spread = not ahead and self.comes_row_by_row(mr, part)
+        if self.far and part.last is not False and not spread:
             near = scope if part.last is True else scope.branch(part.last)
-            self.bring(near, mb, mr, nb, -(-columns // lanes))
+            self.bring(near, mb, mr, nb, lines)
             near.close_to(scope)
         block, k = self.k_loops(scope, len(self.g.inner) - 1, part)
 
@@ -81,8 +83,10 @@ class ContractTile(ContractOperands):
             self.vectors(rows, nr, multiply)
             rows.close()
 
-        if self.s.ahead and part.size == self.K and len(self.g.inner) == 1 and "b" not in self.packed:
+        if ahead:
             self.k_ahead(block, mb, mr, nb, nr, step)
+        elif self.far and spread:
+            self.k_bringing(block, mb, mr, nb, nr, lines, step, part)
         else:
             self.k_steps(block, self.g.inner[-1], mr * nr, k, step, part)
         block.close_to(scope)
@@ -100,24 +104,6 @@ class ContractTile(ContractOperands):
             self.epilogue(done, acc, mb, mr, nb, nr * lanes, columns)
             if done is not scope:
                 done.close()
-
-    def bring(self, scope: Scope, mb: Expr, mr: int, nb: Expr, nr: int) -> None:
-        """Prefetches what the epilogue of a tile will read and write, where that is large: it comes while
-        the tile is computed."""
-        outer, i = scope, ZERO
-        if mr > 1:
-            i = Var("i", mr)
-            outer = scope.loop(i, mr, "serial")
-        if isinstance(self.m.var, Var):
-            outer.define(self.m.var, index_add(mb, i))
-        for j in range(nr):
-            inner = outer.inline()
-            if isinstance(self.n.var, Var):
-                inner.define(self.n.var, index_add(nb, Const(j * self.lanes)))
-            for buffer, index, write in self.far:
-                inner.stmts.append(Prefetch(self.low.place(buffer), (inner.lower(index),), write))
-            inner.close()
-        outer.close_to(scope)
 
     def partial(self) -> Buffer:
         """Sums over the blocks of k so far, tile after tile as the registers hold them."""
@@ -170,73 +156,6 @@ class ContractTile(ContractOperands):
             return index_add(index_mul(out, rows * width), index_mul(mb, nr * self.lanes))
         out = index_mul(out, -(-self.columns // width) * width * rows)
         return index_add(index_add(out, index_mul(nb, rows)), index_mul(mb, nr * self.lanes))
-
-    def k_steps(
-        self,
-        scope: Scope,
-        dim: Dim,
-        accumulators: int,
-        k: dict[Expr, Expr],
-        step: Callable[[Scope, dict[Expr, Expr]], None],
-        part: Block,
-    ) -> None:
-        """The innermost loop over k. Unrolled a little: more would have LLVM mix the steps and run out of
-        registers."""
-        start, n = part.ranges[-1]
-        if not isinstance(dim.var, Var):
-            step(scope, k)
-            return
-        # LLVM loads the rows of B for all steps before it begins.
-        registers = self.machine.vector_registers
-        spare = registers - 4 - accumulators
-        most = max(1, min(4, spare // (self.s.nr + 1), registers * 3 // 4 // accumulators))
-        unroll = n if n <= most else next((u for u in (4, 3, 2) if u <= most and n % u == 0), most)
-        whole = n // unroll * unroll
-        outer, base = scope, ZERO
-        if whole > unroll:
-            v = Var(dim.var.name, whole)
-            outer, base = scope.loop(v, whole, "serial", unroll), v
-        u = Var("u", unroll)
-        inner = outer.loop(u, unroll, "unroll")
-        step(inner, {**k, dim.var: index_add(index_add(base, u), start)})
-        inner.close()
-        if outer is not scope:
-            outer.close()
-        if whole < n:
-            v = Var(dim.var.name, n - whole)
-            inner = scope.loop(v, n - whole, "serial")
-            step(inner, {**k, dim.var: index_add(index_add(v, Const(whole)), start)})
-            inner.close()
-
-    def k_ahead(
-        self,
-        scope: Scope,
-        mb: Expr,
-        mr: int,
-        nb: Expr,
-        nr: int,
-        step: Callable[[Scope, dict[Expr, Expr]], None],
-    ) -> None:
-        """The loop over k, in which every tile of rows prefetches its share of B's rows for the next tile of
-        columns: they come from far apart, and nothing else would fetch them ahead."""
-        dim = self.g.inner[-1]
-        share = -(-self.K // -(-self.m.size // self.s.mr))
-        steps = self.K // share
-        v = Var("row", share)
-        inner = scope.loop(v, share, "serial") if share > 1 else scope.inline()
-        at: Expr = v if share > 1 else ZERO
-        row = index_add(index_mul(index_div(mb, self.s.mr), share), at)
-        for j in range(nr + (dim.b * self.g.buffers[1].dtype.itemsize % self.machine.vector_bytes != 0)):
-            column = index_add(nb, Const((nr + j) * self.lanes))
-            for x in walk(self.load("b", ZERO, column, {dim.var: row}, inner)):
-                if isinstance(x, Load):
-                    inner.stmts.append(Prefetch(x.buffer, x.index))
-        part = Block(((index_mul(at, steps), steps),))
-        self.k_steps(inner, dim, mr * nr, {}, step, part)
-        inner.close()
-        if share * steps < self.K:
-            rest = Block(((Const(share * steps), self.K - share * steps),))
-            self.k_steps(scope, dim, mr * nr, {}, step, rest)
 
     def vectors(self, scope: Scope, count: int, body: Callable[[Scope, Expr], None]) -> None:
         """`count` vectors of a register buffer."""

@@ -1,0 +1,139 @@
+"""The innermost loops over k of a tile, and what is fetched ahead in them. Used by contract_tile.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ...ir.expr import Const, Expr, Load, Var, index_add, index_div, index_mul, walk
+from ...ir.loops import Prefetch
+from .contract import Dim
+from .contract_operands import Block, ContractOperands
+from .indexing import ZERO
+from .scopes import Scope
+
+#: what a tile's epilogue needs comes between so many steps of k at least
+FEW_STEPS = 4
+
+
+class ContractSteps(ContractOperands):
+    """Adds the loops over k. A `step` is given a scope and the value of each variable of k."""
+
+    def k_steps(
+        self,
+        scope: Scope,
+        dim: Dim,
+        accumulators: int,
+        k: dict[Expr, Expr],
+        step: Callable[[Scope, dict[Expr, Expr]], None],
+        part: Block,
+    ) -> None:
+        """The innermost loop over k. Unrolled a little: more would have LLVM mix the steps and run out of
+        registers."""
+        start, n = part.ranges[-1]
+        if not isinstance(dim.var, Var):
+            step(scope, k)
+            return
+        # LLVM loads the rows of B for all steps before it begins.
+        registers = self.machine.vector_registers
+        spare = registers - 4 - accumulators
+        most = max(1, min(4, spare // (self.s.nr + 1), registers * 3 // 4 // accumulators))
+        unroll = n if n <= most else next((u for u in (4, 3, 2) if u <= most and n % u == 0), most)
+        whole = n // unroll * unroll
+        outer, base = scope, ZERO
+        if whole > unroll:
+            v = Var(dim.var.name, whole)
+            outer, base = scope.loop(v, whole, "serial", unroll), v
+        u = Var("u", unroll)
+        inner = outer.loop(u, unroll, "unroll")
+        step(inner, {**k, dim.var: index_add(index_add(base, u), start)})
+        inner.close()
+        if outer is not scope:
+            outer.close()
+        if whole < n:
+            v = Var(dim.var.name, n - whole)
+            inner = scope.loop(v, n - whole, "serial")
+            step(inner, {**k, dim.var: index_add(index_add(v, Const(whole)), start)})
+            inner.close()
+
+    def k_ahead(
+        self,
+        scope: Scope,
+        mb: Expr,
+        mr: int,
+        nb: Expr,
+        nr: int,
+        step: Callable[[Scope, dict[Expr, Expr]], None],
+    ) -> None:
+        """The loop over k, in which every tile of rows prefetches its share of B's rows for the next tile of
+        columns: they come from far apart, and nothing else would fetch them ahead."""
+        dim = self.g.inner[-1]
+        share = -(-self.K // -(-self.m.size // self.s.mr))
+        steps = self.K // share
+        v = Var("row", share)
+        inner = scope.loop(v, share, "serial") if share > 1 else scope.inline()
+        at: Expr = v if share > 1 else ZERO
+        row = index_add(index_mul(index_div(mb, self.s.mr), share), at)
+        for j in range(nr + (dim.b * self.g.buffers[1].dtype.itemsize % self.machine.vector_bytes != 0)):
+            column = index_add(nb, Const((nr + j) * self.lanes))
+            for x in walk(self.load("b", ZERO, column, {dim.var: row}, inner)):
+                if isinstance(x, Load):
+                    inner.stmts.append(Prefetch(x.buffer, x.index))
+        part = Block(((index_mul(at, steps), steps),))
+        self.k_steps(inner, dim, mr * nr, {}, step, part)
+        inner.close()
+        if share * steps < self.K:
+            rest = Block(((Const(share * steps), self.K - share * steps),))
+            self.k_steps(scope, dim, mr * nr, {}, step, rest)
+
+    def comes_row_by_row(self, mr: int, part: Block) -> bool:
+        """Whether k is long enough for `k_bringing`."""
+        return part.last is True and mr > 1 and len(self.g.inner) == 1 and part.size >= mr * FEW_STEPS
+
+    def k_bringing(
+        self,
+        scope: Scope,
+        mb: Expr,
+        mr: int,
+        nb: Expr,
+        nr: int,
+        lines: int,
+        step: Callable[[Scope, dict[Expr, Expr]], None],
+        part: Block,
+    ) -> None:
+        """The loop over k, in which that comes row by row: all at once would wait for one another."""
+        dim = self.g.inner[-1]
+        start, n = part.ranges[-1]
+        steps = n // mr
+        i = Var("i", mr)
+        outer = scope.loop(i, mr, "serial")
+        row = outer.inline()
+        self.bring_row(row, index_add(mb, i), nb, lines)
+        row.close()
+        here = index_add(index_mul(i, steps), start)
+        self.k_steps(outer, dim, mr * nr, {}, step, Block(((here, steps),)))
+        outer.close()
+        if steps * mr < n:
+            rest = Block(((index_add(Const(steps * mr), start), n - steps * mr),))
+            self.k_steps(scope, dim, mr * nr, {}, step, rest)
+
+    def bring(self, scope: Scope, mb: Expr, mr: int, nb: Expr, nr: int) -> None:
+        """Prefetches what the epilogue of a tile will read and write, where that is large: it comes while
+        the tile is computed."""
+        outer, i = scope, ZERO
+        if mr > 1:
+            i = Var("i", mr)
+            outer = scope.loop(i, mr, "serial")
+        self.bring_row(outer, index_add(mb, i), nb, nr)
+        outer.close_to(scope)
+
+    def bring_row(self, scope: Scope, m: Expr, nb: Expr, nr: int) -> None:
+        """Prefetches it for one row of a tile."""
+        if isinstance(self.m.var, Var):
+            scope.define(self.m.var, m)
+        for j in range(nr):
+            inner = scope.inline()
+            if isinstance(self.n.var, Var):
+                inner.define(self.n.var, index_add(nb, Const(j * self.lanes)))
+            for buffer, index, write in self.far:
+                inner.stmts.append(Prefetch(self.low.place(buffer), (inner.lower(index),), write))
+            inner.close()
