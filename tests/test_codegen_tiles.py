@@ -4,6 +4,7 @@ every accumulator has its own register, nothing is spilled, and there are no mor
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 import pytest
 from codegen_tools import x86
@@ -15,6 +16,7 @@ from tracegrad.backends.schedule import contract as groups
 from tracegrad.backends.schedule import schedule, tiles
 from tracegrad.ir.graph import Graph
 from tracegrad.ir.loop_text import print_program
+from tracegrad.ir.loops import For, LoopProgram, Prefetch, Stmt
 
 pytestmark = pytest.mark.skipif(host_target().arch != "x86_64", reason="reads x86 assembly")
 
@@ -152,8 +154,8 @@ def test_blocks_in_place_stay_in_registers(
 
 
 def test_what_an_epilogue_reads_is_prefetched() -> None:
-    """Large parameters that an update reads come while the product is computed: one line for each vector of
-    the tile, before the loop over k and not in it."""
+    """Large parameters that an update reads come while the product is computed: the lines of a row of the
+    tile before its share of the steps over k, and none between these steps."""
     machine, cpu = TARGETS["avx512"]
 
     def body(b, x, g, w, m):
@@ -161,16 +163,30 @@ def test_what_an_epilogue_reads_is_prefetched() -> None:
         moment = b.add(b.mul(m, b.const(0.9)), first)
         return [], {w: b.sub(w, b.mul(moment, b.const(0.1))), m: moment}
 
-    def assembly(rows: int) -> str:
+    def program(rows: int) -> LoopProgram:
         shapes = {"x": f32(256, rows), "g": f32(256, 256), "w": f32(rows, 256), "m": f32(rows, 256)}
-        return compile_program(
-            schedule(build("c", shapes, body), machine), x86(*cpu), use_cache=False
-        ).assembly()
+        return schedule(build("c", shapes, body), machine)
 
-    text = assembly(256)
+    large, small = program(256), program(20)
+    text = compile_program(large, x86(*cpu), use_cache=False).assembly()
     assert len(re.findall(r"prefetch\w*\s", text)) >= 4
     assert not any("prefetch" in line for lines in hot_loops(text) for line in lines)
-    assert "prefetch" not in assembly(20)
+    assert "prefetch" not in compile_program(small, x86(*cpu), use_cache=False).assembly()
+
+    def shares(body: list[Stmt]) -> Iterator[For]:
+        """Loops over rows that prefetch and then do some steps."""
+        for s in body:
+            if isinstance(s, For):
+                kinds = [type(x) for x in s.body]
+                if Prefetch in kinds and For in kinds[kinds.index(Prefetch) :]:
+                    yield s
+                yield from shares(s.body)
+
+    (found, *_) = [s for k in large.kernels for s in shares(k.body)]
+    lines = [s for s in found.body if isinstance(s, Prefetch)]
+    (steps,) = [s for s in found.body if isinstance(s, For)]
+    assert found.extent in (4, 6, 8, 9, 14) and steps.extent == 256 // found.extent
+    assert len(lines) % 2 == 0 and {p.buffer.name for p in lines} == {"w", "m"}
 
 
 @pytest.mark.parametrize("target", TARGETS)
