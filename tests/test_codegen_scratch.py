@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from codegen_tools import check, inputs_of, program, targets
 from tracegrad.backends.llvm.codegen_program import generate
 from tracegrad.backends.llvm.compile import compile_program
+from tracegrad.backends.llvm.scratch import keep_scratch
 from tracegrad.backends.llvm.target import CompileError
 
 TARGETS = targets()
@@ -210,3 +214,24 @@ def test_gpu_parts_are_refused() -> None:
         p = program(f"output y: f32[4]\n returns y\n kernel {{ {body} }}")
         with pytest.raises(CompileError, match="GPU"):
             generate(p, TARGETS["host"])
+
+
+_FAULTS = """
+import resource
+import tracegrad as tg
+a, b = tg.randn(64, 1000), tg.randn(1000, 100)
+product = tg.compile(lambda: a @ b)
+for _ in range(20):
+    product()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(50):
+    product()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 50)
+"""
+
+
+@pytest.mark.skipif(not keep_scratch(), reason="another C library, or its settings are in the environment")
+def test_scratch_is_not_given_back_to_the_system() -> None:
+    """A product that packs 256 KB makes no new pages."""
+    done = subprocess.run([sys.executable, "-c", _FAULTS], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 20

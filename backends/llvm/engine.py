@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 from . import parts
 from .cache import CachedObject, ObjectCache, build_id, default_cache, object_key
+from .scratch import keep_scratch
 from .target import CompileError, Target, host_target, llvm
 
 Opt = Literal["fast", "full"]
@@ -195,6 +196,7 @@ class Engine:
               *, from_cache: bool) -> NativeModule:
         """Maps an object and resolves its symbols."""
         binding = llvm()
+        keep_scratch()
         with _lock:
             if self._linker is None or self._linked >= _MODULES_PER_LINKER:
                 self._linker = binding.create_lljit_compiler(self.target.machine(), use_jit_link=True,
