@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..record import Step
+from ..workloads.block import block_class
 from . import jax_steps
 
 
@@ -88,31 +89,10 @@ def _convnet(tg: Any, device: Any, s: dict[str, int], dtype: str) -> Step:
     return _train(tg, device, dtype, model, loss, data, 1e-3)
 
 
-def _block_class(tg: Any, width: int, heads: int) -> Any:
-    nn, F = tg.nn, tg.nn.functional
-
-    class Block(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-            self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-            self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-        def forward(self, x: Any) -> Any:
-            batch, time = x.shape[:2]
-            parts = self.qkv(self.norm1(x)).view(batch, time, 3, heads, width // heads)
-            q, k, v = parts.permute(2, 0, 3, 1, 4)
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-            x = x + self.out(y.transpose(1, 2).reshape(batch, time, width))
-            return x + self.down(F.gelu(self.up(self.norm2(x))))
-
-    return Block
-
-
 def _transformer(tg: Any, device: Any, s: dict[str, int], dtype: str) -> Step:
     tg.manual_seed(0)
     nn, width, letters = tg.nn, s["width"], s["letters"]
-    block = _block_class(tg, width, s["heads"])
+    block = block_class(tg, width, s["heads"])
 
     class Model(nn.Module):
         def __init__(self) -> None:
@@ -136,7 +116,7 @@ def _transformer(tg: Any, device: Any, s: dict[str, int], dtype: str) -> Step:
 
 def _gpt2_block(tg: Any, device: Any, s: dict[str, int], dtype: str) -> Step:
     tg.manual_seed(0)
-    model = _block_class(tg, s["width"], s["heads"])()
+    model = block_class(tg, s["width"], s["heads"])()
     data = (tg.randn(s["batch"], s["time"], s["width"]),)
     return _train(tg, device, dtype, model, lambda m, x: (m(x).float() ** 2).mean(), data, 1e-4)
 

@@ -5,34 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from ..record import Step, Workload
+from .block import block_class
 from .training import classify, train
 
 
 def _gpt(tg: Any, letters: int, width: int, heads: int, layers: int, time: int, dropout: float) -> Step:
     tg.manual_seed(0)
-    nn, F = tg.nn, tg.nn.functional
-
-    class Block(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-            self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-            self.mlp = nn.Sequential(
-                nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width), nn.Dropout(dropout)
-            )
-
-        def forward(self, x: Any) -> Any:
-            parts = self.qkv(self.norm1(x)).view(*x.shape[:2], 3, heads, width // heads)
-            q, k, v = parts.permute(2, 0, 3, 1, 4)
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
-            x = x + self.out(y.transpose(1, 2).flatten(2))
-            return x + self.mlp(self.norm2(x))
+    nn = tg.nn
+    block = block_class(tg, width, heads, dropout)
 
     class GPT(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.letter, self.place = nn.Embedding(letters, width), nn.Parameter(tg.zeros(time, width))
-            self.blocks = nn.Sequential(*(Block() for _ in range(layers)))
+            self.blocks = nn.Sequential(*(block() for _ in range(layers)))
             self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, letters, bias=False)
 
         def forward(self, x: Any) -> Any:

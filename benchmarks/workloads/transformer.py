@@ -6,6 +6,7 @@ from typing import Any
 
 from .. import in_jax
 from ..record import Step, Workload
+from .block import block_class
 
 WIDTH, HEADS, TIME, BATCH, LAYERS, LETTERS = 128, 4, 64, 16, 2, 96
 
@@ -13,23 +14,9 @@ WIDTH, HEADS, TIME, BATCH, LAYERS, LETTERS = 128, 4, 64, 16, 2, 96
 def _model(tg: Any) -> Step:
     tg.manual_seed(0)
     nn, F = tg.nn, tg.nn.functional
-
-    class Block(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.norm1, self.norm2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-            self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
-            self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
-
-        def forward(self, x: Any) -> Any:
-            parts = self.qkv(self.norm1(x)).view(BATCH, TIME, 3, HEADS, WIDTH // HEADS)
-            q, k, v = parts.permute(2, 0, 3, 1, 4)
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-            x = x + self.out(y.transpose(1, 2).reshape(BATCH, TIME, WIDTH))
-            return x + self.down(F.gelu(self.up(self.norm2(x))))
-
+    block = block_class(tg, WIDTH, HEADS)
     letter, place = nn.Embedding(LETTERS, WIDTH), nn.Embedding(TIME, WIDTH)
-    blocks, norm, head = nn.Sequential(*(Block() for _ in range(LAYERS))), nn.LayerNorm(WIDTH), None
+    blocks, norm = nn.Sequential(*(block() for _ in range(LAYERS))), nn.LayerNorm(WIDTH)
     head = nn.Linear(WIDTH, LETTERS)
     x, y = tg.randint(LETTERS, (BATCH, TIME)), tg.randint(LETTERS, (BATCH, TIME))
     places = tg.arange(TIME)
