@@ -4,6 +4,7 @@ else.
 
 import gc as _gc
 import sys as _sys
+from typing import TYPE_CHECKING
 
 # Modules make many objects that all stay; looking through them for garbage is a seventh of the time.
 _collecting = _gc.isenabled()
@@ -29,6 +30,7 @@ from .ir.dtypes import (
     bool_ as bool,
 )
 from .ir.errors import TracegradError
+from .ir.late import late as _late
 from .tracer import autograd_api as autograd
 from .tracer import cuda as cuda
 from .tracer import func as func
@@ -54,7 +56,6 @@ from .tracer.creation import (
     zeros,
     zeros_like,
 )
-from .tracer.export_cuda import export_cuda
 from .tracer.func import vmap
 from .tracer.grad_mode import enable_grad, inference_mode, is_grad_enabled, no_grad, set_grad_enabled
 from .tracer.operands import get_default_dtype, result_type, set_default_dtype
@@ -79,30 +80,49 @@ from .tracer.random import (
 )
 from .tracer.tensor import Size, Tensor, device
 
-from . import nn as nn, optim as optim, utils as utils  # isort: skip
-from .utils.serialization import load, save  # isort: skip
-from .nn.functional import (  # isort: skip
-    adaptive_avg_pool1d,
-    alpha_dropout,
-    avg_pool1d,
-    channel_shuffle,
-    conv1d,
-    conv2d,
-    conv3d,
-    conv_tbc,
-    conv_transpose1d,
-    conv_transpose2d,
-    conv_transpose3d,
-    dropout,
-    max_pool1d,
-    max_pool1d_with_indices,
-    max_pool2d,
-    max_pool3d,
-    pixel_shuffle,
-    pixel_unshuffle,
-    rrelu,
-    rrelu_,
-)
+if TYPE_CHECKING:
+    from . import nn as nn
+    from . import optim as optim
+    from . import utils as utils
+    from .nn.functional import (
+        adaptive_avg_pool1d,
+        alpha_dropout,
+        avg_pool1d,
+        channel_shuffle,
+        conv1d,
+        conv2d,
+        conv3d,
+        conv_tbc,
+        conv_transpose1d,
+        conv_transpose2d,
+        conv_transpose3d,
+        dropout,
+        max_pool1d,
+        max_pool1d_with_indices,
+        max_pool2d,
+        max_pool3d,
+        pixel_shuffle,
+        pixel_unshuffle,
+        rrelu,
+        rrelu_,
+    )
+    from .tracer.export_cuda import export_cuda
+    from .tracer.printing import get_printoptions, set_printoptions
+    from .utils.serialization import load, save
+else:
+    __getattr__, __dir__ = _late(
+        globals(),
+        {
+            ".": "nn optim utils",
+            ".nn.functional": """
+                adaptive_avg_pool1d alpha_dropout avg_pool1d channel_shuffle conv1d conv2d conv3d conv_tbc
+                conv_transpose1d conv_transpose2d conv_transpose3d dropout max_pool1d
+                max_pool1d_with_indices max_pool2d max_pool3d pixel_shuffle pixel_unshuffle rrelu rrelu_""",
+            ".tracer.export_cuda": "export_cuda",
+            ".tracer.printing": "get_printoptions set_printoptions",
+            ".utils.serialization": "load save",
+        },
+    )
 
 __version__ = "0.1.0"
 float = float32

@@ -4,7 +4,7 @@ operating system."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from ..ir.dataclass import dataclass
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,9 @@ program.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
+from ..ir.dataclass import dataclass
 from ..ir.expr import Const, Load, Local, Prim, Var
 from ..ir.loops import (
     Branch,

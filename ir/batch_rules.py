@@ -6,13 +6,13 @@ batched results, or None where it can't.
 from __future__ import annotations
 
 from collections.abc import Callable
-from string import ascii_letters
 from typing import Any
 
 from .batch import BatchNode, batch_parts
 from .builder import Builder
 from .dtypes import int64
 from .graph import Value
+from .types import LETTERS
 
 Rule = Callable[[Builder, BatchNode], Any]
 
@@ -71,7 +71,7 @@ def expand(b: Builder, n: BatchNode) -> Any:
 def contract(b: Builder, n: BatchNode) -> Any:
     """A new letter for the batch, in front of the batched operands and the result."""
     spec = n.attrs["spec"]
-    letter = next(c for c in ascii_letters if c not in spec)
+    letter = next(c for c in LETTERS if c not in spec)
     operands, out = spec.split("->")
     parts = [letter + part if flag else part for part, flag in zip(operands.split(","), n.flags)]
     return n.again(*n.operands, spec=f"{','.join(parts)}->{letter}{out}")

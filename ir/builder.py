@@ -5,7 +5,6 @@ rule does not know which of them it works for.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from typing import Any
 
@@ -38,6 +37,17 @@ def infer_or_explain(
         ) from None
 
 
+class _NoSuchOp(AttributeError):
+    """A name that is no op's. Close ones are sought when somebody reads the message: `hasattr` does not."""
+
+    def __str__(self) -> str:
+        import difflib  # takes a while to load
+
+        name = self.args[0]
+        near = difflib.get_close_matches(name, REGISTRY, 1)
+        return f"no op named {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+
+
 class Builder:
     """Appends to `graph.nodes`. Subclasses override `emit` (the tracer records, the interpreter could
     run).
@@ -65,8 +75,7 @@ class Builder:
     def __getattr__(self, name: str) -> Callable[..., Any]:
         op = REGISTRY.get(name)
         if op is None:
-            near = difflib.get_close_matches(name, REGISTRY, 1)
-            raise AttributeError(f"no op named {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            raise _NoSuchOp(name)
 
         def call(*operands: Value, **attrs: Any) -> Any:
             regions = attrs.pop("regions", None)

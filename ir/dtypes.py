@@ -6,9 +6,8 @@ In the IR and its text a dtype goes by its short name (`f32`); users see PyTorch
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import ml_dtypes
 import numpy as np
 
 from .errors import DTypeError
@@ -33,8 +32,21 @@ class DType:
         self.kind = kind
         self.bits = bits
         self.itemsize = bits // 8
-        self.numpy = np.dtype(numpy)
         self.is_floating_point = kind == "f"
+        if numpy is not None:
+            self.numpy = np.dtype(numpy)
+
+    if not TYPE_CHECKING:  # to which any name would be fine
+
+        def __getattr__(self, name: str) -> Any:
+            """`numpy` of bfloat16, when it is first asked for: few programs do, and ml_dtypes takes a while."""
+            if name != "numpy":
+                raise AttributeError(f"a dtype has no attribute {name!r}", name=name, obj=self)
+            import ml_dtypes
+
+            self.numpy = np.dtype(ml_dtypes.bfloat16)
+            _BY_NUMPY[self.numpy] = self
+            return self.numpy
 
     def __repr__(self) -> str:
         return f"tracegrad.{self.torch_name}"
@@ -76,7 +88,7 @@ def _by_name(name: str) -> DType:
 float64 = DType("f64", "float64", "f", 64, np.float64)
 float32 = DType("f32", "float32", "f", 32, np.float32)
 float16 = DType("f16", "float16", "f", 16, np.float16)
-bfloat16 = DType("bf16", "bfloat16", "f", 16, ml_dtypes.bfloat16)
+bfloat16 = DType("bf16", "bfloat16", "f", 16, None)
 int64 = DType("i64", "int64", "i", 64, np.int64)
 int32 = DType("i32", "int32", "i", 32, np.int32)
 int16 = DType("i16", "int16", "i", 16, np.int16)
@@ -89,12 +101,14 @@ uint64 = DType("u64", "uint64", "u", 64, np.uint64)
 
 ALL = (float64, float32, float16, bfloat16, int64, int32, int16, int8, uint8, bool_, uint32, uint64)
 BY_NAME: dict[str, DType] = {d.name: d for d in ALL}
-_BY_NUMPY: dict[np.dtype, DType] = {d.numpy: d for d in ALL}
+_BY_NUMPY: dict[np.dtype, DType] = {d.numpy: d for d in ALL if d is not bfloat16}
 
 
 def from_numpy(dtype: Any) -> DType | None:
     """The DType of a NumPy dtype, or None where there is none (complex, strings, objects)."""
-    return _BY_NUMPY.get(np.dtype(dtype))
+    wanted = np.dtype(dtype)
+    found = _BY_NUMPY.get(wanted)
+    return bfloat16 if found is None and wanted == bfloat16.numpy else found
 
 
 def opmath(dtype: DType) -> DType:

@@ -16,10 +16,10 @@ makes one op of the two.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from .builder import Builder
+from .dataclass import dataclass
 from .errors import GradError
 from .grad import backward, vjp
 from .graph import Graph, Node, Value, toposort

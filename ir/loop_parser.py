@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from . import dtypes
 from .expr import EXPR_SCALAR, Cast, Const, Expr, LaneReduce, Load, Local, Var, WarpReduce, bounds
 from .graph import Location
+from .loop_text import INFIX
 from .loop_tokens import Tokens
 from .loops import (
     LOOP_KINDS,
@@ -37,13 +38,6 @@ from .loops import (
 )
 from .scalar import PRIMITIVES
 
-#: binary primitives with an infix form: name -> (symbol, precedence)
-INFIX = {
-    "or_": ("|", 1), "xor": ("^", 2), "and_": ("&", 3),
-    "eq": ("==", 4), "ne": ("!=", 4), "lt": ("<", 4), "le": ("<=", 4), "gt": (">", 4), "ge": (">=", 4),
-    "shl": ("<<", 5), "shr": (">>", 5), "add": ("+", 6), "sub": ("-", 6),
-    "mul": ("*", 7), "div": ("/", 7), "floordiv": ("//", 7), "mod": ("%", 7),
-}  # fmt: skip
 _BY_SYMBOL = {symbol: (name, level) for name, (symbol, level) in INFIX.items()}
 _UNARY = 8
 

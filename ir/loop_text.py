@@ -33,11 +33,11 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import dtypes
 from .expr import Cast, Const, Expr, LaneReduce, Load, Local, Prim, Var, WarpReduce
-from .loop_parser import INFIX, parse_program
+from .late import late as _late
 from .loops import (
     LOOP_KINDS,
     SPACES,
@@ -67,8 +67,20 @@ from .loops import (
     walk_steps,
 )
 
+if TYPE_CHECKING:
+    from .loop_parser import parse_program
+else:
+    __getattr__, __dir__ = _late(globals(), {".loop_parser": "parse_program"})
+
 __all__ = ["parse_program", "print_expr", "print_program", "used_buffers"]
 
+#: binary primitives with an infix form: name -> (symbol, precedence)
+INFIX = {
+    "or_": ("|", 1), "xor": ("^", 2), "and_": ("&", 3),
+    "eq": ("==", 4), "ne": ("!=", 4), "lt": ("<", 4), "le": ("<=", 4), "gt": (">", 4), "ge": (">=", 4),
+    "shl": ("<<", 5), "shr": (">>", 5), "add": ("+", 6), "sub": ("-", 6),
+    "mul": ("*", 7), "div": ("/", 7), "floordiv": ("//", 7), "mod": ("%", 7),
+}  # fmt: skip
 #: precedence of unary minus and ~, above every infix operator
 _UNARY = 8
 

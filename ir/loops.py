@@ -20,9 +20,9 @@ Vector loops are 2, 4 or 8 wide: one wide access to memory, where that is contig
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from math import prod
 
+from .dataclass import dataclass, field
 from .dtypes import DType
 from .expr import Expr, Local, Var
 from .graph import Location

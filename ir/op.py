@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
+from .dataclass import dataclass, field
 from .types import Type
 
 REGISTRY: dict[str, Op] = {}

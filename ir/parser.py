@@ -14,7 +14,6 @@ Grammar, with comments anywhere (`# file:line` after an op is its location, `// 
 from __future__ import annotations
 
 import ast
-import difflib
 import math
 import re
 from collections.abc import Iterable
@@ -25,6 +24,7 @@ from .errors import OpError, ParseError
 from .graph import PHASES, Graph, Location, Node, Value
 from .op import REGISTRY, Op
 from .types import Type
+from .verifier import infer_node
 
 _TOKEN = re.compile(
     r"""(?P<skip>[ \t\r]+)
@@ -48,13 +48,10 @@ def parse_graph(text: str) -> Graph:
     return _Parser(text).whole()
 
 
-def infer_node(node: Node) -> tuple[Type, ...]:
-    """Result types by the op's own inference."""
-    return node.op.infer_types(tuple(v.type for v in node.operands), node.attrs, node.regions)
-
-
 def near(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?`, or nothing where no known name is close."""
+    import difflib  # takes a while to load, and only an error needs it
+
     found = difflib.get_close_matches(name, list(known), 1)
     return f"; did you mean '{found[0]}'?" if found else ""
 

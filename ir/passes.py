@@ -12,9 +12,9 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
+from .dataclass import dataclass, field
 from .errors import TracegradError, VerifyError
 from .graph import Graph, Node, Value
 from .op import Op

@@ -8,7 +8,6 @@ bf16 round, and may overflow, in between.
 from __future__ import annotations
 
 from math import prod
-from string import ascii_letters
 
 from .graph import Node, Value
 from .ops.contraction import parse_spec
@@ -16,7 +15,7 @@ from .pattern import splat
 from .rewrite import Rewriter, attr, rule
 from .rules_movement import attr_of
 from .rules_scalar import held, is_float, wrapped
-from .types import Shape
+from .types import LETTERS, Shape
 
 Ints = tuple[int, ...]
 _REDUCTIONS = ("sum", "prod", "amax", "amin", "any", "all")
@@ -161,14 +160,14 @@ def reduce_expand(b: Rewriter, n: Node, e: Value, x: Value) -> Value | None:
 def sum_of_products(b: Rewriter, n: Node, m: Value, x: Value, y: Value) -> Value | None:
     """sum(x[m,1,k] * y[1,n,k]) --> contract(x[m,k], y[n,k]): a matrix product written by broadcasting"""
     rank, axes = m.type.rank, n.attrs["axes"]
-    if _rounds_late(x) or not b.only_use(m) or m.type.numel == 0 or rank > len(ascii_letters):
+    if _rounds_late(x) or not b.only_use(m) or m.type.numel == 0 or rank > len(LETTERS):
         return None
     parts = []
     for v in (x, y):
         padded = (1,) * (rank - v.type.rank) + v.type.shape
-        parts.append("".join(ascii_letters[d] for d in range(rank) if padded[d] != 1))
+        parts.append("".join(LETTERS[d] for d in range(rank) if padded[d] != 1))
     xs, ys = parts
-    out = "".join(ascii_letters[d] for d in range(rank) if m.type.shape[d] != 1 and d not in axes)
+    out = "".join(LETTERS[d] for d in range(rank) if m.type.shape[d] != 1 and d not in axes)
     both, left, right = set(xs) & set(ys), set(xs) - set(ys), set(ys) - set(xs)
     if not left or not right or not (left | right) <= set(out) or both <= set(out):
         return None

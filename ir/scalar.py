@@ -12,12 +12,12 @@ f16 and bf16 arithmetic is done in f32 and rounded once per op (`apply_scalar`),
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from . import dtypes
+from .dataclass import dataclass
 from .dtypes import DType
 from .types import Type
 

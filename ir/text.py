@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .dtypes import DType
 from .graph import Graph, Location, Node, Value
-from .parser import parse_graph
+from .late import late as _late
+
+if TYPE_CHECKING:
+    from .parser import parse_graph
+else:
+    __getattr__, __dir__ = _late(globals(), {".parser": "parse_graph"})
 
 __all__ = ["format_attrs", "format_literal", "parse_graph", "print_graph", "print_node"]
 

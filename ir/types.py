@@ -11,6 +11,9 @@ from .errors import DTypeError, IndexOutOfRange, OpError
 
 Shape = tuple[int, ...]
 
+#: What specs of contractions and of einsum name dimensions with.
+LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
 
 class Type:
     """An immutable tensor type.

@@ -10,8 +10,13 @@ from .dtypes import DType
 from .errors import OpError, VerifyError
 from .graph import PHASES, Graph, Node, Value
 from .op import REGISTRY
-from .parser import infer_node
 from .text import print_node
+from .types import Type
+
+
+def infer_node(node: Node) -> tuple[Type, ...]:
+    """Result types by the op's own inference."""
+    return node.op.infer_types(tuple(v.type for v in node.operands), node.attrs, node.regions)
 
 
 def verify(graph: Graph, after: str = "") -> None:

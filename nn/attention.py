@@ -100,7 +100,7 @@ class MultiheadAttention(Module):
         swap = self.batch_first and query.dim() == 3
         if swap:
             given = (query, key, value)
-            turned = {id(t): t.transpose(0, 1) for t in given}  # type: ignore[attr-defined]
+            turned = {id(t): t.transpose(0, 1) for t in given}
             query, key, value = (turned[id(t)] for t in given)
         out, weights = multi_head_attention_forward(
             query, key, value, self.embed_dim, self.num_heads, self.in_proj_weight, self.in_proj_bias,
@@ -111,4 +111,4 @@ class MultiheadAttention(Module):
             k_proj_weight=self.k_proj_weight, v_proj_weight=self.v_proj_weight,
             average_attn_weights=average_attn_weights, is_causal=is_causal,
         )  # fmt: skip
-        return (out.transpose(0, 1) if swap else out), weights  # type: ignore[attr-defined]
+        return (out.transpose(0, 1) if swap else out), weights

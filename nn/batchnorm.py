@@ -159,7 +159,7 @@ class _InstanceNorm(_Normalization):
             0.0 if self.momentum is None else self.momentum,
             self.eps,
         )
-        return out.squeeze(0) if lone else out  # type: ignore[attr-defined]
+        return out.squeeze(0) if lone else out
 
 
 def _layer(name: str, base: type[Any], dims: tuple[int, ...]) -> Any:

@@ -34,7 +34,7 @@ def _pairs(items: Any, what: str) -> list[tuple[str, Any]]:
     for p in pairs:
         if len(p) != 2:
             raise ArgumentTypeError(f"{what} takes pairs of name and value, got an entry of {len(p)}")
-    return pairs  # type: ignore[return-value]
+    return pairs
 
 
 class _Numbered(Module):

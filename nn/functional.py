@@ -2,147 +2,191 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from ..ir.late import late as _late
 from ..tracer.arguments import check_names
-from .functional_activation import (
-    celu,
-    celu_,
-    elu,
-    elu_,
-    gelu,
-    glu,
-    hardshrink,
-    hardsigmoid,
-    hardswish,
-    hardtanh,
-    hardtanh_,
-    leaky_relu,
-    leaky_relu_,
-    log_softmax,
-    logsigmoid,
-    mish,
-    prelu,
-    relu,
-    relu6,
-    relu_,
-    selu,
-    selu_,
-    sigmoid,
-    silu,
-    softmax,
-    softmin,
-    softplus,
-    softshrink,
-    softsign,
-    tanh,
-    tanhshrink,
-    threshold,
-    threshold_,
-)  # fmt: skip
-from .functional_attention import (
-    multi_head_attention_forward,
-    scaled_dot_product_attention,
-)  # fmt: skip
-from .functional_batchnorm import (
-    batch_norm,
-    instance_norm,
-    local_response_norm,
-)  # fmt: skip
-from .functional_conv import (
-    conv1d,
-    conv2d,
-    conv3d,
-    conv_tbc,
-    conv_transpose1d,
-    conv_transpose2d,
-    conv_transpose3d,
-    fold,
-    unfold,
-)  # fmt: skip
-from .functional_loss import (
-    binary_cross_entropy,
-    binary_cross_entropy_with_logits,
-    cosine_embedding_loss,
-    cross_entropy,
-    gaussian_nll_loss,
-    hinge_embedding_loss,
-    huber_loss,
-    kl_div,
-    l1_loss,
-    margin_ranking_loss,
-    mse_loss,
-    multi_margin_loss,
-    multilabel_margin_loss,
-    multilabel_soft_margin_loss,
-    nll_loss,
-    pairwise_distance,
-    poisson_nll_loss,
-    smooth_l1_loss,
-    soft_margin_loss,
-    triplet_margin_loss,
-    triplet_margin_with_distance_loss,
-)  # fmt: skip
-from .functional_norm import (
-    bilinear,
-    cosine_similarity,
-    group_norm,
-    layer_norm,
-    linear,
-    normalize,
-    one_hot,
-    pdist,
-    rms_norm,
-)  # fmt: skip
-from .functional_pool import (
-    adaptive_avg_pool1d,
-    adaptive_avg_pool2d,
-    adaptive_avg_pool3d,
-    adaptive_max_pool1d,
-    adaptive_max_pool1d_with_indices,
-    adaptive_max_pool2d,
-    adaptive_max_pool2d_with_indices,
-    adaptive_max_pool3d,
-    adaptive_max_pool3d_with_indices,
-    avg_pool1d,
-    avg_pool2d,
-    avg_pool3d,
-    lp_pool1d,
-    lp_pool2d,
-    lp_pool3d,
-    max_pool1d,
-    max_pool1d_with_indices,
-    max_pool2d,
-    max_pool2d_with_indices,
-    max_pool3d,
-    max_pool3d_with_indices,
-    max_unpool1d,
-    max_unpool2d,
-    max_unpool3d,
-)  # fmt: skip
-from .functional_random import (
-    alpha_dropout,
-    dropout,
-    dropout1d,
-    dropout2d,
-    dropout3d,
-    feature_alpha_dropout,
-    gumbel_softmax,
-    rrelu,
-    rrelu_,
-)  # fmt: skip
-from .functional_sparse import (
-    embedding,
-    embedding_bag,
-)  # fmt: skip
-from .functional_vision import (
-    channel_shuffle,
-    interpolate,
-    pad,
-    pixel_shuffle,
-    pixel_unshuffle,
-    upsample,
-    upsample_bilinear,
-    upsample_nearest,
-)  # fmt: skip
+
+if TYPE_CHECKING:
+    from .functional_activation import (
+        celu,
+        celu_,
+        elu,
+        elu_,
+        gelu,
+        glu,
+        hardshrink,
+        hardsigmoid,
+        hardswish,
+        hardtanh,
+        hardtanh_,
+        leaky_relu,
+        leaky_relu_,
+        log_softmax,
+        logsigmoid,
+        mish,
+        prelu,
+        relu,
+        relu6,
+        relu_,
+        selu,
+        selu_,
+        sigmoid,
+        silu,
+        softmax,
+        softmin,
+        softplus,
+        softshrink,
+        softsign,
+        tanh,
+        tanhshrink,
+        threshold,
+        threshold_,
+    )  # fmt: skip
+    from .functional_attention import (
+        multi_head_attention_forward,
+        scaled_dot_product_attention,
+    )  # fmt: skip
+    from .functional_batchnorm import (
+        batch_norm,
+        instance_norm,
+        local_response_norm,
+    )  # fmt: skip
+    from .functional_conv import (
+        conv1d,
+        conv2d,
+        conv3d,
+        conv_tbc,
+        conv_transpose1d,
+        conv_transpose2d,
+        conv_transpose3d,
+        fold,
+        unfold,
+    )  # fmt: skip
+    from .functional_loss import (
+        binary_cross_entropy,
+        binary_cross_entropy_with_logits,
+        cosine_embedding_loss,
+        cross_entropy,
+        gaussian_nll_loss,
+        hinge_embedding_loss,
+        huber_loss,
+        kl_div,
+        l1_loss,
+        margin_ranking_loss,
+        mse_loss,
+        multi_margin_loss,
+        multilabel_margin_loss,
+        multilabel_soft_margin_loss,
+        nll_loss,
+        pairwise_distance,
+        poisson_nll_loss,
+        smooth_l1_loss,
+        soft_margin_loss,
+        triplet_margin_loss,
+        triplet_margin_with_distance_loss,
+    )  # fmt: skip
+    from .functional_norm import (
+        bilinear,
+        cosine_similarity,
+        group_norm,
+        layer_norm,
+        linear,
+        normalize,
+        one_hot,
+        pdist,
+        rms_norm,
+    )  # fmt: skip
+    from .functional_pool import (
+        adaptive_avg_pool1d,
+        adaptive_avg_pool2d,
+        adaptive_avg_pool3d,
+        adaptive_max_pool1d,
+        adaptive_max_pool1d_with_indices,
+        adaptive_max_pool2d,
+        adaptive_max_pool2d_with_indices,
+        adaptive_max_pool3d,
+        adaptive_max_pool3d_with_indices,
+        avg_pool1d,
+        avg_pool2d,
+        avg_pool3d,
+        lp_pool1d,
+        lp_pool2d,
+        lp_pool3d,
+        max_pool1d,
+        max_pool1d_with_indices,
+        max_pool2d,
+        max_pool2d_with_indices,
+        max_pool3d,
+        max_pool3d_with_indices,
+        max_unpool1d,
+        max_unpool2d,
+        max_unpool3d,
+    )  # fmt: skip
+    from .functional_random import (
+        alpha_dropout,
+        dropout,
+        dropout1d,
+        dropout2d,
+        dropout3d,
+        feature_alpha_dropout,
+        gumbel_softmax,
+        rrelu,
+        rrelu_,
+    )  # fmt: skip
+    from .functional_sparse import (
+        embedding,
+        embedding_bag,
+    )  # fmt: skip
+    from .functional_vision import (
+        channel_shuffle,
+        interpolate,
+        pad,
+        pixel_shuffle,
+        pixel_unshuffle,
+        upsample,
+        upsample_bilinear,
+        upsample_nearest,
+    )  # fmt: skip
+else:
+    __getattr__, __dir__ = _late(
+        globals(),
+        {
+            ".functional_activation": """
+                celu celu_ elu elu_ gelu glu hardshrink hardsigmoid hardswish hardtanh hardtanh_
+                leaky_relu leaky_relu_ log_softmax logsigmoid mish prelu relu relu6 relu_ selu selu_
+                sigmoid silu softmax softmin softplus softshrink softsign tanh tanhshrink threshold
+                threshold_""",
+            ".functional_attention": "multi_head_attention_forward scaled_dot_product_attention",
+            ".functional_batchnorm": "batch_norm instance_norm local_response_norm",
+            ".functional_conv": """
+                conv1d conv2d conv3d conv_tbc conv_transpose1d conv_transpose2d conv_transpose3d fold
+                unfold""",
+            ".functional_loss": """
+                binary_cross_entropy binary_cross_entropy_with_logits cosine_embedding_loss
+                cross_entropy gaussian_nll_loss hinge_embedding_loss huber_loss kl_div l1_loss
+                margin_ranking_loss mse_loss multi_margin_loss multilabel_margin_loss
+                multilabel_soft_margin_loss nll_loss pairwise_distance poisson_nll_loss smooth_l1_loss
+                soft_margin_loss triplet_margin_loss triplet_margin_with_distance_loss""",
+            ".functional_norm": """
+                bilinear cosine_similarity group_norm layer_norm linear normalize one_hot pdist rms_norm""",
+            ".functional_pool": """
+                adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d
+                adaptive_max_pool1d_with_indices adaptive_max_pool2d adaptive_max_pool2d_with_indices
+                adaptive_max_pool3d adaptive_max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d
+                lp_pool1d lp_pool2d lp_pool3d max_pool1d max_pool1d_with_indices max_pool2d
+                max_pool2d_with_indices max_pool3d max_pool3d_with_indices max_unpool1d max_unpool2d
+                max_unpool3d""",
+            ".functional_random": """
+                alpha_dropout dropout dropout1d dropout2d dropout3d feature_alpha_dropout gumbel_softmax
+                rrelu rrelu_""",
+            ".functional_sparse": "embedding embedding_bag",
+            ".functional_vision": """
+                channel_shuffle interpolate pad pixel_shuffle pixel_unshuffle upsample upsample_bilinear
+                upsample_nearest""",
+        },
+        lambda name: check_names(globals(), [name]),
+    )
 
 __all__ = [
     "adaptive_avg_pool1d",
@@ -266,5 +310,3 @@ __all__ = [
     "upsample_bilinear",
     "upsample_nearest",
 ]  # fmt: skip
-
-check_names(globals(), __all__)

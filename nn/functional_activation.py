@@ -51,12 +51,12 @@ def _activation(
             if check is not None:
                 check(**attrs)
         if takes_integers and input.dtype.kind != "f":
-            input = input.to(get_default_dtype())  # type: ignore[attr-defined]
+            input = input.to(get_default_dtype())
         out = apply(op, input, **attrs)
         return write(input, out) if overwrite else out
 
     function.__name__ = function.__qualname__ = name
-    function.__signature__ = Signature(  # type: ignore[attr-defined]
+    function.__signature__ = Signature(
         [
             Parameter("input", Parameter.POSITIONAL_OR_KEYWORD),
             *(Parameter(n, Parameter.POSITIONAL_OR_KEYWORD, default=d) for n, d in defaults.items()),

@@ -58,7 +58,7 @@ def scaled_dot_product_attention(
         scores = scores.masked_fill(attn_mask.any(-1, keepdim=True) & ~attn_mask, -math.inf)
     p = softmax(scores, -1)
     if attn_mask is not None:
-        p = p.masked_fill(~attn_mask, 0.0)  # type: ignore[attr-defined]
+        p = p.masked_fill(~attn_mask, 0.0)
     return FUNCTIONS["matmul"](dropout(p, dropout_p), v)
 
 
@@ -96,11 +96,11 @@ def _project(q: T, k: T, v: T, weight: T, bias: T) -> tuple[T, ...]:
     """Queries, keys and values by one weight: one product where they are the same tensor."""
     E = q.shape[-1]
     if k is v and q is k:
-        return linear(q, weight, bias).chunk(3, -1)  # type: ignore[attr-defined]
+        return linear(q, weight, bias).chunk(3, -1)
     if k is v:
         w_q, w_kv = weight.split([E, 2 * E])
         b_q, b_kv = (None, None) if bias is None else bias.split([E, 2 * E])
-        return linear(q, w_q, b_q), *linear(k, w_kv, b_kv).chunk(2, -1)  # type: ignore[attr-defined]
+        return linear(q, w_q, b_q), *linear(k, w_kv, b_kv).chunk(2, -1)
     biases = (None,) * 3 if bias is None else bias.chunk(3)
     return tuple([linear(x, w, b) for x, w, b in zip((q, k, v), weight.chunk(3), biases)])
 
@@ -222,10 +222,10 @@ def multi_head_attention_forward(
         if mask is not None:
             mask = mask.unsqueeze(0) if mask.shape[0] == 1 else mask.reshape(N, num_heads, -1, S)
         out = scaled_dot_product_attention(q, k, v, mask, dropped, causal)
-        out = out.reshape(N * num_heads, L, d)  # type: ignore[attr-defined]
+        out = out.reshape(N * num_heads, L, d)
     out = linear(out.transpose(0, 1).reshape(L, N, E), out_proj_weight, out_proj_bias)
     if not batched:
-        out = out.squeeze(1)  # type: ignore[attr-defined]
+        out = out.squeeze(1)
         weights = None if weights is None else weights.squeeze(0)
     return out, weights
 

@@ -98,7 +98,7 @@ def instance_norm(
     _check_channels("instance_norm", input, {**running, "weight": weight, "bias": bias})
     if not use_input_stats:
         out = batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
-        return out.view(input.shape)  # type: ignore[attr-defined]
+        return out.view(input.shape)
     count, channels, *rest = input.shape
     if prod(rest) == 1:
         raise ArgumentError(

@@ -41,7 +41,7 @@ def batched(input: Tensor, n: int, what: str) -> tuple[Tensor, bool]:
         raise OpError(
             f"{what}(): expected {n + 1}D (unbatched) or {n + 2}D (batched) input, got {input._value().type}"
         )
-    return (input, True) if rank == n + 2 else (input.unsqueeze(0), False)  # type: ignore[attr-defined]
+    return (input, True) if rank == n + 2 else (input.unsqueeze(0), False)
 
 
 def _operands(what: str, *tensors: T) -> tuple[Tensor, ...]:

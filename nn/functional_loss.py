@@ -366,7 +366,7 @@ def multi_margin_loss(
     z = z * z if p == 2 else z
     if weight is not None:
         z = z * weight.index_select(0, t).unsqueeze(1)
-    z = _where(t.unsqueeze(1) == arange(classes), 0.0, z)  # type: ignore[attr-defined]
+    z = _where(t.unsqueeze(1) == arange(classes), 0.0, z)
     each = z.sum(1) / classes
     return _reduced(each if input.dim() == 2 else each[0], mode)
 

@@ -126,4 +126,4 @@ def one_hot(tensor: T, num_classes: int = -1) -> Tensor:
                 f"one_hot(): class {low if low < 0 else high} is outside 0 .. {num_classes - 1}; the largest "
                 f"class must be less than num_classes={num_classes}"
             )
-    return (tensor.unsqueeze(-1) == arange(num_classes)).long()  # type: ignore[attr-defined]
+    return (tensor.unsqueeze(-1) == arange(num_classes)).long()

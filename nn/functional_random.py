@@ -59,7 +59,7 @@ def _channels(
     lone = input.dim() == unbatched
     x = input.unsqueeze(0) if lone else input
     out = _drop(x, p, training, False, name, shape=_channel_mask(x, name), **options)
-    out: Any = out.squeeze(0) if lone else out  # type: ignore[attr-defined]
+    out: Any = out.squeeze(0) if lone else out
     return write(input, out) if inplace and training else out
 
 
@@ -130,7 +130,7 @@ def gumbel_softmax(
 ) -> Tensor:
     """softmax((logits + Gumbel noise) / tau) (Jang et al. 2017); its one-hot argmax if `hard`, with the same
     gradient. `eps` is not used."""
-    noise: Any = tensor_operand(logits, "gumbel_softmax(): logits").new_empty(logits.shape)  # type: ignore
+    noise: Any = tensor_operand(logits, "gumbel_softmax(): logits").new_empty(logits.shape)
     soft: Any = softmax((logits - noise.exponential_().log()) / tau, dim)
     if not hard:
         return soft

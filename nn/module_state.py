@@ -156,7 +156,7 @@ class StateMixin:
             errors.append(f"{key!r} must be a tensor, got {type(new).__name__}")
             return
         if t.dim() == 0 and tuple(new.shape) == (1,):
-            new = new[0]  # type: ignore[index]
+            new = new[0]
         if tuple(new.shape) != tuple(t.shape):
             errors.append(
                 f"size mismatch for {key}: the state has {list(new.shape)}, the module {list(t.shape)}"
@@ -164,7 +164,7 @@ class StateMixin:
             return
         if not metadata.get("assign_to_params_buffers", False):
             with no_grad():
-                t.copy_(new)  # type: ignore[attr-defined]
+                t.copy_(new)
         elif isinstance(t, Parameter):
             made = new if isinstance(new, Parameter) else Parameter(new, t.requires_grad)
             setattr(self, name, made.requires_grad_(t.requires_grad))

@@ -163,7 +163,7 @@ class TreeMixin:
                 p.grad = None
             elif p.grad is not None:
                 p.grad = p.grad.detach()
-                p.grad.zero_()  # type: ignore[union-attr]
+                p.grad.zero_()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Replaces the contents of every parameter, gradient and buffer by `fn` of them."""
@@ -210,7 +210,7 @@ class TreeMixin:
 
     def type(self, dst_type: DType) -> Any:
         """Converts all parameters and buffers to a dtype."""
-        return self._apply(lambda t: t.to(dst_type))  # type: ignore[attr-defined]
+        return self._apply(lambda t: t.to(dst_type))
 
     def float(self) -> Any:
         """Converts floating-point parameters and buffers to float32."""

@@ -121,7 +121,6 @@ def replace(t: Tensor, new: Tensor) -> None:
     flag = t.requires_grad
     t._storage = Storage(_contents(new))
     t._view = None
-    t._cached = None
     if flag and t.dtype.kind == "f":
         t.requires_grad_()
     note_change()

@@ -30,7 +30,7 @@ def _clones(layer: Module, n: int) -> ModuleList:
 def causal_mask(n: int, device: Any = None, dtype: Any = None) -> Tensor:
     """`[n, n]`: 0, and -inf above the diagonal."""
     i = arange(n)
-    later = i.unsqueeze(0) > i.unsqueeze(1)  # type: ignore[attr-defined]
+    later = i.unsqueeze(0) > i.unsqueeze(1)
     none: Any = zeros((n, n), device=device, dtype=dtype)
     return none.masked_fill(later, -math.inf)
 

@@ -95,7 +95,7 @@ class LBFGS(Optimizer):
 
     # --- one step
 
-    def step(self, closure: Callable[[], Any]) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any]) -> Any:
         """Minimises until something ends the step (see the arguments of the class).
 
         Args:
@@ -126,7 +126,7 @@ class LBFGS(Optimizer):
         with enable_grad():
             loss = closure()
         number = loss if isinstance(loss, Tensor) else tensor(float(loss))
-        return loss, number.detach().reshape(()).to(dtype), self._gradient()  # type: ignore[attr-defined]
+        return loss, number.detach().reshape(()).to(dtype), self._gradient()
 
     def _step(self, closure: Callable[[], Any], group: dict[str, Any], state: dict[str, Any], x: Any) -> Any:
         run = Run(group, False, float(group["lr"]))

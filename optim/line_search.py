@@ -10,11 +10,11 @@ and one is picked. The formulas are the same.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from ..ir.dataclass import dataclass
 from ..tracer.methods import FUNCTIONS
 from ..tracer.tensor import Tensor
 

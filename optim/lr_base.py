@@ -22,7 +22,7 @@ def set_lr(group: Any, lr: Any) -> None:
     old = group["lr"]
     if isinstance(old, Tensor):
         with no_grad():
-            old.fill_(float(lr))  # type: ignore[attr-defined]
+            old.fill_(float(lr))
     else:
         group["lr"] = lr
 
@@ -30,7 +30,7 @@ def set_lr(group: Any, lr: Any) -> None:
 def lr_of(group: Any) -> Any:
     """A group's learning rate; a copy if it is a tensor."""
     lr = group["lr"]
-    return lr.clone() if isinstance(lr, Tensor) else lr  # type: ignore[attr-defined]
+    return lr.clone() if isinstance(lr, Tensor) else lr
 
 
 def per_group(who: str, name: str, optimizer: Optimizer, value: Any) -> list[Any]:
@@ -181,7 +181,7 @@ class StepLR(LRScheduler):
     def _next(self, lr: Any, base: Any, i: int) -> Any:
         return lr if self.last_epoch == 0 or self.last_epoch % self.step_size else lr * self.gamma
 
-    def _closed(self, base: Any, i: int) -> Any:  # type: ignore[override]
+    def _closed(self, base: Any, i: int) -> Any:
         return base * self.gamma ** (self.last_epoch // self.step_size)
 
 
@@ -200,7 +200,7 @@ class MultiStepLR(LRScheduler):
             lr * self.gamma ** self.milestones[self.last_epoch] if self.last_epoch in self.milestones else lr
         )
 
-    def _closed(self, base: Any, i: int) -> Any:  # type: ignore[override]
+    def _closed(self, base: Any, i: int) -> Any:
         return base * self.gamma ** sum(m <= self.last_epoch for m in self.milestones.elements())
 
 
@@ -221,7 +221,7 @@ class ConstantLR(LRScheduler):
             return lr * self.factor
         return lr * (1.0 / self.factor) if self.last_epoch == self.total_iters else lr
 
-    def _closed(self, base: Any, i: int) -> Any:  # type: ignore[override]
+    def _closed(self, base: Any, i: int) -> Any:
         return base * (self.factor + (self.last_epoch >= self.total_iters) * (1 - self.factor))
 
 
@@ -249,7 +249,7 @@ class LinearLR(LRScheduler):
         rise = self.end_factor - self.start_factor
         return lr * (1.0 + rise / (self.total_iters * self.start_factor + (self.last_epoch - 1) * rise))
 
-    def _closed(self, base: Any, i: int) -> Any:  # type: ignore[override]
+    def _closed(self, base: Any, i: int) -> Any:
         done = min(self.total_iters, self.last_epoch)
         return base * (self.start_factor + (self.end_factor - self.start_factor) * done / self.total_iters)
 
@@ -264,7 +264,7 @@ class ExponentialLR(LRScheduler):
     def _next(self, lr: Any, base: Any, i: int) -> Any:
         return lr if self.last_epoch == 0 else lr * self.gamma
 
-    def _closed(self, base: Any, i: int) -> Any:  # type: ignore[override]
+    def _closed(self, base: Any, i: int) -> Any:
         return base * self.gamma**self.last_epoch
 
 
@@ -284,7 +284,7 @@ class PolynomialLR(LRScheduler):
             return lr
         return lr * ((1.0 - e / n) / (1.0 - (e - 1) / n)) ** self.power
 
-    def _closed(self, base: Any, i: int) -> Any:  # type: ignore[override]
+    def _closed(self, base: Any, i: int) -> Any:
         return base * (1.0 - min(self.total_iters, self.last_epoch) / self.total_iters) ** self.power
 
 
@@ -307,7 +307,7 @@ class CosineAnnealingLR(LRScheduler):
             return lr + (base - low) * (1 - math.cos(math.pi / n)) / 2
         return (1 + math.cos(math.pi * e / n)) / (1 + math.cos(math.pi * (e - 1) / n)) * (lr - low) + low
 
-    def _closed(self, base: Any, i: int) -> Any:  # type: ignore[override]
+    def _closed(self, base: Any, i: int) -> Any:
         return (
             self.eta_min + (base - self.eta_min) * (1 + math.cos(math.pi * self.last_epoch / self.T_max)) / 2
         )

@@ -72,7 +72,7 @@ class ReduceLROnPlateau(LRScheduler):
             bar = self.best + sign * self.threshold
         return value < bar if self.mode == "min" else value > bar
 
-    def step(self, metrics: Any, epoch: Any = None) -> None:  # type: ignore[override]
+    def step(self, metrics: Any, epoch: Any = None) -> None:
         """Takes the metric of an epoch: a number or a tensor of one element."""
         value = float(metrics)
         self.last_epoch = self.last_epoch + 1 if epoch is None else epoch

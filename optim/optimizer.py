@@ -12,7 +12,7 @@ from typing import Any
 from ..tracer.conversions import from_outside
 from ..tracer.devices import on_device
 from ..tracer.library import ArgumentError, ArgumentTypeError, RemovableHandle, add_hook, device_name
-from ..tracer.recording import warn
+from ..tracer.recording import STATE, warn
 from ..tracer.tensor import Tensor, note_change
 from .param_group import ParamGroup
 
@@ -72,7 +72,7 @@ class Optimizer:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "step" in cls.__dict__:
-            cls.step = _with_hooks(cls.__dict__["step"])  # type: ignore[method-assign]
+            cls.step = _with_hooks(cls.__dict__["step"])
 
     def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
         self._reset_hooks()
@@ -91,6 +91,8 @@ class Optimizer:
             )
         for group in groups if isinstance(groups[0], dict) else [{"params": groups}]:
             self.add_param_group(group)
+        if STATE.trace is STATE.lazy:
+            STATE.lazy.flush()  # what made the parameters is not part of the first step
 
     def _reset_hooks(self) -> None:
         for name in (
@@ -186,6 +188,12 @@ class Optimizer:
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drops all gradients, or sets them to zero."""
+        trace = STATE.trace
+        if set_to_none and trace is STATE.lazy:  # where assigning `.grad` has no other effect
+            for group in self.param_groups:
+                for p in group["params"]:
+                    p._grad = None
+            return
         for group in self.param_groups:
             for p in group["params"]:
                 if set_to_none:
@@ -332,7 +340,7 @@ class Optimizer:
                         f"{list(value.shape)}, "
                         f"the parameter {list(p.shape)}"
                     )
-                value = on_device(value.detach().clone(), device_name(p))  # type: ignore[attr-defined]
+                value = on_device(value.detach().clone(), device_name(p))
                 if name != "step" and p.dtype.kind == "f":
                     value = value.to(p.dtype)
             else:

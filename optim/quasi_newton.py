@@ -6,11 +6,11 @@ Numbers are of two kinds, see line_search.py. Vectors are tensors.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from ..ir.dataclass import dataclass
 from ..ir.dtypes import int64
 from ..tracer.control import cond, while_loop
 from ..tracer.creation import arange, tensor, zeros
@@ -228,7 +228,7 @@ class Run:
 
         # Loops take long to record and are the same each time.
         made, _ = STATE.lazy.segment(two_loops, [t._value() for t in operands], procedure)
-        d, slope, width = [Tensor(v) for v in made]  # type: ignore[arg-type]
+        d, slope, width = [Tensor(v) for v in made]
         return d, slope, width
 
     def whole(self, n: int) -> Any:
@@ -249,7 +249,7 @@ class Run:
                     ring._buffer().array[int(c.head)] = new
             return c.having(count=count, head=head)
         here = (arange(m) == c.head) & keep
-        column = here.unsqueeze(1)  # type: ignore[attr-defined]
+        column = here.unsqueeze(1)
         return c.having(
             S=pick(column, s, c.S), Y=pick(column, y, c.Y), ro=pick(here, 1.0 / curvature, c.ro),
             count=pick(keep, count, c.count), head=pick(keep, head, c.head),

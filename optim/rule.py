@@ -17,6 +17,7 @@ from ..ir.errors import TraceError
 from ..tracer.grad_mode import enable_grad
 from ..tracer.library import ArgumentError, device_name, filled_state
 from ..tracer.recording import STATE, LazyTrace, outside_traces, user_location
+from ..tracer.segments import put_all, stand_in
 from ..tracer.tensor import Tensor, note_change
 from .arithmetic import Num, number
 from .optimizer import Optimizer
@@ -199,26 +200,20 @@ class Rule(Optimizer):
             self._update(trace, group, found, Hypers(trace, group), stateful)
             return
         fixed, read = formula
-        given = {k: Num(trace.literal(float(v), float64)) for k, v in read.items()}
-        held: list[Any] = [p for p, _ in found]
+        numbers = tuple([trace.number(float(v), float64) for v in read.values()])
+        held: dict[Any, None] = dict.fromkeys([p for p, _ in found])
         for state in states:
-            held += state.values()
-        tensors = [*{id(t): t for t in held if isinstance(t, Tensor)}.values()]
-        before = [t._value() for t in tensors]
-        operands = [*before, *[g._value() for _, g in found], *[n.value for n in given.values()]]
+            held.update(dict.fromkeys([t for t in state.values() if isinstance(t, Tensor)]))
+        tensors = [*held]
+        before = [t._storage.value if t._view is None else t._value() for t in tensors]
+        operands = before + [g._storage.value if g._view is None else g._value() for _, g in found]
         ran: list[bool] = []
-        given_to = (trace, group, found, given, stateful, tensors, before, ran)
-        made, _ = trace.segment((self._formula, fixed, len(found)), operands, self._recorded, *given_to)
+        given_to = (trace, group, found, (read, numbers), stateful, tensors, before, ran)
+        key = self._formula, fixed, len(found)
+        made, _ = trace.segment(key, operands, self._recorded, *given_to, numbers=numbers)
         if not ran:
-            for t, value in zip(tensors, made):
-                if value is None:
-                    continue
-                storage = t._storage
-                plain = t._view is None and storage.shared is None
-                if plain and (storage.leaf is not None or not storage.value.requires_grad):
-                    storage.put(value)
-                else:
-                    write(t, value)
+            for t, value in put_all(trace, tensors, made):
+                write(t, value)
 
     def _recorded(
         self, trace: Any, group: ParamGroup, found: list[Any], given: Any, stateful: bool, tensors: list[Any],
@@ -226,7 +221,9 @@ class Rule(Optimizer):
     ) -> tuple[list[Any], None]:  # fmt: skip
         """Updates, and gives the new values of those of the tensors that have one."""
         ran.append(True)
-        self._update(trace, group, found, Hypers(trace, group, given), stateful)
+        read, numbers = given
+        hypers = {k: Num(stand_in(trace, slot)) for k, slot in zip(read, numbers)}
+        self._update(trace, group, found, Hypers(trace, group, hypers), stateful)
         after = (t._value() for t in tensors)
         return [None if a is b else a for a, b in zip(after, before)], None
 

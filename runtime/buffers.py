@@ -84,9 +84,9 @@ def _bound(most: int) -> None:
 
 
 class _Block:
-    """Raw memory; `ptr` is its first aligned address."""
+    """Raw memory; `ptr` is its first aligned address, `cell` a number there as it was last read."""
 
-    __slots__ = ("base", "idle", "limit", "ptr", "raw")
+    __slots__ = ("base", "cell", "idle", "limit", "ptr", "raw")
 
     def __init__(self, pool: _Pool) -> None:
         try:
@@ -95,10 +95,12 @@ class _Block:
             raise OpError(f"not enough memory for a tensor of {pool.size} bytes") from None
         self.base = _address(self.raw)
         self.ptr = (self.base + ALIGN - 1) & -ALIGN
+        self.cell: Any = None
         self.idle = pool.idle
         self.limit = pool.limit
 
 
+_NEW: Any = object.__new__
 _pools: dict[int, _Pool] = {}
 _large: dict[int, _Pool] = {}
 
@@ -156,8 +158,13 @@ class Buffer:
 
     def number(self) -> Any:
         """The Python number in a buffer of one element."""
-        cell = _CELLS.get(self.type.dtype)
-        return scalar_at(self.array) if cell is None else cell.from_address(self.ptr).value
+        kind, block = _CELLS.get(self.type.dtype), self._block
+        if kind is None or block is None:
+            return scalar_at(self.array)
+        cell = block.cell
+        if cell.__class__ is not kind:
+            cell = block.cell = kind.from_address(self.ptr)
+        return cell.value
 
     def copy(self) -> Buffer:
         """The same contents in memory of their own."""
@@ -211,11 +218,20 @@ def scalar_at(array: np.ndarray) -> Any:
 
 def allocator(type: Type) -> Callable[[], Buffer]:
     """A function that gives uninitialised memory for a tensor of this type, for callers that do so often."""
-    take = _pool(type.nbytes).take
+    pool = _pool(type.nbytes)
+    take = pool.take if pool.__class__ is _LargePool else pool.idle.pop
 
     def allocate() -> Buffer:
-        block = take()
-        return Buffer(type, block, None, block.ptr)
+        try:
+            block: Any = take()
+        except IndexError:
+            block = _Block(pool)
+        b = _NEW(Buffer)
+        b.type = type
+        b._block = block
+        b._array = None
+        b.ptr = block.ptr
+        return b
 
     return allocate
 

@@ -200,7 +200,7 @@ class ArrivingBuffer(PinnedBuffer):
             self.event = None
 
     @property
-    def ptr(self) -> int:  # type: ignore[override]
+    def ptr(self) -> int:
         """Address of the first element, when it is there."""
         self._arrived()
         return self.address

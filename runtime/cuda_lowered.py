@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from ..backends.cuda.emulate import Emulated, emulate
 from ..backends.cuda.nvcc import Resources
 from ..backends.gpu_schedule import schedule_gpu
 from ..backends.machine import SM_75, SM_80, SM_90, GpuModel
+from ..ir.dataclass import dataclass, replace
 from .executable import Lowered
 from .precision import get_float32_matmul_precision
 from .report import Cost, cost_of
@@ -65,15 +65,15 @@ class CudaLowered(Lowered):
         self.records = lowered.records
 
     @cached_property
-    def optimized(self) -> Graph:  # type: ignore[override]
+    def optimized(self) -> Graph:
         return self.cpu.optimized
 
     @cached_property
-    def machine(self) -> Any:  # type: ignore[override]
+    def machine(self) -> Any:
         return replace(MODELS[self.architecture], matmul_precision=self.precision)
 
     @cached_property
-    def loops(self) -> LoopProgram:  # type: ignore[override]
+    def loops(self) -> LoopProgram:
         return schedule_gpu(self.optimized, self.machine)
 
     @cached_property

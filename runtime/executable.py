@@ -11,16 +11,17 @@ import ctypes
 import os
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from sys import getrefcount
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..ir.collector import collector_paused
 from ..ir.fingerprint import fingerprint
 from ..ir.graph import Graph
 from ..ir.interpreter import evaluate
 from ..ir.types import Type
 from .buffers import Buffer, allocator
-from .collector import collector_paused
 from .precision import get_float32_matmul_precision
 from .workspace import LENT, lend, workspace
 
@@ -54,10 +55,14 @@ class Lowered:
     backend = "llvm"
     stages = STAGES
 
-    def __init__(self, graph: Graph, machine: MachineModel | None = None) -> None:
+    def __init__(
+        self, graph: Graph, machine: MachineModel | None = None, native: NativeProgram | None = None
+    ) -> None:
         self.graph = graph
         self._machine = machine
         self.records: list[PassRecord] = []
+        if native is not None:  # as `cached` gave it
+            self.__dict__["native"] = native
         for listener in LISTENERS:
             listener(self)
 
@@ -85,29 +90,17 @@ class Lowered:
 
     @cached_property
     def native(self) -> NativeProgram:
-        from ..backends.llvm.native import load_program
-
         with collector_paused():
-            key = self._key()
-            if key is not None:
-                graph, machine = self.graph, self.machine  # and not self, which would hold itself
-                found = load_program(key, lambda: _loops(graph, machine))
-                if found is not None:
-                    return found
+            key = _key(self.graph, self.machine)
+            found = cached(self.graph, self.machine, key)
+            if found is not None:
+                return found
             from ..backends.llvm.compile import compile_program
             from ..backends.llvm.pool import prepare
 
             if any(v.type.numel >= _SHARED for n in self.graph.nodes for v in (*n.operands, *n.results)):
                 prepare()
             return compile_program(self.loops, key=key)
-
-    def _key(self) -> str | None:
-        """What the compile cache knows this program by before any pass has run; None where that cannot be
-        told, or where the stages are to run all the same."""
-        if any(os.environ.get(f"TRACEGRAD_{name}") == "1" for name in ("TUNE", "VERIFY")):
-            return None
-        text = fingerprint(self.graph)
-        return None if text is None else f"graph for {self.machine}\n{text}"
 
     @cached_property
     def _cuda(self) -> dict[str, CudaLowered]:
@@ -163,6 +156,23 @@ class Lowered:
         return show(self, path, open_browser)
 
 
+def _key(graph: Graph, machine: MachineModel) -> str | None:
+    """What the compile cache knows a program by before any pass has run; None where that cannot be told, or
+    where the stages are to run all the same."""
+    if any(os.environ.get(f"TRACEGRAD_{name}") == "1" for name in ("TUNE", "VERIFY")):
+        return None
+    text = fingerprint(graph)
+    return None if text is None else f"graph for {machine}\n{text}"
+
+
+def cached(graph: Graph, machine: MachineModel, key: str | None = None) -> NativeProgram | None:
+    """The native program of a traced graph, if the compile cache has it."""
+    from ..backends.llvm.native import load_program
+
+    key = _key(graph, machine) if key is None else key
+    return None if key is None else load_program(key, lambda: _loops(graph, machine))
+
+
 def _loops(graph: Graph, machine: MachineModel) -> LoopProgram:
     """The loop program of a traced graph."""
     from ..backends.schedule import schedule
@@ -199,12 +209,27 @@ def _cache_bytes(index: int, default: int) -> int:
         return default
 
 
+def _lone() -> int:
+    """What `getrefcount` gives for a result in `Executable.__call__` that only `last` holds."""
+    last: list[Any] = [object()]
+    for _, (b, _) in enumerate(zip(last, [None])):
+        return getrefcount(b)
+    return 0
+
+
+_LONE = _lone()
+#: results of so many bytes are kept for the next run, which then needs no new ones
+RECYCLED = 4096
+
+
 class Context:
-    """The argument table and workspace of one call; an executable keeps idle ones for the next."""
+    """The argument table and workspace of one call, and its small results; an executable keeps idle ones for
+    the next."""
 
-    __slots__ = ("address", "arena", "pointer", "table")
+    __slots__ = ("address", "arena", "last", "pointer", "table")
 
-    def __init__(self, slots: int, arena: Buffer | None) -> None:
+    def __init__(self, slots: int, arena: Buffer | None, outputs: int) -> None:
+        self.last: list[Buffer | None] = [None] * outputs
         self.table: Any = (ctypes.c_uint64 * slots)()
         self.address = ctypes.addressof(self.table)
         self.pointer = ctypes.c_void_p(self.address)
@@ -225,6 +250,7 @@ class Executable:
         self.input_types: list[Type] = [v.type for v in graph.inputs]
         self.output_types: list[Type] = [v.type for v in graph.outputs]
         self.allocators = [allocator(t) for t in self.output_types]
+        self._small = [t.nbytes <= RECYCLED for t in self.output_types]
         self.n_inputs = len(self.input_types)
         self.n_slots = self.n_inputs + len(self.output_types) + 2
         self.run = ctypes.CFUNCTYPE(None, ctypes.c_uint64)(native.run_address)
@@ -244,7 +270,7 @@ class Executable:
         arena = workspace(nbytes) if nbytes else None
         if nbytes >= LENT:
             lend(self)
-        ctx = Context(self.n_slots, arena)
+        ctx = Context(self.n_slots, arena, len(self._small))
         ctx.table[self.n_slots - 2] = arena.ptr if arena is not None else 0
         if self.parallel:
             from ..backends.llvm.pool import parallel_for_address
@@ -263,10 +289,15 @@ class Executable:
         for b in inputs:
             table[i] = b.ptr
             i += 1
-        outputs = [allocate() for allocate in self.allocators]
-        for b in outputs:
-            table[i] = b.ptr
-            i += 1
+        outputs, last = [], ctx.last
+        for k, (b, allocate) in enumerate(zip(last, self.allocators)):
+            # A small result of the last run that nobody has any more is written again.
+            if b is None or getrefcount(b) != _LONE or b._array is not None:
+                b = allocate()
+                table[i + k] = b.ptr
+                if self._small[k]:
+                    last[k] = b
+            outputs.append(b)
         self.run_pointer(ctx.pointer)
         self._idle.append(ctx)
         return outputs

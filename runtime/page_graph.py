@@ -7,10 +7,10 @@ Called by runtime/page.py only. networkx finds the layers and is loaded only her
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from html import escape
 from itertools import pairwise
 
+from ..ir.dataclass import dataclass, field
 from ..ir.graph import Graph, Node, Value
 from ..ir.text import format_attrs, print_node
 from .page_text import Lines

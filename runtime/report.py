@@ -5,8 +5,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
+from ..ir.dataclass import dataclass
 from ..ir.expr import Load, walk
 from ..ir.graph import Graph, Location
 from ..ir.loops import (

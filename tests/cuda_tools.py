@@ -105,8 +105,8 @@ def compared(updating: bool = True, most: int = 4, checked: bool = False) -> Ite
         self.run_pointer = lambda address: check(address.value, 1, lambda: pointer(address))
         self.repeat = lambda address, n: check(address, n, lambda: repeat(address, n))
 
-    Executable.__init__ = init  # type: ignore[method-assign]
+    Executable.__init__ = init
     try:
         yield done
     finally:
-        Executable.__init__ = original  # type: ignore[method-assign]
+        Executable.__init__ = original

@@ -175,7 +175,7 @@ def bindings(capability: tuple[int, int] = (8, 0), devices: int = 1) -> Iterator
     names = ("cuda", "cuda.bindings", "cuda.bindings.driver", "cuda.bindings.nvrtc")
     saved = {n: sys.modules.get(n) for n in names}
     package, inner = ModuleType("cuda"), ModuleType("cuda.bindings")
-    package.bindings, inner.driver, inner.nvrtc = inner, fake.driver, fake.nvrtc  # type: ignore[attr-defined]
+    package.bindings, inner.driver, inner.nvrtc = inner, fake.driver, fake.nvrtc
     sys.modules.update(zip(names, (package, inner, fake.driver, fake.nvrtc)))  # type: ignore[arg-type]
     before = cuda_driver.swap(cuda_driver.State())
     try:

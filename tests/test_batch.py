@@ -128,7 +128,7 @@ def test_an_op_without_a_rule_names_itself() -> None:
     graph = Graph("f")
     x = graph.add_input(Type(dtypes.float32, (4,)))
     out = Builder(graph).emit(op, (x,), {})
-    graph.outputs = [out]  # type: ignore[list-item]
+    graph.outputs = [out]
     with pytest.raises(NoBatchRule, match=r"strange\(f32\[4\]\) at None can't run on a batch .*`batch` rule"):
         vmap(graph, [True], 2)
 

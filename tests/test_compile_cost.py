@@ -17,9 +17,9 @@ from tracegrad.backends.llvm.compile import compile_program
 from tracegrad.backends.llvm.engine import Engine
 from tracegrad.backends.llvm.target import CompileError, host_target
 from tracegrad.ir import expr
+from tracegrad.ir.collector import collector_paused
 from tracegrad.ir.loop_interpreter import run_program
 from tracegrad.ir.loop_shape import Shape
-from tracegrad.runtime.collector import collector_paused
 
 TARGET = host_target()
 

@@ -75,7 +75,7 @@ def run(graph: Graph, way: Strategy, arrays: list[np.ndarray], machine: MachineM
         )
 
     held = contract._choose
-    contract._choose = chosen if way.kc else choose  # type: ignore[assignment]
+    contract._choose = chosen if way.kc else choose
     try:
         program = schedule(graph, machine)
     finally:

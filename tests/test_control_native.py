@@ -91,10 +91,10 @@ def test_code_does_not_grow_with_the_number_of_steps() -> None:
     short, long = (schedule(lstm(n, 4, 8), AVX512) for n in (10, 1000))
     assert [len(k.body) for k in inside(short)] == [len(k.body) for k in inside(long)]
     assert len(short.kernels) == len(long.kernels)
-    # Around the loops, products of more rows may have more left-over tiles; here one.
-    assert sum(abs(len(a.body) - len(b.body)) for a, b in zip(short.kernels, long.kernels)) <= 1
+    # Around the loops, products of few rows may have tiles of what is left over.
+    assert all(len(a.body) >= len(b.body) for a, b in zip(short.kernels, long.kernels))
     a, b = (compile_program(p, use_cache=False).llvm_ir() for p in (short, long))
-    assert abs(len(a) - len(b)) < len(a) // 10
+    assert len(b) < len(a) + len(a) // 10
 
 
 def test_a_carry_is_updated_in_place_where_only_its_own_place_is_read() -> None:

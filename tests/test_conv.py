@@ -284,3 +284,46 @@ def test_loops_of_convolutions(machine: MachineModel, width: int) -> None:
     if machine.masked_memory and width == 7:
         assert any(s.spread for s in strategies)
     scheduled(machine, ((2, 4, 5, width), (6, 2, 3, 2)), {**plain, "stride": (2, 2), "groups": 2})
+
+
+def padded(kept: bool = False, through_product: bool = False) -> Graph:
+    """The gradient of 2x2 pooling and ReLU, which an input gradient wants padded, a weight gradient and a
+    bias gradient as it is. With `kept` it is given out too; with `through_product` a product's last step
+    computes it."""
+    graph = Graph("padded")
+    b = Builder(graph)
+    x, g, w, y = (
+        graph.add_input(Type(float32, s))
+        for s in ((2, 4, 8, 12), (2, 4, 4, 6), (4, 3, 3, 3), (2, 3, 3, 3, 8, 12))
+    )
+    wide = b.reshape(g, shape=(2, 4, 4, 1, 6, 1))
+    spread = b.reshape(b.expand(wide, shape=(2, 4, 4, 2, 6, 2)), shape=(2, 4, 8, 12))
+    if through_product:
+        mixed = graph.add_input(Type(float32, (4, 4)))
+        spread = b.contract(mixed, spread, spec="oc,ncxy->noxy")
+    zero = b.constant(value=0.0, dtype=float32)
+    v = b.where(b.le(x, zero), zero, spread)
+    p = b.pad(v, low=(0, 0, 2, 2), high=(0, 0, 2, 2), value=0.0)
+    windows = b.windows(p, size=(3, 3), stride=(1, 1), dilation=(1, 1))
+    graph.outputs = [
+        b.contract(w, windows, spec="ocuv,nouvxy->ncxy"),
+        b.contract(v, y, spec="noxy,ncuvxy->ocuv"),
+        b.sum(v, axes=(0, 2, 3)),
+        *([v] if kept else []),
+    ]
+    return graph
+
+
+@pytest.mark.parametrize("machine", MACHINES, ids=["small", "avx2", "avx512", "parallel"])
+@pytest.mark.parametrize("how", [{}, {"kept": True}, {"through_product": True}], ids=["", "kept", "product"])
+def test_a_gradient_is_written_with_its_border_once(machine: MachineModel, how: dict[str, bool]) -> None:
+    graph = padded(**how)
+    data = [a.round(1) for a in arrays([v.type.shape for v in graph.inputs])]
+    program = schedule(optimize(graph), machine)
+    verify_program(program)
+    for a, e in zip(run_program(program, data), evaluate(graph, data)[0], strict=True):
+        np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-4)
+    whole = [t.name for t in program.temps if t.name in ("pad", "where")]
+    assert sorted(whole) == (["pad", "where"] if how.get("through_product") else ["pad"])
+    sums = [k for k in program.kernels if "sum" in k.comment]
+    assert how or "pad" in sums[0].comment  # the bias gradient is summed where the gradient is computed

@@ -46,16 +46,16 @@ class Programs:
     def code(self, capability: tuple[int, int]) -> bytes:
         """As of a lowering, compiled once."""
         if not self.compiled:
-            self.compiled = CudaLowered.code(self, capability)  # type: ignore[arg-type]
+            self.compiled = CudaLowered.code(self, capability)
         return self.compiled
 
     def cubin(self) -> bytes:
-        return CudaLowered.cubin(self)  # type: ignore[arg-type]
+        return CudaLowered.cubin(self)
 
     def call(self, inputs: Sequence[np.ndarray], program: int = 0, steps: int = 1) -> list[np.ndarray]:
         """As `Emulated.call`, on the GPU."""
         self.loops = self.unit.programs[program]
-        run = CudaExecutable(self)  # type: ignore[arg-type]
+        run = CudaExecutable(self)
         run.upload(inputs)
         run.run(steps)
         updated = list(self.loops.updated)

@@ -265,7 +265,7 @@ def test_graphs_are_not_captured_for_addresses_that_keep_changing() -> None:
         captures[0] += 1
         return original(key)
 
-    loaded._captured = captured  # type: ignore[method-assign]
+    loaded._captured = captured
     arena = cuda_memory.pool().take(loaded.program.arena_bytes)
     out = cuda_memory.pool().take(1024)
     for _ in range(4):  # each address comes back after all the others

@@ -248,7 +248,7 @@ def test_nvcc_builds_an_exported_program(tmp_path: Path) -> None:
 
 def test_export_takes_compiled_functions_only(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match=r"tracegrad\.compile made, got function"):
-        tg.export_cuda(lambda x: x, tmp_path / "f.cu")  # type: ignore[arg-type]
+        tg.export_cuda(lambda x: x, tmp_path / "f.cu")
 
 
 # --- without a GPU ------------------------------------------------------------------------------------------

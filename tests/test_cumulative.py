@@ -109,7 +109,7 @@ def test_native_agrees_for_any_number_of_threads(name: str, dtype: DType) -> Non
 
 def test_what_leads_to_a_scan_is_fused_into_it() -> None:
     graph = scan_graph("cumsum", float32, (6, 50), 1, turned=True)
-    graph.outputs = [graph.outputs[0].node.operands[0]]  # type: ignore[union-attr]
+    graph.outputs = [graph.outputs[0].node.operands[0]]
     program = schedule(optimize(graph), AVX512)
     assert len(program.kernels) == 1 and not program.arena_bytes
 

@@ -106,7 +106,7 @@ def test_hooks_go_when_they_are_removed_or_die() -> None:
         x.register_hook(lambda g: g[0])
         (x * 2).sum().backward()
     with pytest.raises(GradError, match="callable"):
-        x.register_hook(3)  # type: ignore[arg-type]
+        x.register_hook(3)
 
 
 def test_hooks_and_higher_derivatives() -> None:

@@ -60,15 +60,15 @@ def test_parameters_and_state_stay_in_their_memory(kind: str, options: dict[str,
     assert [t.detach().tolist() for t in model.parameters()] != values
 
 
-def test_a_known_step_makes_no_nodes_and_allocates_what_it_gives(monkeypatch: pytest.MonkeyPatch) -> None:
-    step, model, _ = training()
+def test_a_known_step_makes_no_nodes_and_allocates_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = training()[0]
     for _ in range(3):
         step().item()
     nodes = [counted(monkeypatch, module, name) for module, name in MAKES_NODES]
     taken = counted(monkeypatch, buffers, "Buffer")
     step().item()
     assert not any(nodes)  # the sum and the square that the loss hangs on are made when they are looked at
-    assert len(taken) == 1 + len(list(model.parameters()))  # the loss and the gradients
+    assert not taken  # the loss and the gradients are written into those of the step before
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])

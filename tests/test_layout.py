@@ -1,5 +1,4 @@
-"""The rules of the house, held against the tree: who imports whom, what is shipped, how long files are, what
-an import of the package loads.
+"""The rules of the house, held against the tree: who imports whom, what is shipped, how long files are.
 
 Everything here reads sources and counts; nothing is timed. Exceptions from a rule are listed below with their
 reasons, and one that nothing needs any more fails too.
@@ -9,16 +8,12 @@ from __future__ import annotations
 
 import ast
 import fnmatch
-import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -48,7 +43,6 @@ LATE_FOR_A_CYCLE: dict[tuple[str, str, str], str] = {
     ("ir.loops", "LoopProgram.__str__", "ir.loop_text"): "printing is built on loop programs",
     ("ir.expr", "Expr.__str__", "ir.loop_text"): "printing is built on expressions",
     ("tracer.tensor", "Tensor.__repr__", "tracer.printing"): "printing needs the default dtype",
-    ("tracer.tensor", "Tensor.backward", "tracer.autograd"): "autograd is built on tensors",
     ("tracer.recording", "ThreadState.__init__", "tracer.lazy"): "a thread's trace needs a way to run",
     ("runtime.buffers", "Buffer.on", "runtime.cuda_buffers"): "memory of GPUs is built on that of the CPU",
     ("runtime.cuda_driver", "_load", "runtime.cuda_emulated"): "the emulated device has the driver's errors",
@@ -63,7 +57,8 @@ LATE_FOR_TIME: dict[tuple[str, str, str], str] = {
     ): "built with llvmlite.ir, slow to load; most small programs need none of it",
     ("backends.llvm.native", "*", "backends.llvm.codegen_program"): "the same",
     ("tracer.environment", "*", "backends.llvm.pool"): "the same",
-    ("tracer.mt19937", "_native_blocks", "backends.llvm.box_muller"): "large random tensors only",
+    ("tracer.mt19937", "*", "*"): "native code, for large random tensors only",
+    ("tracer.mt19937_engine", "_native_twist", "backends.llvm.twister"): "the same",
     ("utils.data.loader", "DataLoader.__iter__", "utils.data.workers"): "multiprocessing, for workers only",
     ("runtime.cuda_lowered", "CudaLowered.compile", "runtime.cuda"): "only for GPUs",
     ("tracer.devices", "*", "runtime.cuda_buffers"): "only for GPUs",
@@ -75,7 +70,7 @@ LATE = {**LATE_FOR_A_CYCLE, **LATE_FOR_TIME}
 
 #: Packages of others that may be imported inside functions, and why.
 LATE_PACKAGES = {
-    "numpy": "numpy.random is slow to load, and only large random tensors need it",
+    "ml_dtypes": "bfloat16 in NumPy, which few programs need",
     "llvmlite": "loads a library of 170 MB, and nothing needs it before the first compilation",
     "platformdirs": "needed once, and only where no directory was named",
     "networkx": "the graph viewer's layout only",
@@ -85,26 +80,6 @@ LATE_PACKAGES = {
     "IPython": "optional: notebooks",
     "tqdm": "optional: progress bars",
 }
-
-#: What `import tracegrad` must not load: slow, optional, or of no use before something is asked for.
-NOT_AT_IMPORT = [
-    *("torch", "jax", "scipy", "matplotlib", "networkx", "llvmlite", "platformdirs", "safetensors"),
-    *("hypothesis", "pytest", "setuptools", "pip", "pkg_resources"),
-    *("numpy.random", "numpy.testing", "numpy.f2py", "numpy.distutils"),
-    *(
-        "unittest",
-        "doctest",
-        "pydoc",
-        "lib2to3",
-        "distutils",
-        "tkinter",
-        "curses",
-        "sqlite3",
-        "multiprocessing",
-    ),
-    *("http", "urllib.request", "ssl", "email", "xml", "asyncio", "webbrowser", "socketserver"),
-]
-
 
 @dataclass(frozen=True)
 class Import:
@@ -462,34 +437,3 @@ def test_lines_are_at_most_110_columns() -> None:
 def test_every_module_says_what_lives_there() -> None:
     without = [relative(p) for p in every_file() if not (ast.get_docstring(tree(p)) or "").strip()]
     assert not without, f"no docstring: {without}"
-
-
-# --- the cost of an import ----------------------------------------------------------------------------------
-
-
-def loaded_by(statement: str) -> set[str]:
-    """Modules that a fresh interpreter has after a statement."""
-    code = f"{statement}\nimport json, sys\nprint(json.dumps(sorted(sys.modules)))"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return set(json.loads(run.stdout))
-
-
-@pytest.fixture(scope="module")
-def loaded() -> set[str]:
-    """What `import tracegrad` loads beyond its dependencies NumPy and ml_dtypes."""
-    return loaded_by("import tracegrad") - loaded_by("import numpy, ml_dtypes")
-
-
-def test_import_leaves_out_what_is_slow(loaded: set[str]) -> None:
-    heavy = [m for m in sorted(loaded) if any(m == h or m.startswith(h + ".") for h in NOT_AT_IMPORT)]
-    assert not heavy, heavy
-
-
-def test_import_loads_few_modules_of_others(loaded: set[str]) -> None:
-    theirs = sorted(m for m in loaded if room_of(m) != "tracegrad")
-    assert len(theirs) <= 60, theirs
-
-
-def test_import_does_not_need_what_is_optional() -> None:
-    optional = ["networkx", "matplotlib", "safetensors", "torch", "jax"]
-    loaded_by(f"import sys\nsys.modules.update(dict.fromkeys({optional}))\nimport tracegrad")

@@ -138,7 +138,7 @@ def test_schedule_drives_a_compiled_step_without_new_traces() -> None:
 def test_bad_schedules() -> None:
     o = optim.SGD(params(1), lr=0.5)
     for make, message in (
-        (lambda: sched.StepLR(3, 1), "takes an Optimizer"),  # type: ignore[arg-type]
+        (lambda: sched.StepLR(3, 1), "takes an Optimizer"),
         (lambda: sched.ConstantLR(o, 2.0), "factor"),
         (lambda: sched.LinearLR(o, 0.0), "start_factor"),
         (lambda: sched.LambdaLR(o, [abs, abs]), "2 values for 1"),

@@ -217,19 +217,45 @@ def test_draws_do_not_depend_on_how_they_are_split() -> None:
     assert single.random64() == int(whole[3]) << 32 | int(whole[4])
 
 
-def test_numpys_engine_continues_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("n", [624, 5000, 70_000])
+def test_native_words_continue_others(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for before in (0, 1, 623, 624, 1000):
-        ours, bulk = mt.MT19937(4), mt.MT19937(4)
-        for gen in (ours, bulk):
+        ours, native = mt.MT19937(4), mt.MT19937(4)
+        for gen in (ours, native):
             gen.words(before)
-        monkeypatch.setattr(engine, "_BULK", 1 << 60)
-        expected = ours.words(5000)
-        monkeypatch.setattr(engine, "_BULK", 1)
-        monkeypatch.setattr(engine, "_BULK_IMPORT", 1)
-        np.testing.assert_array_equal(bulk.words(5000), expected)
+        monkeypatch.setattr(engine, "NATIVE", 1 << 60)
+        expected = ours.words(n)
+        monkeypatch.setattr(engine, "NATIVE", 1)
+        np.testing.assert_array_equal(native.words(n), expected)
         monkeypatch.undo()
-        np.testing.assert_array_equal(bulk.get_state(), ours.get_state())
-        assert bulk.random() == ours.random()
+        np.testing.assert_array_equal(native.get_state(), ours.get_state())
+        assert native.random() == ours.random()
+
+
+def test_words_are_those_of_numpys_engine() -> None:
+    key = np.random.MT19937()
+    key.state = {"bit_generator": "MT19937", "state": {"key": mt.MT19937(11)._state, "pos": 624}}
+    gen = mt.MT19937(11)
+    gen.expect(engine.NATIVE)
+    np.testing.assert_array_equal(gen.words(100_000), key.random_raw(100_000).astype(np.uint32))
+
+
+@pytest.mark.parametrize("low, high", [
+    (0.0, 1.0), (-0.3, 0.3), (1.0, 1.0), (5.0, 5.0000005), (-1e38, 2e38), (1e8, 1e8 + 64), (0.1, 0.7),
+    (0.0, 1e-38),
+])  # fmt: skip
+def test_large_uniforms_do_not_depend_on_who_makes_them(
+    low: float, high: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n = mt.NATIVE + 21
+    native = mt.MT19937(5)
+    got = mt.uniform(native, n, np.float32, low, high)
+    monkeypatch.setattr(mt, "NATIVE", 1 << 62)
+    plain = mt.MT19937(5)
+    np.testing.assert_array_equal(
+        got.view(np.int32), mt.uniform(plain, n, np.float32, low, high).view(np.int32)
+    )
+    assert native.get_state().tobytes() == plain.get_state().tobytes()
 
 
 @pytest.mark.parametrize("mean, std", [(0.0, 1.0), (0.3, 0.02), (-5.0, 1e-38), (0.0, 0.0)])
@@ -248,10 +274,10 @@ def test_native_normals_are_numpys(mean: float, std: float) -> None:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_large_normals_do_not_depend_on_who_makes_them(dtype: type, monkeypatch: pytest.MonkeyPatch) -> None:
-    n = mt._NATIVE + 21
+    n = mt.NATIVE + 21
     native = mt.MT19937(5)
     got = mt.normal(native, n, dtype, 1.0, 2.0)
-    monkeypatch.setattr(mt, "_NATIVE", 1 << 62)
+    monkeypatch.setattr(mt, "NATIVE", 1 << 62)
     plain = mt.MT19937(5)
     np.testing.assert_array_equal(got, mt.normal(plain, n, dtype, 1.0, 2.0))
     assert native.get_state().tobytes() == plain.get_state().tobytes()

@@ -305,7 +305,7 @@ def test_bad_groups_leave_the_optimizer_as_it_was() -> None:
         ({"params": 3}, "'params' must be"),
     ):
         with pytest.raises(TracegradError, match=message):
-            optimizer.add_param_group(group)  # type: ignore[arg-type]
+            optimizer.add_param_group(group)
         assert len(optimizer.param_groups) == 1 and optimizer.param_groups[0]["params"] == [a]
     with pytest.warns(UserWarning, match="twice"):
         optimizer.add_param_group({"params": [b, b]})
@@ -341,7 +341,7 @@ def test_bad_state_leaves_the_optimizer_as_it_was() -> None:
         ({**good, "state": {0: {"exp_avg": tg.zeros(7)}}}, "exp_avg"),
     ):
         with pytest.raises(TracegradError, match=message):
-            optimizer.load_state_dict(broken)  # type: ignore[arg-type]
+            optimizer.load_state_dict(broken)
         after = optimizer.state_dict()
         assert after["param_groups"] == before["param_groups"]
         assert after["state"][0]["exp_avg"].tolist() == before["state"][0]["exp_avg"].tolist()

@@ -51,7 +51,7 @@ def test_the_next_gradient_is_written_where_the_last_one_was() -> None:
         c.fill_(i)
         step()
         assert address(x.grad) == first
-        assert x.grad.min().item() == x.grad.max().item() == 3 * i  # type: ignore[union-attr]
+        assert x.grad.min().item() == x.grad.max().item() == 3 * i
 
 
 def test_also_when_it_is_returned() -> None:
@@ -100,7 +100,7 @@ def test_what_somebody_holds_is_left_alone(name: str) -> None:
     values = held[0] if name == "list" else held
     values = values.numpy() if isinstance(values, tracegrad.Tensor) else np.asarray(values)
     assert (values == 3).all()
-    assert (x.grad.numpy() == 21).all()  # type: ignore[union-attr]
+    assert (x.grad.numpy() == 21).all()
 
 
 def test_what_a_graph_saved_is_left_alone() -> None:
@@ -112,7 +112,7 @@ def test_what_a_graph_saved_is_left_alone() -> None:
         c.fill_(7)
         step()
     y.backward()
-    assert (w.grad.numpy() == 3).all()  # type: ignore[union-attr]
+    assert (w.grad.numpy() == 3).all()
 
 
 def test_two_leaves_with_one_gradient() -> None:
@@ -122,8 +122,8 @@ def test_two_leaves_with_one_gradient() -> None:
     other.grad = x.grad
     c.fill_(7)
     step()
-    assert (other.grad.numpy() == 3).all()  # type: ignore[union-attr]
-    assert (x.grad.numpy() == 21).all()  # type: ignore[union-attr]
+    assert (other.grad.numpy() == 3).all()
+    assert (x.grad.numpy() == 21).all()
 
 
 def test_gradients_that_another_function_reads() -> None:
@@ -144,7 +144,7 @@ def test_gradients_read_before_they_are_written() -> None:
         old = x.grad
         x.grad = None
         (x * 2).sum().backward()
-        x.grad = x.grad + old.flip(0) * 3  # type: ignore[operator, union-attr]
+        x.grad = x.grad + old.flip(0) * 3
         return x.grad.sum()
 
     expected = 1
@@ -181,7 +181,7 @@ def test_a_call_that_fails_before_it_runs_changes_nothing() -> None:
     x, c, step = trainer()
     step()
     c.fill_(7)
-    (spec,) = next(iter(step.specializations.values()))  # type: ignore[attr-defined]
+    (spec,) = next(iter(step.specializations.values()))
     (binding,) = spec._idle
     whole = binding.allocators
 
@@ -189,12 +189,12 @@ def test_a_call_that_fails_before_it_runs_changes_nothing() -> None:
         raise OpError("not enough memory")
 
     assert len(whole) == 2
-    binding.allocators = [none if x._grad._buffer().ptr != a().ptr else a for a in whole]  # type: ignore
+    binding.allocators = [none if x._grad._buffer().ptr != a().ptr else a for a in whole]
     with pytest.raises(OpError):
         step()
-    assert (x.grad.numpy() == 3).all()  # type: ignore[union-attr]
+    assert (x.grad.numpy() == 3).all()
     step()
-    assert (x.grad.numpy() == 21).all()  # type: ignore[union-attr]
+    assert (x.grad.numpy() == 21).all()
 
 
 @pytest.mark.parametrize("rows", [1, 3, 100])
@@ -249,11 +249,11 @@ def test_programs_share_one_workspace() -> None:
     a = tracegrad.ones(1024, 2048)
     programs = [large(k) for k in (1.0, 2.0, 3.0)]
     alone = [f(a).item() for f in programs]
-    lowered = [f.lower(a) for f in programs]  # type: ignore[attr-defined]
+    lowered = [f.lower(a) for f in programs]
     assert all(low.memory().arena >= workspace.LENT for low in lowered)
     for _ in range(3):
         assert [f(a).item() for f in programs] == alone
-    idle = [s._idle for f in programs for s in next(iter(f.specializations.values()))]  # type: ignore
+    idle = [s._idle for f in programs for s in next(iter(f.specializations.values()))]
     assert sum(map(len, idle)) == 1
 
 
@@ -290,7 +290,7 @@ def test_executables_lend_theirs() -> None:
     from tracegrad.runtime.executable import Lowered
 
     a = tracegrad.ones(1024, 2048)
-    made = [Executable(Lowered(large(k).lower(a).graph)) for k in (1.0, 2.0)]  # type: ignore[attr-defined]
+    made = [Executable(Lowered(large(k).lower(a).graph)) for k in (1.0, 2.0)]
     given = from_array(np.ones((1024, 2048), np.float32))
     first = [e([given])[0].number() for e in made]
     assert [e([given])[0].number() for e in made] == first

@@ -238,7 +238,7 @@ def test_only_use_counts_readers() -> None:
     seen: list[bool] = []
 
     def look(b: Rewriter, e: object, x: object) -> None:
-        seen.append(b.only_use(e))  # type: ignore[arg-type]
+        seen.append(b.only_use(e))
 
     r = Rule(("neg(e := exp(x))",), look, False)
     Rewriter(body("%0 = exp %x\n%1 = neg %0\nreturn %1"), RuleSet([r])).run()

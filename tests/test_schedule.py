@@ -35,7 +35,7 @@ MACHINES = [AVX512, AVX2, SMALL, THREADED]
 
 def assert_close(got: np.ndarray, want: np.ndarray, what: str) -> None:
     assert got.dtype == want.dtype and got.shape == want.shape, what
-    if dtypes.from_numpy(want.dtype).kind != "f":  # type: ignore[union-attr]
+    if dtypes.from_numpy(want.dtype).kind != "f":
         np.testing.assert_array_equal(got, want, err_msg=what)
         return
     tolerance = 2e-5 if want.dtype.itemsize >= 4 else 2e-2

@@ -201,7 +201,7 @@ def test_errors() -> None:
     with pytest.raises(tg.TracegradError, match="'cuda'"):
         tg.load(io.BytesIO(), map_location="cuda")
     with pytest.raises(tg.TracegradError, match="unpickled"):
-        tg.load(io.BytesIO(), pickle_module=json)  # type: ignore[arg-type]
+        tg.load(io.BytesIO(), pickle_module=json)
     with pytest.raises(tg.TracegradError, match="a path or a binary file"):
         tg.load(3)
     with pytest.raises(tg.TracegradError, match="'rb'"):

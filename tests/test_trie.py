@@ -48,11 +48,11 @@ def test_samples_of_known_data_share_one_program() -> None:
 def test_parts_of_known_data_are_views(index: object) -> None:
     x = tg.arange(12.0).reshape(4, 3)
     x.sum().item()
-    part = x[index]  # type: ignore[index]
-    expected = x.numpy()[index]  # type: ignore[index]
+    part = x[index]
+    expected = x.numpy()[index]
     assert part.tolist() == expected.tolist() and part._is_view()
     part += 100
-    again: Any = x[index]  # type: ignore[index]
+    again: Any = x[index]
     assert again.tolist() == part.tolist()
     x.zero_()
     assert not part.any()

@@ -101,7 +101,7 @@ def illegal_attribute(g: Graph) -> None:
 
 
 def list_operands(g: Graph) -> None:
-    g.nodes[0].operands = list(g.nodes[0].operands)  # type: ignore[assignment]
+    g.nodes[0].operands = list(g.nodes[0].operands)
 
 
 def output_undefined(g: Graph) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-import sysconfig
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import FunctionType, TracebackType
 from typing import Any
@@ -36,7 +35,7 @@ FOREIGN = (
 )  # fmt: skip
 _PACKAGE = __name__.partition(".")[0] + "."
 _NUMPY = os.path.dirname(np.__file__) + os.sep
-_LIBRARY = sysconfig.get_paths()["stdlib"] + os.sep
+_LIBRARY = os.path.dirname(os.__file__) + os.sep
 _PACKAGES = os.path.join(_LIBRARY, "site-packages") + os.sep
 
 
@@ -246,17 +245,29 @@ def again(error: Exception, name: str, fn: Callable[..., Any], args: Any, kwargs
     raise explain(error, name, fn, args, kwargs)
 
 
+def named_as(function: Any, fn: Any) -> Any:
+    """`function` with what is known of `fn`: functools.update_wrapper takes three times as long, and every
+    import would call it a thousand times."""
+    if type(fn) is not FunctionType:
+        return functools.update_wrapper(function, fn)
+    function.__name__, function.__qualname__ = fn.__name__, fn.__qualname__
+    function.__module__, function.__doc__ = fn.__module__, fn.__doc__
+    function.__annotations__ = fn.__annotations__
+    function.__dict__.update(fn.__dict__)
+    function.__wrapped__ = fn
+    return function
+
+
 def checked(name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
     """`fn`, whose errors for bad arguments are explained."""
 
-    @functools.wraps(fn)
     def function(*args: Any, **kwargs: Any) -> Any:
         try:
             return fn(*args, **kwargs)
         except FOREIGN as e:
             return again(e, name, fn, args, kwargs)
 
-    return function
+    return named_as(function, fn)
 
 
 def check_class(cls: type, *methods: str) -> None:

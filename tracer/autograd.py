@@ -14,11 +14,11 @@ from ..ir.types import Type
 from . import anomaly
 from .hooks import Callbacks, active, concern
 from .library import ArgumentError
-from .making import of_storage
+from .making import of_value
 from .placement import TO_DEVICE
-from .recording import STATE, LazyTrace, Trace
+from .recording import STATE, LazyTrace, Trace, see_number
 from .tensor import Tensor
-from .values import OPAQUE, SPENT, TracedValue, history, let_go, storage_of, without_contents
+from .values import OPAQUE, SPENT, TracedValue, history, let_go, without_contents
 
 _LOSS = Type(float32, ())
 
@@ -311,7 +311,7 @@ def backward(
     try:
         for t, g in _totals(trace, wrt, leaves, found):
             if lazy and t._grad is None and g.storage is None and g.trace is trace and _beside(t, g):
-                t._grad = of_storage(storage_of(g))  # what `_accumulate` comes to, for most
+                t._grad = of_value(g)  # what `_accumulate` comes to, for most
             else:
                 _accumulate(trace, t, g, create_graph)
             if hooks:
@@ -321,6 +321,54 @@ def backward(
         trace.grad_enabled, trace.phase = before
     if not create_graph:
         trace.walked_back = True
+
+
+def backward_again(t: Tensor) -> bool:
+    """`t.backward()` of a loss of ordinary code that was walked back from this place of the trie before, onto
+    leaves without gradients; False where it is something else, and nothing was done."""
+    trace: Any = STATE.trace
+    if trace.__class__ is not LazyTrace or trace.own_attrs or t._view is not None:
+        return False
+    value = t._storage.value
+    one = trace.at_node.next
+    if not value.requires_grad or one.key is not float32 or one.segments is None:
+        return False
+    slot = trace.slots.get(value)
+    known = one.segments.get((_PLAIN, (slot, one.slot), False, "backward"))
+    if known is None or value.type != _LOSS or active() or anomaly.enabled():
+        return False
+    n, end = known.note
+    values = trace.values
+    leaves: list[Any] = [v.leaf if (v := values[s]) is not None else None for s in known.outputs[:n]]
+    tensors: list[Any] = [leaf() if leaf is not None else None for leaf in leaves]
+    if len({id(leaf) for leaf in leaves}) != n or any([t is None or t._grad is not None for t in tensors]):
+        return False
+    trace.at_node = one  # the literal 1.0
+    if not one.lifted:
+        see_number(one, 1.0)
+    trace.literals.append((one.slot, 1.0, one))
+    values.append(None)
+    trace.record.append(one)
+    made = known.replay(trace)
+    _free(made[2 * n : end], made[end:])
+    before = trace.grad_enabled, trace.phase
+    trace.grad_enabled, trace.phase = False, "backward"
+    try:
+        for leaf, g in zip(tensors, made[n : 2 * n]):
+            if g is None:
+                continue
+            if g.storage is None and g.trace is trace and _beside(leaf, g):
+                leaf._grad = of_value(g)  # what `_accumulate` comes to, for most
+            else:
+                _accumulate(trace, leaf, g, False)
+    finally:
+        trace.grad_enabled, trace.phase = before
+    trace.walked_back = True
+    return True
+
+
+#: what says that a walk back frees its graph, in the key of its segment
+_PLAIN = ("backward", False)
 
 
 def _totals(

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from ..ir.collector import collector_paused
 from ..ir.errors import TraceError, TracegradError
 from ..ir.graph import Graph
-from ..runtime.collector import collector_paused
 from ..runtime.executable import Lowered
 from .compile_trace import Consumed, Output, trace_function
 from .direct import MISSED, Direct
@@ -187,7 +187,7 @@ class CompiledFunction:
         for owner, grad in spec.traced.grads:
             t = tensors[owner] if isinstance(owner, int) else owner
             new = made[grad.index][last[grad.index]].clone() if isinstance(grad, Output) else grad
-            t._grad = new  # type: ignore
+            t._grad = new
         for a in spec.traced.assigned:
             a.set(fill(a.new, [m[row].clone() for m, row in zip(made, last)]))
         return fill(spec.traced.result, made)

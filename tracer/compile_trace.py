@@ -9,9 +9,9 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
+from ..ir.dataclass import dataclass, field
 from ..ir.dtypes import DType, float64
 from ..ir.errors import TraceError
 from ..ir.graph import Graph

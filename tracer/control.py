@@ -192,7 +192,7 @@ def _branch(fn: Callable[..., Any], operands: Any, body: Body) -> Any:
     out = fn(*rebuilt(operands, [Tensor(v) for v in body.inputs]))
     leaves = leaves_of(out, "results of cond's functions")
     body.outputs = [
-        body.trace.own(x._value()) if isinstance(x, Tensor) else x  # type: ignore
+        body.trace.own(x._value()) if isinstance(x, Tensor) else x
         for x in leaves
     ]
     return out

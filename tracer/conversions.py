@@ -149,11 +149,7 @@ def resize_(self: Tensor, *sizes: Any, memory_format: Any = None) -> Tensor:
 
 def adopt(self: Tensor, other: Tensor) -> None:
     """Makes this object another tensor, storage and view: for in-place changes of shape."""
-    self._storage = other._storage
-    self._view = other._view
-    self._cached = other._cached
-    self._hold = other._hold
-    self._version_seen = other._version_seen
+    self._see(other)
 
 
 def from_outside(x: Any) -> Any:

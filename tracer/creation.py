@@ -390,7 +390,7 @@ class TensorClass(type):
 
     dtype: DType
 
-    def __call__(cls, *data: Any) -> Tensor:  # type: ignore[override]
+    def __call__(cls, *data: Any) -> Tensor:
         return legacy(cls.dtype, data)
 
     def __instancecheck__(cls, instance: Any) -> bool:

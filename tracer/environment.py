@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from ..ir.dtypes import DType, bfloat16
@@ -55,7 +54,12 @@ class finfo:
         dtype = type or get_default_dtype()
         if not isinstance(dtype, DType) or dtype.kind != "f":
             raise DTypeError(f"finfo() takes a floating-point dtype, got {dtype!r}; use iinfo() for integers")
-        info = ml_dtypes.finfo(dtype.numpy) if dtype is bfloat16 else np.finfo(dtype.numpy)
+        if dtype is bfloat16:
+            import ml_dtypes
+
+            info: Any = ml_dtypes.finfo(dtype.numpy)
+        else:
+            info = np.finfo(dtype.numpy)
         self.dtype = dtype.torch_name
         self.bits = dtype.bits
         self.eps = float(info.eps)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..ir.graph import Graph, Node, Value
+from ..ir.interpreter import decomposition
 from ..ir.op import REGISTRY
 from ..ir.types import placed_type
 from .placement import TO_DEVICE
@@ -44,3 +45,45 @@ def freeze(
     graph.outputs = [env[v] for v in outputs]
     graph.updates = {env[old]: env[new] for old, new in updates}
     return graph
+
+
+def only_wanted(graph: Graph) -> Graph:
+    """The graph without what composites compute for results that nobody wants: a generator's state after a
+    dropout does not need what was dropped. For the interpreter, which runs ops as they are; passes do so
+    anyway."""
+    live = set(graph.live_outs())
+    kept: list[Node] = []
+    stands: dict[Value, Value] = {}  # what took the place of results of composites
+    todo = list(graph.nodes)
+    while todo:
+        node = todo.pop()
+        wanted = [r for r in node.results if r in live]
+        if not wanted:
+            continue
+        if node.op.decompose is None or len(wanted) == len(node.results):
+            kept.append(node)
+            live.update(node.operands)
+            continue
+        parts = decomposition(node)
+        env: dict[Value, Value] = dict(zip(parts.inputs, node.operands))
+        for part in parts.nodes:
+            operands = tuple([env[v] for v in part.operands])
+            copy = Node(part.op, operands, part.attrs, node.loc, node.phase, part.regions)
+            copy.results = tuple([Value(r.type, copy, i) for i, r in enumerate(part.results)])
+            env.update(zip(part.results, copy.results))
+            todo.append(copy)
+        stands.update({r: env[v] for r, v in zip(node.results, parts.outputs)})
+        live.update([stands[r] for r in wanted])
+    if stands:
+        graph.nodes = kept[::-1]
+        for node in graph.nodes:
+            node.operands = tuple([_standing(v, stands) for v in node.operands])
+        graph.outputs = [_standing(v, stands) for v in graph.outputs]
+        graph.updates = {old: _standing(new, stands) for old, new in graph.updates.items()}
+    return graph
+
+
+def _standing(v: Value, stands: dict[Value, Value]) -> Value:
+    while v in stands:
+        v = stands[v]
+    return v

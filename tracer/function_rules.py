@@ -91,7 +91,7 @@ class Call:
     def batched(self, size: int, flags: tuple[bool, ...]) -> Call:
         out = Call(self.cls, self.ctx, self.args, self.outputs, self.saved, self.forward)
         out.batch = (*self.batch, (size, flags))
-        out._key = (*self._key, out.batch)  # type: ignore[assignment]
+        out._key = (*self._key, out.batch)
         return out
 
     def __eq__(self, other: object) -> bool:

@@ -29,7 +29,7 @@ class HookTable(dict[int, Callable[..., Any]]):
 
     __slots__ = ("__weakref__",)
 
-    def __hash__(self) -> int:  # type: ignore[override]
+    def __hash__(self) -> int:
         return id(self)
 
     def __eq__(self, other: object) -> bool:

@@ -17,18 +17,23 @@ from typing import Any
 
 import numpy as np
 
-from ..ir.dtypes import DType, float32
+from ..ir.dtypes import float32
 from ..ir.grad import reads
 from ..ir.graph import Graph
+from ..ir.op import REGISTRY
 from ..ir.types import Type
 from ..runtime.buffers import Buffer, empty
-from ..runtime.executable import Executable, Lowered, interpret
-from .freezing import freeze
-from .past import Past, Plan
+from ..runtime.executable import Executable, Lowered, cached, host_machine, interpret
+from .freezing import freeze, only_wanted
+from .past import Past, Plan, scalar_buffer
 from .placed_lazy import PlacedRuns
 from .placement import most_on
 from .recording import LazyTrace, TrieNode
+from .segments import stand_in
 from .values import Storage, TracedValue, let_go, without_contents
+
+_CONSTANT = REGISTRY["constant"]
+_LOOKED_UP = 0.03
 
 
 class LazyProgram:
@@ -41,7 +46,9 @@ class LazyProgram:
         updates: indices into the trace's inputs whose memory is written, and slots of the values in it then.
         history: slots of values that outlive the program and whose gradients flow on into it.
         past: what is known of the nodes behind them, once they were looked for.
-        dear: the interpreter would take half as long as the compiler, or longer.
+        dear: the interpreter would take half as long as the compiler, or longer; for a training step an
+            eighth.
+        slow: the interpreter takes so long that it is worth while to look into the compile cache first.
     """
 
     __slots__ = (
@@ -56,6 +63,7 @@ class LazyProgram:
         "placed",
         "runs",
         "scalars",
+        "slow",
         "updates",
     )
 
@@ -81,7 +89,10 @@ class LazyProgram:
         self.executable: Executable | None = None
         self.placed: PlacedRuns | None = None
         self.runs = 0
-        self.dear = 2 * _interpreting(graph) > _compiling(graph)
+        seconds = _interpreting(graph)
+        steps = bool(graph.updates) and any(node.phase == "backward" for node in graph.nodes)
+        self.dear = (8 if steps else 2) * seconds > _compiling(graph)  # a training step comes back
+        self.slow = seconds > _LOOKED_UP
 
     def run(self, inputs: list[Buffer], interpreted: int = 1) -> tuple[list[Buffer], list[Buffer] | None]:
         """Contents of the outputs, and those of updated inputs unless they were written in place. The first
@@ -94,6 +105,11 @@ class LazyProgram:
             first = first or mode == "interpret"
             if self.placed is not None:
                 return self.placed.interpreted(inputs) if first else (self.placed.run(inputs), None)
+            if first and self.slow and not mode:
+                found = cached(self.graph, host_machine())
+                if found is not None:
+                    executable = self.executable = Executable(Lowered(self.graph, native=found))
+                    return executable(inputs), None
             if first:
                 given = [b.array for b in inputs]
                 outs, updates = interpret(self.graph, given)
@@ -146,13 +162,6 @@ def _own(arrays: list[np.ndarray], type: Type) -> Buffer:
     return b
 
 
-def scalar_buffer(value: Any, dtype: DType) -> Buffer:
-    """A runtime scalar's memory."""
-    b = empty(Type(dtype, ()))
-    b.array[()] = value
-    return b
-
-
 def _saved_for_backward(
     live: list[TracedValue], trace: LazyTrace
 ) -> tuple[dict[TracedValue, None], set[Any]]:
@@ -172,8 +181,9 @@ def _saved_for_backward(
         needs = tuple(o.requires_grad for o in node.operands)
         operands, results = reads(node, needs)
         for i in operands:
-            if node.operands[i].trace is trace:
-                keep[node.operands[i]] = None
+            operand: Any = node.operands[i]
+            if operand.trace is trace and operand.node.op is not _CONSTANT:  # whose contents we know
+                keep[operand] = None
         for i in results:
             keep[node.results[i]] = None
         stack.extend(o for o in node.operands if o.requires_grad)
@@ -200,16 +210,20 @@ _ALONE = _references()
 def _overwritten(trace: LazyTrace) -> dict[int, TracedValue]:
     """Slots of inputs whose contents nobody can see any more, and the values that took their place: these can
     be written into the same memory."""
-    slots, out = trace.slots, {}
-    reading = Counter(id(v) for node in trace.made for v in node.operands) if trace.made else None
+    get, out = trace.slots.get, {}
+    reading = Counter([id(v) for node in trace.made for v in node.operands]) if trace.made else None
     alone, shared = _ALONE
     for storage, old in trace.undo:
-        slot, new = slots.get(old), storage.value
-        if slot is None or old.buffer is None or new.buffer is not None or new.trace is not trace:
+        memory, new = old.buffer, storage.value
+        if memory is None or new.buffer is not None or new.trace is not trace:
             continue
-        if getrefcount(old) - (reading[id(old)] if reading else 0) == alone and old.type == new.type:
-            memory = old.buffer
-            if getrefcount(memory) == shared and (memory._array is None or not memory.seen_outside()):
+        if getrefcount(old) - (reading[id(old)] if reading else 0) != alone:
+            continue
+        if old.type is not new.type and old.type != new.type:
+            continue
+        if getrefcount(memory) == shared and (memory._array is None or not memory.seen_outside()):
+            slot = get(old)
+            if slot is not None:
                 out[slot] = new
     return out
 
@@ -217,45 +231,63 @@ def _overwritten(trace: LazyTrace) -> dict[int, TracedValue]:
 def run_pending(trace: LazyTrace, at: TrieNode) -> None:
     """Computes what is alive of the pending program and hands the contents out."""
     slots = trace.slots
-    live: set[int] = set()
+    live: list[int] = []
     shared: list[Storage] = []
     for ref in trace.handles:
         storage = ref()
         if storage is not None:
             value = storage.value
-            if value.trace is trace and value.buffer is None:
-                live.add(slots[value])
+            if value.buffer is None and value.trace is trace:
+                live.append(slots[value])
             if storage.shared is not None:
                 shared.append(storage)
     lifted = trace.lifted()
     overwritten = _overwritten(trace) if trace.undo else {}
-    # In one order, whether the optimiser's step was replayed or not.
-    key = (tuple(sorted(live)), lifted, tuple(sorted(overwritten)))
-    programs = at.programs
-    if programs is None:
-        programs = at.programs = {}
-    program: LazyProgram | None = programs.get(key)
-    if program is None:
-        values = [trace.values[slot] for slot in key[0]]
-        program = programs[key] = _program(trace, values, lifted, {i: overwritten[i] for i in key[2]})
+    written = list(overwritten)
+    recent = at.recent
+    if recent is not None and recent[0] == live and recent[1] == written and recent[2] is lifted:
+        program: LazyProgram = recent[3]  # the same as last time, and no key to be made
+    else:
+        program = _program_of(trace, at, live, lifted, overwritten)
+        at.recent = live, written, lifted, program
     inputs, values = trace.inputs, trace.values
     if program.output_slots or program.updates:
         buffers = [inputs[i][2] for i in program.input_positions]
         for i, dtype in zip(program.literal_positions, program.scalars):
             buffers.append(scalar_buffer(trace.literals[i][1], dtype))
-        made, written = program.run(buffers, trace.interpreted)
+        made, changed = program.run(buffers, trace.interpreted)
         for slot, buffer in zip(program.output_slots, made):
-            values[slot].buffer = buffer
+            value = values[slot] or stand_in(trace, slot)
+            value.buffer = buffer
         for k, (i, slot) in enumerate(program.updates):
             _, old, buffer = inputs[i]
             old.buffer = None
-            values[slot].buffer = buffer if written is None else written[k]
+            values[slot].buffer = buffer if changed is None else changed[k]
     _settle(trace, program)
     for storage in shared:  # memory that is seen outside
         made, seen = storage.value.buffer, storage.shared
         if made is not None and seen is not None and made is not seen:
             seen.array[...] = made.array
             storage.value.buffer = seen
+
+
+def _program_of(
+    trace: LazyTrace,
+    at: TrieNode,
+    live: list[int],
+    lifted: tuple[int, ...],
+    overwritten: dict[int, TracedValue],
+) -> LazyProgram:
+    """The program of a place that keeps these slots alive; made if it is not known."""
+    # In one order, whether the optimiser's step was replayed or not.
+    key = (tuple(sorted(set(live))), lifted, tuple(sorted(overwritten)))
+    if at.programs is None:
+        at.programs = {}
+    program = at.programs.get(key)
+    if program is None:
+        values = [trace.values[slot] for slot in key[0]]
+        program = at.programs[key] = _program(trace, values, lifted, {i: overwritten[i] for i in key[2]})
+    return program
 
 
 def _program(
@@ -278,7 +310,7 @@ def _program(
         outputs.pop(new, None)
     literals: list[Any] = [trace.values[trace.literals[i][0]] for i in lifted]
     inputs: list[Any] = [v for _, v, _ in trace.inputs]
-    graph = freeze("lazy", nodes, [*inputs, *literals], list(outputs), list(updates.items()))
+    graph = only_wanted(freeze("lazy", nodes, [*inputs, *literals], list(outputs), list(updates.items())))
     used = {v for n in graph.nodes for v in n.operands} | set(graph.live_outs()) | set(graph.updates)
     keep = [i for i, v in enumerate(graph.inputs) if v in used]
     graph.inputs = [graph.inputs[i] for i in keep]
@@ -309,6 +341,20 @@ def part_from_native(value: TracedValue) -> None:
         storage.part()
 
 
+def _behind(trace: LazyTrace, slots: list[int]) -> set[Any]:
+    """The nodes of the program that values which outlive it can be walked back through."""
+    own = set(trace.slots) - {v for _, v, _ in trace.inputs}
+    found: set[Any] = set()
+    stack: list[Any] = [trace.values[s] for s in slots]
+    while stack:
+        v = stack.pop()
+        node = v.node if v.leaf is None and v in own else None
+        if node is not None and node not in found:
+            found.add(node)
+            stack += node.operands
+    return found
+
+
 def _settle(trace: LazyTrace, program: LazyProgram) -> None:
     """After a run: values are no longer pending; what backward won't walk is cut loose."""
     nodes = trace.made
@@ -324,17 +370,26 @@ def _settle(trace: LazyTrace, program: LazyProgram) -> None:
     for v in trace.values:
         if v is not None:
             v.trace = None
+    numbers = {slot: number for slot, number, _ in trace.literals} if nodes else {}
+    behind = _behind(trace, program.history) if nodes else set()
     for node in nodes:
         cut = True
         for v in node.results:
             if v.requires_grad and v.freed is not True and v.leaf is None:  # type: ignore[attr-defined]
                 cut = False
-        if cut:
+        lost = node not in behind  # a node and its results hold each other, and what the node reads
+        if cut or lost:
             for v in node.results:
-                if not v.requires_grad or v.leaf is not None:  # type: ignore[attr-defined]
+                if lost or not v.requires_grad or v.leaf is not None:  # type: ignore[attr-defined]
                     v.node = None  # else it keeps the node for grad_fn's name
             let_go(node)
-        elif node.results[0].freed:  # type: ignore[attr-defined]
+            continue
+        if numbers:
+            for v in node.operands:
+                number = numbers.get(trace.slots.get(v, -1))
+                if number is not None and v.buffer is None:  # type: ignore[attr-defined]
+                    v.buffer = scalar_buffer(number, v.type.dtype)  # type: ignore[attr-defined]
+        if node.results[0].freed:  # type: ignore[attr-defined]
             without_contents(node)
         else:
             for v in node.operands:

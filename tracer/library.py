@@ -121,4 +121,4 @@ def overwrite(t: Tensor, array: np.ndarray) -> Tensor:
     value = TracedValue(buffer.type, None, 0, None, buffer)
     if t._view is None and t._storage.shared is None and STATE.trace is STATE.lazy:
         return t._put(value)
-    return t.copy_(Tensor(value))  # type: ignore[attr-defined]
+    return t.copy_(Tensor(value))

@@ -33,16 +33,16 @@ class Size(tuple):
             n *= d
         return n
 
-    def __add__(self, other: Any) -> Size:  # type: ignore[override]
+    def __add__(self, other: Any) -> Size:
         return Size(tuple.__add__(self, tuple(other)))
 
     def __radd__(self, other: Any) -> Size:
         return Size((*other, *self)) if isinstance(other, tuple) else NotImplemented
 
-    def __mul__(self, n: Any) -> Size:  # type: ignore[override]
+    def __mul__(self, n: Any) -> Size:
         return Size(tuple.__mul__(self, n))
 
-    __rmul__ = __mul__  # type: ignore[assignment]
+    __rmul__ = __mul__
 
     def __getitem__(self, i: Any) -> Any:
         got = tuple.__getitem__(self, i)
@@ -216,8 +216,8 @@ class Operators:
         def __neg__(self) -> Tensor: ...
         def __invert__(self) -> Tensor: ...
         def __abs__(self) -> Tensor: ...
-        def __eq__(self, other: Any) -> Tensor: ...  # type: ignore[override]
-        def __ne__(self, other: Any) -> Tensor: ...  # type: ignore[override]
+        def __eq__(self, other: Any) -> Tensor: ...
+        def __ne__(self, other: Any) -> Tensor: ...
         def __add__(self, other: Any) -> Tensor: ...
         def __radd__(self, other: Any) -> Tensor: ...
         def __sub__(self, other: Any) -> Tensor: ...

@@ -4,7 +4,6 @@ class.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -12,8 +11,8 @@ import numpy as np
 
 from ..ir.errors import DTypeError, GradError, OpError
 from ..ir.op import REGISTRY
-from . import conversions, random
-from .arguments import FOREIGN, check_class, checked, explain
+from . import autograd, conversions, random
+from .arguments import FOREIGN, check_class, checked, explain, named_as
 from .conversions import adopt
 from .creation import as_tensor, from_data, legacy
 from .environment import strided
@@ -33,6 +32,7 @@ from .functions import (
     sorting,
     statistics,
 )
+from .making import binary
 from .recording import STATE, user_location
 from .tensor import Tensor
 
@@ -75,7 +75,6 @@ def _numpy_names(fn: Callable[..., Any]) -> Callable[..., Any]:
     if code is None or "dim" not in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]:
         return fn
 
-    @functools.wraps(fn)
     def function(*args: Any, **kwargs: Any) -> Any:
         if kwargs:
             if "axis" in kwargs:
@@ -84,7 +83,7 @@ def _numpy_names(fn: Callable[..., Any]) -> Callable[..., Any]:
                 kwargs["keepdim"] = kwargs.pop("keepdims")
         return fn(*args, **kwargs)
 
-    return function
+    return named_as(function, fn)
 
 
 FUNCTIONS.update({_name: _numpy_names(_fn) for _name, _fn in FUNCTIONS.items()})
@@ -133,17 +132,17 @@ for _name in _INPLACE:
 def _iterate(self: Tensor) -> Any:
     if not self.dim():
         raise DTypeError("iteration over a 0-d tensor: it holds one number; use item()")
-    return iter(self.unbind(0))  # type: ignore[attr-defined]
+    return iter(self.unbind(0))
 
 
 def _numpy_transposed(self: Tensor) -> Tensor:
-    return self.permute(*reversed(range(self.dim())))  # type: ignore[attr-defined]
+    return self.permute(*reversed(range(self.dim())))
 
 
 def _matrix_transposed(self: Tensor) -> Tensor:
     if self.dim() not in (0, 2):
         raise OpError(f"H is of matrices, this is a tensor of type {self._value().type}; of batches, mH")
-    return self.transpose(-2, -1) if self.dim() else self  # type: ignore[attr-defined]
+    return self.transpose(-2, -1) if self.dim() else self
 
 
 def _split(
@@ -162,7 +161,7 @@ def _apply_(self: Tensor, function: Callable[[Any], Any]) -> Tensor:
 
 def _map_(self: Tensor, tensor: Tensor, function: Callable[[Any, Any], Any]) -> Tensor:
     """`apply_` of two arguments: of this tensor's elements and another's, which broadcasts."""
-    other = iter(tensor.expand(self.shape).reshape(-1).tolist())  # type: ignore[attr-defined]
+    other = iter(tensor.expand(self.shape).reshape(-1).tolist())
     return _apply_(self, lambda v: function(v, next(other)))
 
 
@@ -255,9 +254,30 @@ for _name, _method in _METHODS.items():
     setattr(Tensor, _name, _method if plain else checked(f"Tensor.{_name}", cast(Any, _method)))
 Tensor._from_data = staticmethod(checked("Tensor", from_data))
 
+
+def _backward(
+    self: Tensor,
+    gradient: Tensor | None = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    inputs: Any = None,
+) -> None:
+    """Adds the gradients of this tensor (times `gradient`) to `.grad` of the leaves it depends on."""
+    if gradient is None and retain_graph is None and not create_graph and inputs is None:
+        if autograd.backward_again(self):
+            return
+    autograd.backward([self], [gradient], retain_graph, create_graph, inputs)
+
+
+_backward.__name__, _backward.__qualname__ = "backward", "Tensor.backward"
+Tensor.backward = _backward
 check_class(Tensor, "backward", "register_hook", "requires_grad_", "retain_grad", "size", "stride", "tolist")
 
 _PLAIN = (str, bytes, list, tuple, dict, set, type(None))
+
+
+#: Operators that are one op on floats, and its name.
+_ONE_OP = {n: n for n in ("add", "sub", "mul", "eq", "ne", "lt", "le", "gt", "ge")} | {"truediv": "div"}
 
 
 def _operator(sign: str, fn: Callable[..., Any], *, reflected: bool = False) -> Callable[..., Any]:
@@ -278,7 +298,22 @@ def _operator(sign: str, fn: Callable[..., Any], *, reflected: bool = False) -> 
         except FOREIGN as e:
             raise explain(e, sign, fn, (other, self) if reflected else (self, other), {})  # noqa: B904
 
-    return op
+    if sign not in _ONE_OP:
+        return op
+    one = REGISTRY[_ONE_OP[sign]]
+
+    def quick(self: Tensor, other: Any) -> Any:
+        try:
+            out = binary(one, self, other)
+        except FOREIGN as e:
+            raise explain(e, sign, fn, (self, other), {})  # noqa: B904
+        return op(self, other) if out is None else out
+
+    def quick_reflected(self: Tensor, other: Any) -> Any:
+        out = binary(one, other, self)  # (a number and a tensor always fit)
+        return op(self, other) if out is None else out
+
+    return quick_reflected if reflected else quick
 
 
 def _writing(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -307,8 +342,8 @@ for _name, _fn in _OPERATORS.items():
     setattr(Tensor, f"__i{_name}__", _operator(f"i{_name}", _writing(_fn)))
 for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
     setattr(Tensor, f"__{_name}__", _operator(_name, _F[_name]))
-Tensor.__neg__ = _F["neg"]  # type: ignore[attr-defined]
+Tensor.__neg__ = _F["neg"]
 Tensor.__pos__ = lambda self: self  # type: ignore[attr-defined]
-Tensor.__abs__ = _F["abs"]  # type: ignore[attr-defined]
-Tensor.__invert__ = _F["bitwise_not"]  # type: ignore[attr-defined]
-Tensor.__hash__ = object.__hash__  # type: ignore[method-assign]
+Tensor.__abs__ = _F["abs"]
+Tensor.__invert__ = _F["bitwise_not"]
+Tensor.__hash__ = object.__hash__

@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import ml_dtypes
 import numpy as np
-from numpy.typing import DTypeLike
 
 from ..ir.errors import DTypeError, TracegradError
-from .mt19937_engine import MT19937
+from .mt19937_engine import MT19937, NATIVE
 from .mt19937_math import box_muller32, fma64, libm, round_sum32
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
 
 __all__ = [
     "MT19937", "bernoulli", "cauchy", "exponential", "geometric", "log_normal", "multinomial", "normal",
@@ -30,10 +32,8 @@ __all__ = [
 Shape = int | Sequence[int]
 
 _U32, _U64, _F32, _F64 = np.uint32, np.uint64, np.float32, np.float64
-_BF16 = np.dtype(ml_dtypes.bfloat16)
-_DIGITS = {np.dtype(np.float16): 11, _BF16: 8, np.dtype(_F32): 24, np.dtype(_F64): 53}
+_DIGITS = {"float16": 11, "bfloat16": 8, "float32": 24, "float64": 53}  # of types by their names
 _CHUNK = 1 << 14  # samples worked on at a time, so that temporaries stay in cache
-_NATIVE = 1 << 17  # normal samples from which native code pays, which loads the compiler
 _RANDPERM_SMALL = 0xFFFFFFFF // 20  # from here on PyTorch draws 64 bits per step, against modulo bias
 
 
@@ -49,13 +49,15 @@ def _shape(shape: Shape) -> tuple[int, ...]:
 
 def _float_dtype(dtype: DTypeLike, what: str) -> np.dtype:
     dt = np.dtype(dtype)
-    if dt not in _DIGITS:
+    if dt.name not in _DIGITS:
         raise DTypeError(f"{what}: expected float16, bfloat16, float32 or float64, got {dt}")
     return dt
 
 
 def _finfo_max(dt: np.dtype) -> float:
-    return float(ml_dtypes.finfo(dt).max)
+    if dt.name != "bfloat16":
+        return float(np.finfo(dt).max)
+    return 2.0**127 * (2 - 2.0**-7)
 
 
 def _iinfo(dt: np.dtype) -> np.iinfo:
@@ -64,7 +66,7 @@ def _iinfo(dt: np.dtype) -> np.iinfo:
 
 def _cast(values: np.ndarray, dt: np.dtype) -> np.ndarray:
     """float64 to `dt` as C++ does it: half types round through float32, bool is "not zero"."""
-    return values.astype(_F32).astype(dt) if dt.itemsize == 2 and dt in _DIGITS else values.astype(dt)
+    return values.astype(_F32).astype(dt) if dt.itemsize == 2 and dt.name in _DIGITS else values.astype(dt)
 
 
 def _unit32(words: np.ndarray) -> np.ndarray:
@@ -106,8 +108,11 @@ def uniform(
     first, last = np.asarray(low, acc).astype(dt), np.asarray(high, acc).astype(dt)
     with gen.lock:
         gen.expect(2 * out.size if wide else out.size)
+        native = out.size >= NATIVE and dt == _F32
         for start in range(0, out.size, _CHUNK):
             n = min(_CHUNK, out.size - start)
+            if native and not n % 16 and _native_uniform(gen, low, high, out[start : start + n]):
+                continue
             if wide:
                 u = _unit64(gen, n)
                 u = u if (base, end) == (0, 1) else fma64(u, float(end - base), low)
@@ -152,7 +157,7 @@ def normal(
             return _cast(_normal_pairs(gen, size, mean, std), dt).reshape(sizes)
         out = _room(out, size, dt)
         whole = size - size % 16
-        native = whole >= _NATIVE and dt != _F64
+        native = whole >= NATIVE and dt != _F64
         gen.expect(whole)
         for start in range(0, whole, _CHUNK):
             part = out[start : min(start + _CHUNK, whole)]
@@ -163,6 +168,16 @@ def normal(
                 gen.words((size - whole) * (dt.itemsize // 4))
             out[-16:] = _normal_blocks(gen, 16, dt, mean, std)
     return out.reshape(sizes)
+
+
+def _native_uniform(gen: MT19937, low: float, high: float, out: np.ndarray) -> bool:
+    """Native code's samples; False, and nothing was drawn, where there is none."""
+    from ..backends.llvm.twister import available, uniform
+
+    if not available():
+        return False
+    uniform(gen.words(out.size), low, high, out)
+    return True
 
 
 def _native_blocks(gen: MT19937, out: np.ndarray, mean: float, std: float) -> bool:
@@ -271,11 +286,11 @@ def randint(
         raise TracegradError(f"randint: expected low < high, got low={low}, high={high}")
     n = math.prod(sizes)
     if high is None and low == -limit:
-        if dt not in (np.int64, _F64, _F32, _BF16):
+        if dt not in (np.int64, _F64, _F32) and dt.name != "bfloat16":
             raise DTypeError(f"randint: expected int64, float64, float32 or bfloat16 for 64 bits, got {dt}")
         return _from_int64(gen.words64(n).view(np.int64), dt).reshape(sizes)
-    if dt in _DIGITS:
-        last = (1 << _DIGITS[dt]) if high is None else int(high) - 1
+    if dt.name in _DIGITS:
+        last = (1 << _DIGITS[dt.name]) if high is None else int(high) - 1
         least, most = -_finfo_max(dt), _finfo_max(dt)
         if least <= low <= most and least <= last <= most:
             low = _round_low(low, dt)
@@ -297,7 +312,7 @@ def randint(
 
 
 def _from_int64(values: np.ndarray, dt: np.dtype) -> np.ndarray:
-    return values.astype(_F32).astype(dt) if dt.itemsize == 2 and dt in _DIGITS else values.astype(dt)
+    return values.astype(_F32).astype(dt) if dt.itemsize == 2 and dt.name in _DIGITS else values.astype(dt)
 
 
 def _rounded(value: int, dt: np.dtype) -> int:
@@ -311,7 +326,7 @@ def _round_low(low: int, dt: np.dtype) -> int:
     above = _rounded(low + 1, dt)
     if above >= low:
         return low
-    return above + (1 << (abs(low + 1).bit_length() - _DIGITS[dt]))
+    return above + (1 << (abs(low + 1).bit_length() - _DIGITS[dt.name]))
 
 
 def _round_high(high: int, dt: np.dtype) -> int:
@@ -319,15 +334,15 @@ def _round_high(high: int, dt: np.dtype) -> int:
     below = _rounded(high - 1, dt)
     if below < high:
         return high
-    return below - (1 << (abs(high - 1).bit_length() - _DIGITS[dt]))
+    return below - (1 << (abs(high - 1).bit_length() - _DIGITS[dt.name]))
 
 
 def random(gen: MT19937, shape: Shape, dtype: DTypeLike = np.int64) -> np.ndarray:
     """`random_()`: [0, max] of an integer dtype, {0, 1} of bool, [0, 2**mantissa] of a floating-point one."""
     dt, sizes = np.dtype(dtype), _shape(shape)
     n = math.prod(sizes)
-    if dt in _DIGITS:
-        span = (1 << _DIGITS[dt]) + 1
+    if dt.name in _DIGITS:
+        span = (1 << _DIGITS[dt.name]) + 1
     elif dt == np.bool_:
         span = 2
     elif dt.kind == "i" or dt == np.uint8:
@@ -346,7 +361,7 @@ def randperm(gen: MT19937, n: int, dtype: DTypeLike = np.int64) -> np.ndarray:
     dt = np.dtype(dtype)
     if n < 0:
         raise TracegradError(f"randperm: expected n >= 0, got {n}")
-    most = 1 << _DIGITS[dt] if dt in _DIGITS else int(_iinfo(dt).max)
+    most = 1 << _DIGITS[dt.name] if dt.name in _DIGITS else int(_iinfo(dt).max)
     if n - 1 > most:
         raise TracegradError(f"randperm: {n} elements do not fit {dt}")
     if n < _RANDPERM_SMALL:

@@ -7,20 +7,20 @@ Source: M. Matsumoto, T. Nishimura, "Mersenne Twister", ACM TOMACS 8 (1998), wit
 from __future__ import annotations
 
 import os
-import sys
 import threading
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from ..ir.errors import TracegradError
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
 _N, _M = 624, 397
 _U32, _U64 = np.uint32, np.uint64
-# Draws from which NumPy's own engine is faster than the vector steps here, and how many words, of all draws
-# together, pay for importing it.
-_BULK, _BULK_IMPORT = 1 << 14, 1 << 19
+#: words, of all draws together, from which native code pays, which loads the compiler
+NATIVE = 1 << 17
 
 _STATE = np.dtype({
     "names": ["seed", "left", "seeded", "next", "state", "normal", "has_normal", "normal32", "has_normal32"],
@@ -44,8 +44,6 @@ class MT19937:
         self._left = 1  # words left before the next twist, plus one
         self._next = 0
         self._expected = 0
-        self._engine: Any = None  # NumPy's
-        self._ahead = False  # NumPy's has the state
         self.normal_sample: float | None = None  # second half of the last scalar Box-Muller pair
         self.normal_sample32: float | None = None  # never used on CPU, kept for state exchange
         self.manual_seed(seed)
@@ -63,7 +61,7 @@ class MT19937:
                 word = (1812433253 * (word ^ (word >> 30)) + j) & 0xFFFFFFFF
                 words.append(word)
             self._state = np.array(words, _U32)
-            self._tempered, self._ahead = None, False
+            self._tempered = None
             self._left, self._next = 1, 0
             self.normal_sample = self.normal_sample32 = None
         return self
@@ -88,24 +86,21 @@ class MT19937:
     def words(self, n: int) -> np.ndarray:
         """The next `n` 32-bit draws as uint32[n]."""
         with self.lock:
-            if n >= _BULK:
-                if "numpy.random" in sys.modules or self.expect(n) >= _BULK_IMPORT:
-                    return self._bulk(n)
-            self._settle()
             have = self._left - 1
             if n <= have:
                 return self._take(n).copy()
+            many = n >= _N and self.expect(n) >= NATIVE
             out = np.empty(n, _U32)
             out[:have] = self._take(have)
             filled = have
             while filled < n:
                 blocks = min((n - filled + _N - 1) // _N, 64)
-                raw = np.empty((blocks, _N), _U32)
-                state = self._state
-                for row in raw:
-                    _twist(state, row)
-                    state = row
-                tempered = _temper(raw)
+                raw, tempered = np.empty((blocks + 1, _N), _U32), np.empty((blocks, _N), _U32)
+                raw[0] = self._state
+                if not (many and _native_twist(raw, tempered)):
+                    for row in range(blocks):
+                        _twist(raw[row], raw[row + 1])
+                    tempered = _temper(raw[1:])
                 part = min(n - filled, blocks * _N)
                 out[filled : filled + part] = tempered.reshape(-1)[:part]
                 filled += part
@@ -127,7 +122,6 @@ class MT19937:
     def get_state(self) -> np.ndarray:
         """The state as uint8[5056], byte for byte `torch.get_rng_state()` (little-endian)."""
         with self.lock:
-            self._settle()
             record = np.zeros((), _STATE)
             record["seed"], record["left"], record["seeded"] = self._seed, self._left, 1
             record["next"], record["state"] = self._next, self._state
@@ -155,7 +149,7 @@ class MT19937:
         with self.lock:
             self._seed, self._left, self._next = int(record["seed"]), left, following
             self._state = record["state"].astype(_U32)
-            self._tempered, self._ahead = None, False
+            self._tempered = None
             self.normal_sample = float(record["normal"]) if record["has_normal"] else None
             self.normal_sample32 = float(record["normal32"]) if record["has_normal32"] else None
 
@@ -175,31 +169,8 @@ class MT19937:
 
     def __setstate__(self, state: np.ndarray) -> None:
         self.lock = threading.RLock()
-        self._expected, self._engine, self._ahead = 0, None, False
+        self._expected = 0
         self.set_state(state)
-
-    def _bulk(self, n: int) -> np.ndarray:
-        """Draws by NumPy's engine, which from then on is the one that knows the state."""
-        if not self._ahead:
-            if self._engine is None:
-                from numpy.random import MT19937 as Engine
-
-                self._engine = Engine(0)
-            position = self._next if self._left > 1 else _N
-            self._engine.state = {
-                "bit_generator": "MT19937",
-                "state": {"key": self._state, "pos": position},
-            }
-            self._ahead = True
-        return self._engine.random_raw(n).astype(_U32)
-
-    def _settle(self) -> None:
-        """Takes the state back from NumPy's engine."""
-        if self._ahead:
-            after = self._engine.state["state"]
-            self._state, self._next = np.array(after["key"], _U32), int(after["pos"])
-            self._left, self._tempered = _N + 1 - self._next, None
-            self._ahead = False
 
     def _take(self, n: int) -> np.ndarray:
         if self._tempered is None:
@@ -208,6 +179,12 @@ class MT19937:
         self._next += n
         self._left -= n
         return part
+
+
+def _native_twist(raw: np.ndarray, tempered: np.ndarray) -> bool:
+    from ..backends.llvm.twister import twist
+
+    return twist(raw, tempered)
 
 
 def _twist(state: np.ndarray, out: np.ndarray) -> None:

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..ir.dtypes import DType
 from ..ir.graph import Node, Value
 from ..ir.types import Type
+from ..runtime.buffers import Buffer, empty
 from .segments import make_node, place_of, stand_in
 from .values import Pending, TracedValue, ghost, has_node
 
@@ -25,14 +27,16 @@ class Plan:
         entries: if all of them were freed, of each: the place, its operands' types, `requires_grad` and
             `freed` of its results; else None.
         inputs: slots of the leaves, and of values from outside the program, that ways lead to.
+        numbers: Python numbers that nodes hold: position among the trace's literals, slot, type.
     """
 
-    __slots__ = ("entries", "inputs", "places")
+    __slots__ = ("entries", "inputs", "numbers", "places")
 
     def __init__(self, trace: Any, slots: list[int]) -> None:
         self.places = _behind(trace, slots)
         self.entries: list[tuple[Any, tuple[Type, ...], list[bool], list[Any]]] | None = []
         self.inputs: list[int] = []
+        self.numbers: list[tuple[int, int, Type]] = []
         inside = {s for place, _ in self.places for s in range(place.slot, place.slot + len(place.types))}
         values = trace.values
         for place, _ in self.places:
@@ -48,6 +52,9 @@ class Plan:
             if open_:
                 ends = [s for s, v in zip(place.operands, operands) if s not in inside and v.requires_grad]
                 self.inputs += ends
+                held = set(place.operands)
+                numbers = enumerate(trace.literals)
+                self.numbers += [(i, s, number.types[0]) for i, (s, _, number) in numbers if s in held]
 
     def nodes(self, trace: Any) -> list[Node]:
         """The nodes themselves. Numbers have none."""
@@ -61,12 +68,13 @@ class Past:
         slots: of the values that outlive the program.
     """
 
-    __slots__ = ("_entries", "_found", "_stores")
+    __slots__ = ("_entries", "_found", "_numbers", "_stores")
 
     def __init__(self, trace: Any, plan: Plan, slots: list[int]) -> None:
         values = trace.values
         self._entries: Any = plan.entries
         self._found = {s: _without_contents(values[s] or stand_in(trace, s)) for s in plan.inputs}
+        self._numbers = [(s, trace.literals[i][1], t) for i, s, t in plan.numbers]
         self._stores: list[tuple[int, Any]] = []
         for slot in slots:
             v = values[slot]
@@ -79,6 +87,8 @@ class Past:
     def recall(self, slot: int, value: Pending) -> None:
         """Makes the nodes for those of the values that are still there, `value` among them."""
         known: dict[int, TracedValue] = dict(self._found)
+        for s, number, type in self._numbers:
+            known[s] = TracedValue(type, buffer=scalar_buffer(number, type.dtype))
         for s, ref in self._stores:
             store = ref() if ref is not None else None
             v: Any = store.value if store is not None else None
@@ -107,6 +117,13 @@ class Past:
         for v in known.values():
             if v.__class__ is Pending and not has_node(v):
                 v.node = None
+
+
+def scalar_buffer(value: Any, dtype: DType) -> Buffer:
+    """A Python number's memory."""
+    b = empty(Type(dtype, ()))
+    b.array[()] = value
+    return b
 
 
 def _without_contents(v: TracedValue) -> TracedValue:

@@ -16,11 +16,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from ..ir.dataclass import dataclass, replace
 from ..ir.dtypes import DType, bool_, int64
 from ..ir.errors import TraceError
 from .operands import get_default_dtype
@@ -76,7 +76,7 @@ def set_printoptions(
 
 def get_printoptions() -> dict[str, Any]:
     """The options in force, as a dictionary that `set_printoptions` takes as keyword arguments."""
-    return asdict(_current)
+    return dict(vars(_current))
 
 
 @contextmanager

@@ -10,8 +10,8 @@ from typing import Any
 
 from ..ir.errors import DTypeError, GradError
 from ..ir.op import REGISTRY
-from . import control, creation, environment, operands, printing, random
-from .arguments import FOREIGN, again, checked
+from . import control, creation, environment, operands, random
+from .arguments import FOREIGN, again, checked, named_as
 from .compile import trace as trace_function
 from .conversions import CLASS_NAMES, adopt, from_dlpack
 from .devices import pinned
@@ -60,7 +60,6 @@ def _fill_out(name: str, out: Any, result: Any) -> Any:
 
 
 def _with_out(name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(fn)
     def function(*args: Any, out: Any = None, **kwargs: Any) -> Any:
         try:
             result = fn(*args, **kwargs)
@@ -68,7 +67,7 @@ def _with_out(name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
         except FOREIGN as e:
             return again(e, name, fn, args, kwargs)
 
-    return function
+    return named_as(function, fn)
 
 
 def _factory(name: str) -> Callable[..., Any]:
@@ -130,8 +129,7 @@ PUBLIC: dict[str, Callable[..., Any]] = {
 PUBLIC |= {n: _in_place(n) for n in _IN_PLACE.split()}
 PUBLIC |= environment.PUBLIC
 PUBLIC |= {
-    "trace": trace, "from_dlpack": from_dlpack, "set_printoptions": printing.set_printoptions,
-    "get_printoptions": printing.get_printoptions,
+    "trace": trace, "from_dlpack": from_dlpack,
     **{n: _factory(n) for n in "zeros ones empty full arange linspace logspace eye tensor".split()},
     "range": _factory("range_"),
 }  # fmt: skip

@@ -335,7 +335,7 @@ def _bernoulli_of(
         return on_device(concrete(copy_of(made, dtype)), p._storage.value.type.device)
     p = p.detach()
     if shape is not None and shape != tuple(p.shape):
-        p = p.expand(shape)  # type: ignore[attr-defined]
+        p = p.expand(shape)
     return draw("random_bernoulli", p, generator=generator, dtype=dtype)
 
 

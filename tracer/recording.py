@@ -8,10 +8,7 @@ something looks at them (tracer/segments.py). `compile` records with its own sub
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
-import warnings
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
@@ -26,51 +23,17 @@ from ..ir.op import REGISTRY, Op
 from ..ir.regions import structure
 from ..ir.types import Type
 from ..runtime.buffers import Buffer
+from .callers import called_by_user as called_by_user
+from .callers import is_ours as is_ours
+from .callers import user_location
+from .callers import warn as warn
 from .elsewhere import computed_alone
 from .placement import TO_DEVICE, infer_placed
 from .segments import Segment, fill
 from .trie import LIFTED, TrieNode, numbers_of, prune
 from .values import Storage, TracedValue, pending
 
-_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-_ROOMS = ("ir", "backends", "runtime", "tracer", "nn", "optim", "utils", "trainer")
-_OURS = tuple(os.path.join(_ROOT, r) for r in (*(r + os.sep for r in _ROOMS), "__init__.py", "__main__.py"))
 _CONSTANT = REGISTRY["constant"]
-
-
-def is_ours(file: str) -> bool:
-    """Whether a source file is of this package (not a test or an example of it)."""
-    return file.startswith(_OURS)
-
-
-def called_by_user(*through: str) -> bool:
-    """Whether the first caller that is in none of these files of tracer/ is not of this package."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        folder, _, name = frame.f_code.co_filename.rpartition(os.sep)
-        if name not in through or not folder.endswith("tracer"):
-            return not is_ours(frame.f_code.co_filename)
-        frame = frame.f_back
-    return True
-
-
-def user_location() -> Location | None:
-    """File and line of the innermost frame that isn't ours."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        file = frame.f_code.co_filename
-        if not file.startswith(_OURS):
-            return Location(file, frame.f_lineno)
-        frame = frame.f_back
-    return None
-
-
-def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """A warning that shows the user's line, however deep below it this is called."""
-    level, frame = 1, sys._getframe(0)
-    while frame.f_back is not None and is_ours(frame.f_code.co_filename):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, category, stacklevel=level)
 
 
 class Trace(Builder):
@@ -200,6 +163,16 @@ class Trace(Builder):
         return types, tuple(grad and t.dtype.kind == "f" for t in types), loc
 
 
+def see_number(place: TrieNode, value: Any) -> None:
+    """Makes a number of the program, that is `value` now, a runtime scalar if it was another before."""
+    old = place.baked
+    if old is not value and old != value:
+        place.lifted = value == value or old == old  # NaN stays NaN
+    elif not value and str(value) != str(old):  # 0.0 became -0.0
+        place.lifted = True
+    LIFTED[0] += place.lifted
+
+
 class LazyTrace(Trace):
     """The pending program of one thread.
 
@@ -217,22 +190,29 @@ class LazyTrace(Trace):
         self.places = self.tidy = self.runs = 0
         self.lock = threading.RLock()
         self._run = run
+        self.undo: list[tuple[Storage, TracedValue]] = []
+        self.own_attrs: dict[int, dict[str, Any]] = {}
+        self.flags: dict[int, bool] = {}  # of values that segments gave another `requires_grad`
         super().__init__()
         self._reset()
 
     def _reset(self) -> None:
         self.at_node = self.root
         self.record: list[TrieNode | Segment] = []
-        self.made: list[Node] = []
+        if self.made:
+            self.made = []
         self.filled = 0
         self.handles = []
         self.slots: dict[Any, int] = {}
-        self.values: list[TracedValue] = []
+        self.values: list[Any] = []  # None where nobody looked for one
         self.inputs: list[tuple[int, TracedValue, Buffer]] = []
         self.literals: list[tuple[int, Any, TrieNode]] = []
-        self.undo: list[tuple[Storage, TracedValue]] = []
-        self.own_attrs: dict[int, dict[str, Any]] = {}
-        self.flags: dict[int, bool] = {}  # of values that segments gave another `requires_grad`
+        if self.undo:
+            self.undo = []
+        if self.own_attrs:
+            self.own_attrs = {}
+        if self.flags:
+            self.flags = {}
         self.walked_back = self.overlong = self.transformed = False
 
     @property
@@ -275,20 +255,36 @@ class LazyTrace(Trace):
             raise TraceError(
                 "a tensor's contents are gone: it was made inside a compiled function that did not return it"
             )
-        if buffer.shared_outside():
+        if buffer._block is None and buffer.shared_outside():
             buffer = buffer.copy()
-        self._advance((value.type, value.requires_grad, value.leaf is None))
-        slot = self.slots[value] = len(self.values)
-        self.values.append(value)
+        key = (value.type, value.requires_grad, value.leaf is None)
+        place = self.at_node.next
+        if place.key == key:
+            self.at_node = place
+        else:
+            self._advance(key)
+        values = self.values
+        slot = self.slots[value] = len(values)
+        values.append(value)
         self.inputs.append((slot, value, buffer))
         return slot
 
     def _slots_of(self, operands: Iterable[Any]) -> tuple[int, ...]:
         """Numbers of values; those that are new become inputs."""
-        slots = self.slots
-        return tuple([slots[v] if v in slots else self.enter(v) for v in operands])
+        get, found = self.slots.get, []
+        for v in operands:
+            slot = get(v)
+            found.append(self.enter(v) if slot is None else slot)
+        return tuple(found)
 
     def literal(self, value: Any, dtype: DType) -> TracedValue:
+        slot = self.number(value, dtype)
+        made = self.values[slot] = pending(self.at_node.types[0], self, False)
+        self.slots[made] = slot
+        return made
+
+    def number(self, value: Any, dtype: DType) -> int:
+        """A Python number as a scalar value that is not made yet (`stand_in` does so); gives its slot."""
         value = dtype.number(value)
         place = self.at_node.next
         new = False
@@ -301,18 +297,12 @@ class LazyTrace(Trace):
             place.types, place.grads = (Type(dtype, ()),), (False,)
             place.loc, place.phase = self.loc or user_location(), self.phase
         elif not place.lifted:
-            old = place.baked
-            if old is not value and old != value:
-                place.lifted = value == value or old == old  # NaN stays NaN
-            elif not value and str(value) != str(old):  # 0.0 became -0.0
-                place.lifted = True
-            LIFTED[0] += place.lifted
-        made = pending(place.types[0], self, False)
-        self.slots[made] = place.slot
-        self.values.append(made)
-        self.literals.append((place.slot, value, place))
+            see_number(place, value)
+        slot = place.slot
+        self.values.append(None)
+        self.literals.append((slot, value, place))
         self.record.append(place)
-        return made
+        return slot
 
     def lifted(self) -> tuple[int, ...]:
         """Positions of the numbers that are runtime scalars."""
@@ -379,7 +369,12 @@ class LazyTrace(Trace):
         self._advance(key)
 
     def segment(
-        self, key: Any, operands: Sequence[TracedValue], procedure: Callable[..., Any], *given: Any
+        self,
+        key: Any,
+        operands: Sequence[TracedValue],
+        procedure: Callable[..., Any],
+        *given: Any,
+        numbers: tuple[int, ...] = (),
     ) -> tuple[list[Any], Any]:
         """What `procedure(*given)` gives, which is run only the first time it is met at this place of the
         trie.
@@ -387,13 +382,11 @@ class LazyTrace(Trace):
         Args:
             key: with the operands, all that the recorded ops depend on; hashable.
             operands: every value from outside the program that the procedure may read.
+            numbers: slots of numbers that it may read.
             procedure: records ops and has no other effect. Gives values, or None, and a note. If one of the
                 values is not of this program, it runs again next time.
         """
-        found = numbers_of(self.slots.get, operands)
-        if None in found:
-            found = self._slots_of(operands)
-        key = (key, found, self.grad_enabled, self.phase)
+        key = (key, self._slots_of(operands) + numbers, self.grad_enabled, self.phase)
         begin = self.at_node
         known = begin.segments.get(key) if begin.segments is not None else None
         if known is not None:

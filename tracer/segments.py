@@ -19,9 +19,10 @@ from operator import attrgetter
 from typing import Any
 
 from ..ir.graph import Node
-from .values import Pending, TracedValue, pending
+from .values import REPLACED, Pending, TracedValue, pending
 
 _SLOT = attrgetter("slot")
+_NEW: Any = object.__new__
 
 
 class Segment:
@@ -70,14 +71,50 @@ class Segment:
         trace.literals += self.literals
         for slot, type, index, flag in self.made:
             if values[slot] is None:
-                value = values[slot] = pending(type, trace, flag)
+                value = values[slot] = _NEW(Pending)  # `pending`, in less time
+                value.type = type
                 value.index = index
+                value.name = None
+                value.trace = trace
+                value.buffer = None
+                value.requires_grad = flag
+                value.leaf = None
+                value.storage = None
+                value.freed = False
                 slots[value] = slot
         if self.flags:
             trace.flags.update(self.flags)
         trace.record.append(self)
         trace.at_node = self.end
         return [None if s is None else values[s] for s in self.outputs]
+
+
+def put_all(trace: Any, tensors: list[Any], made: list[Any]) -> list[tuple[Any, Any]]:
+    """Puts what a replay gave into tensors, as writes under `no_grad` do (`Storage.put`), where that is not
+    None; gives the pairs that need another way."""
+    slots, flags, handles, undo, left = trace.slots, trace.flags, trace.handles, trace.undo, []
+    for t, value in zip(tensors, made):
+        if value is None:
+            continue
+        storage = t._storage
+        old = storage.value
+        leaf = storage.leaf
+        if t._view is not None or storage.shared is not None or (leaf is None and old.requires_grad):
+            left.append((t, value))
+            continue
+        if leaf is not None:
+            value.requires_grad = True
+            value.leaf = leaf
+            if flags.get(slots[value]) is not True:
+                trace.flagged(value)
+        storage.value = value
+        REPLACED[0] += 1
+        storage.version += 1
+        value.storage = ref = storage.ref
+        handles.append(ref)
+        if old.trace is not trace:
+            undo.append((storage, old))
+    return left
 
 
 def fill(trace: Any) -> None:

@@ -119,7 +119,7 @@ class Specialization:
         places = self.traced.places
         for owner, i, _ in self.traced.followed:
             g = _held(owner, tensors)
-            if g.__class__ is not Tensor or g._storage is not places[i].storage:  # type: ignore[union-attr]
+            if g.__class__ is not Tensor or g._storage is not places[i].storage:
                 return False
         return True
 

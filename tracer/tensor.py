@@ -45,8 +45,6 @@ class Tensor(Description):
         "_cached",
         "_grad",
         "_hold",
-        "_hooks",
-        "_retains",
         "_storage",
         "_version_seen",
         "_view",
@@ -54,13 +52,14 @@ class Tensor(Description):
 
     _storage: Storage
     _view: View | None
-    _cached: TracedValue | None
+    _cached: TracedValue | None  # (these three are of views, others may lack them)
     _hold: Storage | None
     _version_seen: int
     _grad: Any
-    _hooks: HookTable | None
-    _retains: bool
+    _hooks: HookTable | None = None  # (hardly any tensor has one of its own)
+    _retains: bool = False
     _from_data: Callable[..., Tensor]
+    backward: Callable[..., None]
 
     def __init__(self, value: Any = None, *more: Any) -> None:
         try:
@@ -69,12 +68,7 @@ class Tensor(Description):
             given = () if value is None and not more else (value, *more)
             self._storage = self._from_data(*given)._storage
         self._view = None
-        self._cached = None
-        self._hold = None
-        self._version_seen = 0
         self._grad = None
-        self._hooks = None
-        self._retains = False
 
     # --- values
 
@@ -225,7 +219,8 @@ class Tensor(Description):
         out = memo[id(self)] = rebuild(*args)
         if isinstance(self._grad, Tensor):
             out._grad = self._grad.__deepcopy__(memo)
-        kept = {k: v for k, v in self.__dict__.items() if k != "_post_accumulate_grad_hooks"}
+        ours = ("_post_accumulate_grad_hooks", "_hooks", "_retains")
+        kept = {k: v for k, v in self.__dict__.items() if k not in ours}
         out.__dict__.update(copy.deepcopy(kept, memo))
         return out
 
@@ -262,7 +257,7 @@ class Tensor(Description):
         if self._view is not None and requires_grad:
             # A detached view that becomes a leaf of its own keeps sharing memory only if nothing else does.
             fresh = Tensor(trace.emit(REGISTRY["alias"], (value,), {}))
-            self._storage, self._view, self._cached = fresh._storage, None, None
+            self._storage, self._view = fresh._storage, None
             value = self._storage.value
         storage = self._storage
         if value.buffer is not None:
@@ -379,23 +374,17 @@ class Tensor(Description):
 
     def __become(self, other: Tensor, leaf: bool) -> None:
         """Makes this object see another tensor's storage, of another type."""
-        self._storage, self._view, self._cached = other._storage, other._view, other._cached
-        self._hold, self._version_seen = other._hold, other._version_seen
+        self._see(other)
         note_change()
         if leaf:
             self.requires_grad_()
 
-    def backward(
-        self,
-        gradient: Tensor | None = None,
-        retain_graph: bool | None = None,
-        create_graph: bool = False,
-        inputs: Any = None,
-    ) -> None:
-        """Adds the gradients of this tensor (times `gradient`) to `.grad` of the leaves it depends on."""
-        from .autograd import backward
-
-        backward([self], [gradient], retain_graph, create_graph, inputs)
+    def _see(self, other: Tensor) -> None:
+        """Makes this object see what another does."""
+        self._storage, self._view = other._storage, other._view
+        if other._view is not None:
+            self._cached, self._hold = other._cached, other._hold
+            self._version_seen = other._version_seen
 
 
 def _across(trace: Trace, value: Any, device: str | None) -> Any:
@@ -480,8 +469,6 @@ def make_view(t: Tensor, op: Op, attrs: dict[str, Any]) -> Tensor:
     out._version_seen = storage.version
     out._hold = storage_of(value) if value.requires_grad and trace is STATE.lazy else None  # as in `_cache`
     out._grad = None
-    out._hooks = None
-    out._retains = False
     return out
 
 

@@ -23,6 +23,7 @@ class TrieNode:
         enabled: the grad mode that the op was recorded in; None of what is no op.
         baked, lifted: of a Python number its first value, and whether it was seen to change.
         met: when a program that ends here ran last.
+        recent: what was alive, written and lifted when a program ran here last, and that program.
         numbers: how many numbers had been lifted when `lifts` was made: those of the program that ends here.
     """
 
@@ -31,7 +32,7 @@ class TrieNode:
 
     __slots__ = (
         "attrs", "baked", "children", "enabled", "grads", "key", "lifted", "lifts", "loc", "met", "next",
-        "numbers", "op", "operands", "phase", "programs", "regions", "segments", "slot", "types",
+        "numbers", "op", "operands", "phase", "programs", "recent", "regions", "segments", "slot", "types",
     )  # fmt: skip
 
     def __init__(self, key: Any) -> None:
@@ -54,6 +55,7 @@ class TrieNode:
         self.lifts: tuple[int, ...] = ()
         self.met = 0
         self.programs: dict[Any, Any] | None = None
+        self.recent: Any = None
         self.segments: dict[Any, Segment] | None = None
 
 
@@ -116,5 +118,6 @@ LAST = 8
 NOWHERE: TrieNode = TrieNode.__new__(TrieNode)
 NOWHERE.key = None
 NOWHERE.op = None
+NOWHERE.next = NOWHERE
 #: Counts the numbers of all programs that were seen to change.
 LIFTED = [0]

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import linecache
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
+from ...ir.dataclass import dataclass, field
 from ...ir.expr import Load, Var, walk
 from ...ir.graph import Location
 from ...ir.loop_text import used_buffers

@@ -11,9 +11,9 @@ How loops are placed:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import prod
 
+from ...ir.dataclass import dataclass
 from ...ir.dtypes import int64
 from ...ir.expr import Const, Expr, Load, Var
 from ...ir.loops import (

@@ -3,10 +3,10 @@ of one unit need. Used by emit_prims, emit_expr, emit_kernel, emit_host and emit
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ...ir import dtypes
+from ...ir.dataclass import dataclass, field
 from ...ir.dtypes import DType
 from .emit_math import HELPERS
 from .emit_names import C_TYPES, literal

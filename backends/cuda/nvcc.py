@@ -10,10 +10,11 @@ import re
 import shutil
 import subprocess
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 
+from ...ir.dataclass import dataclass
 from ...ir.errors import TracegradError
 from .emulate import directory
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+
+from ...ir.dataclass import dataclass
 
 
 @dataclass(frozen=True)

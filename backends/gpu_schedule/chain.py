@@ -8,10 +8,10 @@ and before memory is planned.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import prod
 
 from ...ir import dtypes
+from ...ir.dataclass import dataclass
 from ...ir.expr import Expr, Local, Var, WarpReduce, walk
 from ...ir.loops import (
     Alloc,

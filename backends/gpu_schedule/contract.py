@@ -20,9 +20,9 @@ where there are few elements of many terms each.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from math import prod
 
+from ...ir.dataclass import dataclass, replace
 from ...ir.expr import Const, Expr, Load, Var, index_add, index_mod, index_mul
 from ...ir.loops import MMA_DEPTH, Barrier, Batch, Buffer, Matrices, Mma, Stmt, Store
 from ..schedule.contract import Dim

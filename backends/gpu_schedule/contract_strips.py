@@ -11,8 +11,7 @@ A strip for tensor cores lies in rows of terms where terms are neighbours in mem
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from ...ir.dataclass import dataclass
 from ...ir.dtypes import DType
 from ...ir.expr import Const, Expr, Load, Var, index_add, index_mod, index_mul
 from ...ir.loops import Buffer, Store

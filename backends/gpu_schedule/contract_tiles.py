@@ -3,9 +3,8 @@ multiprocessor. Used by contract.py."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 from ...ir import dtypes
+from ...ir.dataclass import dataclass, replace
 from ...ir.dtypes import DType
 from ...ir.loops import MMA_DEPTH
 from ..machine import GpuModel

@@ -5,10 +5,10 @@ domain variables in terms of them. Base of the emitters of this folder.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from math import prod
 
 from ...ir import dtypes
+from ...ir.dataclass import dataclass
 from ...ir.expr import Const, Expr, Local, Prim, Var, WarpReduce, index_add
 from ...ir.loops import Alloc, Buffer, For, Let, Stmt
 from ..machine import GpuModel

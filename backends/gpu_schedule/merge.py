@@ -8,10 +8,10 @@ those that fill the GPU. Used by gpu_schedule/__init__.py, before memory is plan
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from math import prod
 
 from ...ir import dtypes
+from ...ir.dataclass import dataclass, field
 from ...ir.expr import Const, Expr, Load, Local, Prim, Var, index_add, walk
 from ...ir.loops import (
     Alloc,

@@ -9,9 +9,9 @@ What is read across memory (transposes) goes through tiles in shared memory.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import prod
 
+from ...ir.dataclass import dataclass
 from ...ir.expr import Expr, Load, Local, Var, index_add, stride_of
 from ...ir.loops import Barrier, Buffer, Stmt, Store
 from ..machine import MachineModel

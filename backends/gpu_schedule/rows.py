@@ -14,9 +14,9 @@ that writes partial results, and one that combines them, in a fixed order. Used 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 
 from ...ir import dtypes
+from ...ir.dataclass import dataclass, replace
 from ...ir.expr import Const, Expr, Load, Local, Prim, Var, index_add, index_mod
 from ...ir.loops import Barrier, Buffer, Stmt, Store
 from ..schedule.elements import S

@@ -89,24 +89,26 @@ class RegisterWriter(MemoryWriter):
         return const, self.lanes, stride
 
     def _column(self, buffer: Buffer, first: int, lanes: int, stride: int) -> Val:
-        """Lanes `stride` elements apart. Where these are rows of as many lanes, the column of a square, it
-        comes out of a network of two-operand shuffles that all its columns share (n log n for n of them)."""
+        """Lanes `stride` elements apart. Where these are in rows of so many lanes, the column of a square or
+        of some squares, one below the other, it comes out of a network of two-operand shuffles that all
+        columns share (n log n for n of them)."""
         level = len(self._frames) - 1
         column = first % stride
         rows = self._frames[level].values.get(buffer, {})
         starts = [first - column + i * stride for i in range(lanes)]
-        if stride != lanes or any((s, lanes) not in rows for s in starts):
+        if lanes % stride or any((s, stride) not in rows for s in starts):
             total = Val("poison", buffer.dtype, lanes)
             for i in range(lanes):
                 x = self._read(buffer, (first + i * stride, 0), level)
                 text = f"insertelement {total.type} {total.ref}, {x.type} {x.ref}, i64 {i}"
                 total = Val(self.pure(text, total.ref, x.ref), buffer.dtype, lanes)
             return total
-        return Val(self._turned([rows[s, lanes] for s in starts], column), buffer.dtype, lanes)
+        return Val(self._turned([rows[s, stride] for s in starts], column, stride), buffer.dtype, lanes)
 
-    def _turned(self, rows: list[Val], column: int) -> str:
-        """A column of a square held as rows: in step h, rows h apart exchange the lanes h apart, and of each
-        pair this column needs one."""
+    def _turned(self, rows: list[Val], column: int, width: int) -> str:
+        """A column of squares held as rows: in step h, rows h apart exchange the lanes h apart, and of each
+        pair this column needs one. Rows of `width` lanes are first put side by side with those of the next
+        squares."""
         n = len(rows)
         element = type_text(rows[0].dtype, 0)
         ty = f"<{n} x {element}>"
@@ -114,7 +116,16 @@ class RegisterWriter(MemoryWriter):
         # better: a third of the time such a kernel takes to compile. It does not look through fences.
         floats = element in ("float", "double")
         fence = self.module.intrinsic("arithmetic.fence", element, n, 1) if floats else ""
-        refs = [self.use(v, n) for v in rows]
+        refs = [self.use(v, width) for v in rows]
+        lanes = width
+        while lanes < n:
+            half, lanes = f"<{lanes} x {element}>", 2 * lanes
+            mask = ", ".join([f"i32 {i}" for i in range(lanes)])
+            refs = [
+                self.pure(f"shufflevector {half} {a}, {half} {b}, <{lanes} x i32> <{mask}>", a, b)
+                for k in range(0, len(refs), 2 * width)
+                for a, b in zip(refs[k : k + width], refs[k + width : k + 2 * width])
+            ]
         while len(refs) > 1:
             half = len(refs) // 2
             if column & half:

@@ -124,11 +124,14 @@ class ShuffleWriter(IndexWriter):
         """The named lanes of a condition; false for the number past the last."""
         n = self.lanes
         indices = ", ".join([f"i32 {k}" for k in lanes])
-        got = self.pure(
-            f"shufflevector <{n} x i1> {condition.ref}, <{n} x i1> zeroinitializer, "
+        # As numbers: LLVM takes single bits out of mask registers one by one.
+        wide = self.pure(f"sext <{n} x i1> {condition.ref} to <{n} x i32>", condition.ref)
+        moved = self.pure(
+            f"shufflevector <{n} x i32> {wide}, <{n} x i32> zeroinitializer, "
             f"<{len(lanes)} x i32> <{indices}>",
-            condition.ref,
+            wide,
         )
+        got = self.pure(f"icmp slt <{len(lanes)} x i32> {moved}, zeroinitializer", moved)
         never = self.never.get(condition.ref, frozenset())
         self.never[got] = frozenset([k for k, lane in enumerate(lanes) if lane >= n or lane in never])
         return got

@@ -54,7 +54,7 @@ class _Native:
         engine = default_engine()
         self.threaded = has_pthreads()
         text = pool_ir(engine.target.arch, threads=self.threaded, darwin=sys.platform == "darwin")
-        self.module: NativeModule = engine.compile(text)
+        self.module: NativeModule = engine.compile(text, opt="quick")
         i64 = ctypes.c_int64
         self.address = self.module.address("tg_parallel_for")
         self.resize: Callable[..., Any] = self.module.function("tg_pool_resize", i64, i64, i64, i64)

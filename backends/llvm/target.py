@@ -11,16 +11,16 @@ override the host, so that the code of a smaller machine can be made and run on 
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
-import subprocess
 import sys
 import threading
-from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+from ...ir.collector import collector_paused
+from ...ir.dataclass import dataclass
 from ...ir.errors import TracegradError
+from .digest import blake2b
 
 _init_lock = threading.Lock()
 _llvm: ModuleType | None = None
@@ -36,7 +36,8 @@ def llvm() -> Any:
     if _llvm is None:
         with _init_lock:
             if _llvm is None:
-                import llvmlite.binding as binding  # slow: loads a library of 170 MB
+                with collector_paused():
+                    import llvmlite.binding as binding  # slow: loads a library of 170 MB
 
                 binding.initialize_native_target()
                 binding.initialize_native_asmprinter()
@@ -92,7 +93,7 @@ class Target:
         version = ".".join(map(str, llvm().llvm_version_info))
         text = "|".join((self.name, self.triple, self.features, str(self.vector_bytes),
                          str(self.num_vector_registers), str(self.has_fma), version))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return blake2b(text.encode(), digest_size=8).hexdigest()
 
     def machine(self, opt: int = 2) -> Any:
         """A new llvmlite `TargetMachine`. Position independent, small code model: one object is one mapping.
@@ -180,6 +181,8 @@ def _probe(cpu: str, triple: str) -> Target:
     """The target of a named CPU: LLVM lists no features per name, so see what code it makes for one."""
     arch = Target(cpu, triple, "", 16, 16, False).arch
     features = "-prefer-256-bit" if arch == "x86_64" else ""
+    import subprocess  # for overrides only
+
     done = subprocess.run([sys.executable, "-c", _PROBE_PROGRAM, cpu, triple, features, _PROBE],
                           capture_output=True, text=True)
     if done.returncode or "not a recognized processor" in done.stderr:

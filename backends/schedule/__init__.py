@@ -30,6 +30,7 @@ from .groups import Group, PointwiseGroup, domain_var
 from .joined import JoinedGroup
 from .nests import StoreSpec
 from .other_groups import ScatterGroup, TinyGroup
+from .padded import padded_once
 from .placement import Placement
 from .plan import MOST_PARTS, Planner
 from .pointwise import emit_pointwise, emit_scatter, emit_tiny, flat_nest
@@ -52,7 +53,9 @@ def schedule(graph: Graph, machine: MachineModel | None = None) -> LoopProgram:
     :raises OpError: an op that has no schedule.
     """
     machine = machine or MachineModel()
-    plan = Planner(in_few_parts(graph, MOST_PARTS), machine)
+    graph, padded = padded_once(in_few_parts(graph, MOST_PARTS))
+    plan = Planner(graph, machine)
+    plan.padded = padded
     plan.run()
     placement = Placement(plan)
     program = LoopProgram(graph.name, plan.inputs, placement.outputs)

@@ -18,10 +18,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from fractions import Fraction
 from math import gcd, lcm
 
+from ...ir.dataclass import dataclass
 from ...ir.expr import Expr, Load, Var, index_add, index_mul, terms, walk
 from ...ir.loops import (
     Alloc,
@@ -40,6 +39,7 @@ from ...ir.loops import (
     walk_steps,
 )
 from ..machine import MachineModel
+from .ratio import Ratio
 from .shared_loops import accesses, copied, flat_index, last_value, replace_variables, touched, value_range
 
 #: at most so many kernels become one, since their code is one function then
@@ -165,7 +165,7 @@ def _cut(nests: Sequence[_Nest]) -> _Cut | bool | None:
                 return False
     if any(n.loop.kind == "parallel" for n in nests) and not all(_independent(n) for n in nests):
         return False
-    groups: list[dict[int, Fraction]] = []
+    groups: list[dict[int, Ratio]] = []
     for k in range(len(nests)):
         if not any(k in g for g in groups):
             group = _group(nests, k, handed, readers)
@@ -174,16 +174,16 @@ def _cut(nests: Sequence[_Nest]) -> _Cut | bool | None:
             groups.append(group)
     if len(nests) - 1 not in groups[0]:
         return None
-    counts: list[Fraction] = []
+    counts: list[Ratio] = []
     for group in groups:  # whole steps of every loop
         unit = lcm(*[(r / nests[k].loop.step).denominator for k, r in group.items()])
-        blocks = {Fraction(nests[k].loop.extent) / (r * unit) for k, r in group.items()}
+        blocks = {Ratio(nests[k].loop.extent) / (r * unit) for k, r in group.items()}
         if len(blocks) > 1:
             return False
         counts.append(blocks.pop())
     if any(c.denominator > 1 for c in counts):
         return False
-    count = gcd(*map(int, counts))
+    count = gcd(*[c.numerator for c in counts])
     spans = {b: nests[readers[b][0]].loop.extent // count * _stride(nests[readers[b][0]], b) for b in handed}
     size = sum(span * b.dtype.itemsize for b, span in spans.items())
     more = next((d for d in range(1, count + 1) if count % d == 0 and d * size >= LEAST_BLOCK), count)
@@ -204,10 +204,10 @@ def _independent(n: _Nest) -> bool:
 
 def _group(
     nests: Sequence[_Nest], first: int, handed: list[Buffer], readers: dict[Buffer, list[int]]
-) -> dict[int, Fraction] | None:
+) -> dict[int, Ratio] | None:
     """The loops that hand on to the first or get something from it, or from others of them, and how many
     iterations of each are as much of what is handed on as one of the first. None: this is not constant."""
-    ratio = {first: Fraction(1)}
+    ratio = {first: Ratio(1)}
     work = [first]
     while work:
         k = work.pop()

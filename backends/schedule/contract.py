@@ -8,12 +8,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from math import prod
 from typing import TYPE_CHECKING
 
+from ...ir.dataclass import dataclass, replace
 from ...ir.dtypes import float32, opmath
 from ...ir.expr import Cast, Const, Expr, Load, Local, Var, stride_of
 from ...ir.graph import Node, Value
@@ -23,7 +23,8 @@ from ..machine import MachineModel
 from .elements import NotFusable, decided, letter_sizes, split_spec
 from .groups import Group
 from .indexing import ZERO, ravel, unravel
-from .tiles import Flat, Problem, Strategy, choose
+from .tiles import choose
+from .ways import Flat, Problem, Strategy
 
 if TYPE_CHECKING:
     from .plan import Planner

@@ -13,7 +13,7 @@ Tiles at the edges are separate code with fewer rows, or with lanes masked off.
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import prod
+from math import gcd, prod
 
 from ...ir.expr import Const, Expr, Var, index_add, index_mul
 from ...ir.loops import Buffer, Stmt
@@ -25,7 +25,7 @@ from .elements import S
 from .indexing import ZERO, Numbering
 from .nests import StoreSpec
 from .scopes import Scope
-from .tiles import rows_first, splits
+from .tiles import cover, rows_first, splits
 
 #: rows after which bringing a block of B to the first cache again costs next to nothing
 ENOUGH_ROWS = 256
@@ -37,6 +37,8 @@ class ContractEmitter(ContractTurned):
     def emit(self) -> list[Stmt]:
         """The kernel's statements."""
         top = Scope(self.low)
+        if self.turns and (self.s.kc < self.K or self.s.pack_a):
+            self.again["a"] = False  # sums lie row by row, and would be added up twice
         for which, wanted in (("b", self.s.pack_b), ("a", self.s.pack_a)):
             if wanted and self.g.reuse(which) > 1:
                 once = Scope(self.low)
@@ -108,7 +110,7 @@ class ContractEmitter(ContractTurned):
             first = self.inside[0]
             self.tiles(scope, first.letters, first.size, self.chunk, lambda o, start, count:
                 self.column_tiles(o, width, lambda i, nb, n:
-                    self.window_blocks(i, nb, n, start, count)))  # fmt: skip
+                    self.window_blocks(i, nb, n, start, count)), again=self.again["b"])  # fmt: skip
         elif self.blocked_windows:
             self.column_tiles(scope, width, self.window_blocks)
         elif self.turns and s.kc >= self.K:
@@ -189,14 +191,15 @@ class ContractEmitter(ContractTurned):
                 def tile(k: Scope, mb: Expr, mr: int) -> None:
                     self.one_tile(k, index_add(first, mb), mr, nb, columns, block)
 
-                self.tiles(inner, self.m.letters, rows, self.s.mr, tile, bool(self.m.sub))
+                self.tiles(inner, self.m.letters, rows, self.s.mr, tile, bool(self.m.sub), self.again["a"])
                 inner.close_to(s)
                 self.turn_region(s, nb, columns)
                 self.region, self.parallel = [], shared
 
             body(at, region)
 
-        self.tiles(scope, outermost.letters, outermost.size, size, chunk, bool(outermost.sub))
+        again = self.again["a"] and not outermost.sub
+        self.tiles(scope, outermost.letters, outermost.size, size, chunk, bool(outermost.sub), again)
 
     def one_tile(self, at: Scope, mb: Expr, mr: int, nb: Expr, columns: int, block: Block) -> None:
         inner = at.inline()
@@ -223,7 +226,7 @@ class ContractEmitter(ContractTurned):
 
                 def each(at: Scope, body: Callable[[Scope, Expr, int], None]) -> None:
                     self.tiles(at, letters, columns, width, lambda i, at, n:
-                        body(i, index_add(nb, at), n), self.s.flat)  # fmt: skip
+                        body(i, index_add(nb, at), n), self.s.flat, self.again["b"])  # fmt: skip
 
                 if dims:
                     self.regions(row_scope, each, part)
@@ -238,7 +241,7 @@ class ContractEmitter(ContractTurned):
             self.k_blocks(at, block)
             if self.region:
                 self.tiles(at, letters, columns, width, lambda i, first, n:
-                    self.turn_region(i, index_add(nb, first), n), self.s.flat)  # fmt: skip
+                    self.turn_region(i, index_add(nb, first), n), self.s.flat, self.again["b"])  # fmt: skip
 
         # Turned are regions of rows; those of all rows where k is cut.
         dims: list[Dim] = []
@@ -247,7 +250,8 @@ class ContractEmitter(ContractTurned):
         elif self.turns:
             self.region = self.parts([*(d for d in inside if isinstance(d.var, Var)), self.m])
             self.far_sums()
-        self.tiles(scope, letters, self.n.size, self.s.nc, panels, self.s.flat)
+        block = min(self.s.nc, self.n.size)
+        self.tiles(scope, letters, self.n.size, block, panels, self.s.flat, self.again["b"])
 
     def k_blocks(self, scope: Scope, body: Callable[[Scope, Block], None]) -> None:
         """`body` for every block of k whose panels fit the cache; one block where all of k does. Of several
@@ -284,17 +288,17 @@ class ContractEmitter(ContractTurned):
         level(scope, True, True)
 
     def row_tiles(self, scope: Scope, body: Callable[[Scope, Expr, int], None]) -> None:
-        self.tiles(scope, self.m.letters, self.m.size, self.s.mr, body, bool(self.m.sub))
+        self.tiles(scope, self.m.letters, self.m.size, self.s.mr, body, bool(self.m.sub), self.again["a"])
 
     def column_tiles(self, scope: Scope, width: int, body: Callable[[Scope, Expr, int], None]) -> None:
         """As `tiles`; where vectors are rows the loop counts those, so that a column's row needs no
         division."""
         if self.row is None:
-            self.tiles(scope, self.n.letters, self.n.size, width, body)
+            self.tiles(scope, self.n.letters, self.n.size, width, body, again=self.again["b"])
             return
         lanes = self.lanes
         self.tiles(scope, self.row.letters, self.row.size, width // lanes,
-            lambda s, at, n: body(s, index_mul(at, lanes), n * lanes))  # fmt: skip
+            lambda s, at, n: body(s, index_mul(at, lanes), n * lanes), again=self.again["b"])  # fmt: skip
 
     def tiles(
         self,
@@ -304,20 +308,21 @@ class ContractEmitter(ContractTurned):
         tile: int,
         body: Callable[[Scope, Expr, int], None],
         counted: bool = False,
+        again: bool = False,
     ) -> None:
         """`body(scope, start, size)` for every tile of a dimension. With `counted` the loop counts tiles, so
-        that divisions of the start can see what it is a multiple of."""
+        that divisions of the start can see what it is a multiple of. With `again` they may overlap."""
         start = 0
-        for count, size in splits(extent, tile):
+        for count, size in cover(extent, tile, again):
             if count > 1:
-                step = 1 if counted else size
-                v = Var(f"{letters[:1]}t", count * step)
-                shared = self.take_parallel(scope, count)
-                inner = scope.loop(v, count * step, "parallel" if shared else "serial", step)
+                unit = gcd(size, extent) if start + count * size > extent else size if counted else 1
+                v = Var(f"{letters[:1]}t", count * (size // unit))
                 floor = self.low.floor
-                if shared:
-                    self.low.floor = inner.depth
-                body(inner, index_add(index_mul(v, size // step), Const(start)), size)
+                inner = self.share(scope, v, count, size // unit)
+                at = self.clamped(inner, v, (extent - size - start) // unit)
+                if at is not v:
+                    self.homes[at] = v
+                body(inner, index_add(index_mul(at, unit), Const(start)), size)
                 inner.close()
                 self.low.floor = floor
             else:

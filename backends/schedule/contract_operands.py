@@ -5,14 +5,16 @@ panels. Base of the classes that write the loops.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from math import prod
+from math import gcd, prod
 
+from ...ir.dataclass import dataclass
 from ...ir.expr import (
     Const,
     Expr,
     Load,
+    Local,
     Var,
+    bounds,
     from_terms,
     index_add,
     index_div,
@@ -21,7 +23,7 @@ from ...ir.expr import (
     stride_of,
     terms,
 )
-from ...ir.loops import Buffer, Stmt, Store
+from ...ir.loops import Buffer, For, Let, Stmt, Store
 from ..machine import MachineModel
 from .contract import ContractGroup, Dim
 from .elements import S
@@ -29,11 +31,14 @@ from .indexing import ZERO, Numbering, is_index, unravel
 from .nests import StoreSpec, less, loads_of, needed_exprs, power_of_two
 from .pointwise import work
 from .scopes import Lowering, Scope
-from .tiles import COPY, splits
+from .shared_loops import last_value
+from .tiles import COPY, cover, splits
 
 #: epilogues costlier than this per element run as a loop over the rows of a spilled tile, to keep the code
 #: small
 LONG_EPILOGUE = 8.0
+#: columns of a square that are turned at a time
+SHALLOW = 4
 #: cache lines of a narrow panel that are packed at a time
 ROWS = 12
 
@@ -122,6 +127,14 @@ class ContractOperands:
         self.pack_dims: dict[str, list[Dim]] = {}
         self.whole = Block(tuple((ZERO, d.size) for d in group.inner))
         self.corner: tuple[Expr, Block] | None = None  # first column and rows of the block of B packed last
+        # Whether tiles of rows (of columns) may overlap. What is computed twice is stored twice, which does
+        # no harm if the epilogue reads nothing that it writes; else rows that have been are left out.
+        written = {place(b) for b, _, _ in specs}
+        read = {place(x.buffer) for x in loads_of(exprs)} | {place(b) for b in group.buffers}
+        self.pure = written.isdisjoint(read)
+        across = self.n.c != 1 and not self.n.parts
+        self.again = {"a": self.pure or not (across or self.s.dot), "b": self.pure}
+        self.homes: dict[Expr, Expr] = {}  # of a tile that overlaps: where it would begin if it did not
         # Blocks of B are packed inside the loops over what tells B's matrices apart.
         self.outer.sort(key=lambda d: d.b == 0 and self.s.nc > 0)
 
@@ -232,9 +245,19 @@ class ContractOperands:
         out = index_add(index_mul(out, tiles * width * self.K), index_mul(start, self.K))
         return index_add(out, index_add(index_mul(self.row_of(k, self.whole), width), inside))
 
+    def home(self, at: Expr) -> Expr:
+        """`at` if no tiles overlapped: where it is in what is kept tile by tile."""
+        items, const = terms(at)
+        if not any(t in self.homes for t, _ in items):
+            return at
+        out: Expr = Const(const)
+        for t, c in items:
+            out = index_add(out, index_mul(self.homes.get(t, t), c))
+        return out
+
     def split_tile(self, at: Expr, width: int) -> tuple[Expr, Expr]:
         """`at` as (start of its tile, rest): the parts that step by whole tiles are the start."""
-        items, const = terms(at)
+        items, const = terms(self.home(at))
         start = [(t, c) for t, c in items if c % width == 0 or t in self.tile_vars]
         rest = [(t, c) for t, c in items if not (c % width == 0 or t in self.tile_vars)]
         return from_terms(start, const // width * width), from_terms(rest, const % width)
@@ -287,35 +310,48 @@ class ContractOperands:
                 self.pack_row(deep, which, buffer, at, to, size, where)
                 deep.close_to(s)
 
-            self.panels(scope, count, width, first, base, block, whole)
+            self.panels(scope, count, width, first, base, block, whole, self.again[which])
             return
         outer, k = self.k_loops(scope, len(self.g.inner) - 1, block)
         last, (begin, steps) = self.g.inner[-1], block.ranges[-1]
         # Narrow panels get several rows each, so that a line is written at once; wide ones row by row.
         chunk = max(1, min(steps, ROWS * 64 // (width * self.g.acc.itemsize) // 8 * 8))
-        done = 0
-        for chunks, rows in splits(steps, chunk):
-            inner, start = outer, Const(done)
-            if chunks > 1:
-                v = Var("kp", chunks * rows)
-                inner = self.share(outer, v, chunks, rows)
-                start = index_add(v, start)
+        chunks = -(-steps // chunk)
+        rows = -(-steps // chunks)
+        inner, start = outer, ZERO
+        if chunks > 1:
+            v = Var("kp", chunks * rows)
+            inner = self.share(outer, v, chunks, rows)
+            start = self.clamped(inner, v, steps - rows)
 
-            def some(s: Scope, at: Expr, to: Expr, size: int, start: Expr = start, rows: int = rows) -> None:
-                deep, row = s, start
-                if rows > 1:
-                    v = Var(last.var.name if isinstance(last.var, Var) else "k", rows)
-                    deep = s.loop(v, rows, "serial")
-                    row = index_add(v, start)
-                where = {**k, last.var: index_add(begin, row)}
-                to = index_add(to, index_mul(self.row_of(where, block), width))
-                self.pack_row(deep, which, buffer, at, to, size, where)
-                deep.close_to(s)
+        def some(s: Scope, at: Expr, to: Expr, size: int) -> None:
+            deep, row = s, start
+            if rows > 1:
+                v = Var(last.var.name if isinstance(last.var, Var) else "k", rows)
+                deep = s.loop(v, rows, "serial")
+                row = index_add(v, start)
+            where = {**k, last.var: index_add(begin, row)}
+            to = index_add(to, index_mul(self.row_of(where, block), width))
+            self.pack_row(deep, which, buffer, at, to, size, where)
+            deep.close_to(s)
 
-            self.panels(inner, count, width, first, base, block, some)
-            inner.close_to(outer)
-            done += chunks * rows
+        self.panels(inner, count, width, first, base, block, some, self.again[which])
+        inner.close_to(outer)
         outer.close_to(scope)
+
+    def clamped(self, scope: Scope, v: Var, most: int) -> Expr:
+        """The loop variable, or `most` where it is larger."""
+        assert scope.header is not None and isinstance(scope.header, For)
+        return v if last_value(scope.header) <= most else self.limited(scope, v, most)
+
+    def limited(self, scope: Scope, at: Expr, most: int) -> Expr:
+        """An index, or `most` where it is larger."""
+        found = bounds(at)
+        if found is not None and found[1] <= most:
+            return at
+        least = Local("at", at.dtype, most + 1)
+        scope.stmts.append(Let(least, S.prim("minimum", at, Const(most))))
+        return least
 
     def panels(
         self,
@@ -326,16 +362,19 @@ class ContractOperands:
         base: Expr,
         block: Block,
         body: Callable[[Scope, Expr, Expr, int], None],
+        again: bool,
     ) -> None:
         """`body(scope, first row or column, where its panel starts, size)` for every panel."""
         done = 0
-        for tiles, size in splits(count, width):
-            inner, start = scope, Const(done)
+        for tiles, size in cover(count, width, again):
+            inner, start, to = scope, Const(done), Const(done)
             if tiles > 1:
-                v = Var("t", tiles)
-                inner = self.share(scope, v, tiles, 1)
-                start = index_add(index_mul(v, width), start)
-            body(inner, index_add(first, start), index_add(base, index_mul(start, block.size)), size)
+                unit = gcd(width, count) if done + tiles * size > count else size
+                v = Var("t", tiles * (size // unit))
+                inner = self.share(scope, v, tiles, size // unit)
+                to = index_add(index_mul(v, unit), start)
+                start = index_add(index_mul(self.clamped(inner, v, (count - size) // unit), unit), start)
+            body(inner, index_add(first, start), index_add(base, index_mul(to, block.size)), size)
             inner.close_to(scope)
             done += tiles * size
 
@@ -355,30 +394,32 @@ class ContractOperands:
         size: int,
         block: Block,
     ) -> None:
-        """A panel of an operand that lies across: squares of as many rows as lanes, loaded along k, stored
-        as columns. Rows past the edge are zero in B."""
+        """A panel of an operand that lies across: as many rows as lanes, a few steps of k loaded from each
+        and stored as columns. Rows past the edge are zero in B."""
         lanes, acc, width = self.lanes, self.g.acc, self.width(which)
         last = self.g.inner[-1]
+        dim = self.m if which == "a" else self.n
+        most = self.depth((dim.a if which == "a" else dim.b) * self.source(which).dtype.itemsize)
         begin, steps = block.ranges[-1]
         outer_scope, outer_k = self.k_loops(scope, len(self.g.inner) - 1, block)
 
         def square(s: Scope, k0: Expr, start: Expr, rows: int, deep: int) -> None:
-            tile = s.alloc("square", acc, lanes * lanes, "register")
-            i, lane = Var("i", rows), Var("v", lanes)
+            tile = s.alloc("square", acc, lanes * most, "register")
+            i, lane = Var("i", rows), Var("v", most)
             each = s.loop(i, rows, "unroll")
-            inner = each.loop(lane, lanes, "vector")
-            mask = less(lane, deep) if deep < lanes else None
+            inner = each.loop(lane, most, "vector")
+            mask = less(lane, deep) if deep < most else None
             k = {**outer_k, last.var: index_add(index_add(begin, k0), lane)}
             where = index_add(at, index_add(i, start))
             value = self.load(which, where, where, k, inner, mask)
-            inner.stmts.append(Store(tile, (index_add(index_mul(i, lanes), lane),), value))
+            inner.stmts.append(Store(tile, (index_add(index_mul(i, most), lane),), value))
             inner.close()
             each.close()
             if rows < lanes:
-                i, lane = Var("i", lanes - rows), Var("v", lanes)
+                i, lane = Var("i", lanes - rows), Var("v", most)
                 each = s.loop(i, lanes - rows, "unroll")
-                inner = each.loop(lane, lanes, "vector")
-                put = index_add(index_add(index_mul(i, lanes), lane), Const(rows * lanes))
+                inner = each.loop(lane, most, "vector")
+                put = index_add(index_add(index_mul(i, most), lane), Const(rows * most))
                 inner.stmts.append(Store(tile, (put,), Const(0, acc)))
                 inner.close()
                 each.close()
@@ -390,22 +431,19 @@ class ContractOperands:
             target = index_add(index_add(base, row), index_add(lane, start))
             kept = less(lane, rows) if rows < lanes and which == "a" else None
             inner.stmts.append(
-                Store(buffer, (target,), Load(tile, (index_add(index_mul(lane, lanes), j),)), kept)
+                Store(buffer, (target,), Load(tile, (index_add(index_mul(lane, most), j),)), kept)
             )
             inner.close()
             each.close()
 
         def squares(s: Scope, start: Expr, rows: int) -> None:
-            whole = steps // lanes * lanes
-            if whole > lanes:
-                v = Var("k", whole)
-                inner = s.loop(v, whole, "serial", lanes)
-                square(inner, v, start, rows, lanes)
-                inner.close()
-            elif whole:
-                square(s, ZERO, start, rows, lanes)
-            if whole < steps:
-                square(s, Const(whole), start, rows, steps - whole)
+            if steps <= most:
+                square(s, ZERO, start, rows, steps)
+                return
+            v = Var("k", -(-steps // most) * most)
+            inner = s.loop(v, v.extent, "serial", most)
+            square(inner, self.clamped(inner, v, steps - most), start, rows, most)
+            inner.close()
 
         done = 0
         for count, rows in splits(size, lanes):
@@ -419,6 +457,13 @@ class ContractOperands:
                 inner.close()
             done += count * rows
         outer_scope.close_to(scope)
+
+    def depth(self, stride: int) -> int:
+        """How many columns of a square to turn at a time. Few are a quarter of the code and as fast, but come
+        back to the same lines, which must be in the first cache still."""
+        line_sets = 4096 // gcd(stride, 4096)  # that rows so far apart share
+        stay = self.machine.l1_bytes // 4096 * min(line_sets, self.lanes) >= self.lanes
+        return min(self.lanes, SHALLOW) if stay else self.lanes
 
     def pack_block(self, scope: Scope, at: Expr, columns: int, block: Block) -> None:
         """Copies columns [at, at + columns) of B and a block of its rows into panels of this thread."""

@@ -15,6 +15,11 @@ from .scopes import Scope
 FEW_STEPS = 4
 
 
+def rounds(n: int, least: int) -> int:
+    """Into how many parts, at least so many, to cut n steps: equal ones, if that is not many more."""
+    return next((r for r in range(least, 2 * least) if n % r == 0), least)
+
+
 class ContractSteps(ContractOperands):
     """Adds the loops over k. A `step` is given a scope and the value of each variable of k."""
 
@@ -67,12 +72,13 @@ class ContractSteps(ContractOperands):
         """The loop over k, in which every tile of rows prefetches its share of B's rows for the next tile of
         columns: they come from far apart, and nothing else would fetch them ahead."""
         dim = self.g.inner[-1]
-        share = -(-self.K // -(-self.m.size // self.s.mr))
+        share = rounds(self.K, -(-self.K // -(-self.m.size // self.s.mr)))
         steps = self.K // share
         v = Var("row", share)
         inner = scope.loop(v, share, "serial") if share > 1 else scope.inline()
         at: Expr = v if share > 1 else ZERO
-        row = index_add(index_mul(index_div(mb, self.s.mr), share), at)
+        row = index_add(index_mul(index_div(self.home(mb), self.s.mr), share), at)
+        row = self.limited(inner, row, self.K - 1)
         for j in range(nr + (dim.b * self.g.buffers[1].dtype.itemsize % self.machine.vector_bytes != 0)):
             column = index_add(nb, Const((nr + j) * self.lanes))
             for x in walk(self.load("b", ZERO, column, {dim.var: row}, inner)):
@@ -103,17 +109,18 @@ class ContractSteps(ContractOperands):
         """The loop over k, in which that comes row by row: all at once would wait for one another."""
         dim = self.g.inner[-1]
         start, n = part.ranges[-1]
-        steps = n // mr
-        i = Var("i", mr)
-        outer = scope.loop(i, mr, "serial")
+        count = rounds(n, mr)
+        steps = n // count
+        i = Var("i", count)
+        outer = scope.loop(i, count, "serial")
         row = outer.inline()
-        self.bring_row(row, index_add(mb, i), nb, lines)
+        self.bring_row(row, index_add(mb, self.limited(row, i, mr - 1)), nb, lines)
         row.close()
         here = index_add(index_mul(i, steps), start)
         self.k_steps(outer, dim, mr * nr, {}, step, Block(((here, steps),)))
         outer.close()
-        if steps * mr < n:
-            rest = Block(((index_add(Const(steps * mr), start), n - steps * mr),))
+        if steps * count < n:
+            rest = Block(((index_add(Const(steps * count), start), n - steps * count),))
             self.k_steps(scope, dim, mr * nr, {}, step, rest)
 
     def bring(self, scope: Scope, mb: Expr, mr: int, nb: Expr, nr: int) -> None:

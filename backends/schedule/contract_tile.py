@@ -15,15 +15,16 @@ from ...ir.expr import (
     index_div,
     index_mod,
     index_mul,
+    terms,
 )
 from ...ir.loops import Buffer, Store
-from .contract_operands import Block
+from .contract_operands import SHALLOW, Block
 from .contract_steps import ContractSteps
 from .elements import S
 from .indexing import ZERO
 from .nests import less, power_of_two
 from .scopes import Scope
-from .tiles import splits
+from .tiles import cover, splits
 
 
 class ContractTile(ContractSteps):
@@ -34,9 +35,7 @@ class ContractTile(ContractSteps):
     ) -> None:
         """An mr x (nr vectors) tile by outer products."""
         lanes, acc_type = self.lanes, self.g.acc
-        self.tile_vars = {
-            x for e in (mb, nb) for x in ([e] if isinstance(e, Var) else e.args) if isinstance(x, Var)
-        }
+        self.tile_vars = {x for e in (mb, nb) for x, _ in terms(self.home(e))[0] if isinstance(x, Var)}
         acc = scope.alloc("acc", acc_type, mr * nr * lanes, "register")
         row = scope.alloc("b", acc_type, nr * lanes, "register")
         zero = Const(0, acc_type)
@@ -108,11 +107,19 @@ class ContractTile(ContractSteps):
     def partial(self) -> Buffer:
         """Sums over the blocks of k so far, tile after tile as the registers hold them."""
         if self._partial is None:
-            width = self.s.nr * self.lanes
             rows = -(-self.m.size // self.s.mr) * self.s.mr
-            size = prod(d.size for d in self.outer) * rows * -(-self.columns // width) * width
+            size = prod(d.size for d in self.outer) * rows * self.reach
             self._partial = Buffer("partial", self.g.acc, (size,), "arena")
         return self._partial
+
+    @property
+    def reach(self) -> int:
+        """Columns of all tiles, where none overlap."""
+        width, nc = self.s.nr * self.lanes, min(self.s.nc, self.columns)
+        count = self.columns
+        if nc:
+            count = sum(n * size for n, size in cover(self.columns, nc, self.again["b"]))
+        return -(-count // width) * width
 
     def sums_at(self, scope: Scope, mb: Expr, nb: Expr, nr: int) -> Callable[[Expr], Expr]:
         """Where the vectors of the tile at (mb, nb) are in `partial`, from where they are in the tile."""
@@ -144,6 +151,7 @@ class ContractTile(ContractSteps):
         local, [rows inside..., row tile, tile]."""
         if self.s.kc >= self.K:
             return ZERO
+        mb, nb = self.home(mb), self.home(nb)
         rows = -(-self.m.size // self.s.mr) * self.s.mr
         width = self.s.nr * self.lanes
         out: Expr = ZERO
@@ -154,7 +162,7 @@ class ContractTile(ContractSteps):
             out = index_add(index_mul(out, d.size), value)
         if local:
             return index_add(index_mul(out, rows * width), index_mul(mb, nr * self.lanes))
-        out = index_mul(out, -(-self.columns // width) * width * rows)
+        out = index_mul(out, self.reach * rows)
         return index_add(index_add(out, index_mul(nb, rows)), index_mul(mb, nr * self.lanes))
 
     def vectors(self, scope: Scope, count: int, body: Callable[[Scope, Expr], None]) -> None:
@@ -244,7 +252,9 @@ class ContractTile(ContractSteps):
         if self.n.c != 1 and not self.n.parts and self.m.c == 1 and mr > 1 and self.machine.masked_memory:
             self.finish_turned(scope, acc, mb, mr, nb, width, columns)
             return
-        if self.long and mr > 1:
+        home = self.home(mb)
+        once = home is not mb and not self.pure
+        if (self.long or once) and mr > 1:
             tile = scope.alloc("tile", acc.dtype, mr * width, "local")
             self.vectors(
                 scope,
@@ -252,7 +262,9 @@ class ContractTile(ContractSteps):
                 lambda s, at: s.stmts.append(Store(tile, (at,), Load(acc, (at,)))),
             )
             acc = tile
-        self.finish(scope, acc, mb, mr, nb, width, columns, self.lanes, serial=self.long)
+        self.finish(
+            scope, acc, mb, mr, nb, width, columns, self.lanes, self.long or once, home if once else None
+        )
 
     def finish_turned(
         self, scope: Scope, acc: Buffer, mb: Expr, mr: int, nb: Expr, width: int, columns: int
@@ -275,21 +287,36 @@ class ContractTile(ContractSteps):
         def at_row(s: Scope, lane: Expr) -> None:
             s.define(self.m.var, index_add(index_add(mb, row), lane))
 
-        done = 0
-        for count, size in splits(columns, lanes):
-            inner, first = down, Const(done)
-            if count > 1:
-                v = Var("c", count * size)
-                inner = down.loop(v, count * size, "serial", size)
-                first = index_add(v, first)
+        def square(s: Scope, first: Expr, size: int) -> None:
             start = index_add(index_mul(row, width), first)
             kept = (row, mr) if mr % lanes else None
-            self.turn(inner, tile, start, width, min(mr, lanes), size, index_add(nb, first), at_row, kept)
-            if inner is not down:
-                inner.close()
-            done += count * size
+            self.turn(s, tile, start, width, min(mr, lanes), size, index_add(nb, first), at_row, kept)
+
+        self.squares(down, "c", columns, min(lanes, SHALLOW), self.again["b"], square)
         if down is not scope:
             down.close()
+
+    def squares(
+        self,
+        scope: Scope,
+        name: str,
+        size: int,
+        step: int,
+        again: bool,
+        body: Callable[[Scope, Expr, int], None],
+    ) -> None:
+        """`body(scope, start, size)` for a square's rows or columns after the other's; with `again` the last
+        may begin where the one before has been, so that all are whole."""
+        done = 0
+        for count, n in [(-(-size // step), step)] if again and size > step else splits(size, step):
+            inner, at = scope.inline(), Const(done)
+            if count > 1:
+                v = Var(name, count * n)
+                inner = scope.loop(v, count * n, "serial", n)
+                at = index_add(self.clamped(inner, v, size - n - done), at)
+            body(inner, at, n)
+            inner.close()
+            done += count * n
 
     def turn(
         self,
@@ -303,24 +330,28 @@ class ContractTile(ContractSteps):
         at_row: Callable[[Scope, Expr], None],
         kept: tuple[Expr, int] | None,
     ) -> None:
-        """Stores the square of `tile`, rows of `width`, whose first element is at `start`. The scheduler's
+        """Stores a few columns of `tile`, rows of `width`, whose first element is at `start`. The scheduler's
         variables of a lane's row are set by `at_row`. With `kept`, lanes whose row, counted from the first
         of the pair, is past the second count for nothing."""
         lanes, acc = self.lanes, tile.dtype
-        square = scope.alloc("square", acc, lanes * lanes, "register")
+        deep = min(lanes, SHALLOW)
+        square = scope.alloc("square", acc, lanes * deep, "register")
 
-        def fill(s: Scope, at: Expr) -> None:
-            place = index_add(index_mul(index_div(at, lanes), width), index_mod(at, lanes))
-            s.stmts.append(Store(square, (at,), Load(tile, (index_add(start, place),))))
+        def fill(first: int, count: int, value: Callable[[Expr], Expr]) -> None:
+            i, lane = Var("i", count), Var("v", deep)
+            each = scope.loop(i, count, "unroll")
+            inner = each.loop(lane, deep, "vector")
+            row = index_add(i, Const(first))
+            put = index_add(index_mul(row, deep), lane)
+            inner.stmts.append(Store(square, (put,), value(index_add(index_mul(row, width), lane))))
+            inner.close()
+            each.close()
 
-        def nothing(s: Scope, at: Expr) -> None:
-            s.stmts.append(Store(square, (index_add(at, Const(rows * lanes)),), Const(0, acc)))
-
-        self.vectors(scope, rows, fill)
+        fill(0, rows, lambda at: Load(tile, (index_add(start, at),)))
         if rows < lanes:
-            self.vectors(scope, lanes - rows, nothing)
+            fill(rows, lanes - rows, lambda at: Const(0, acc))
         j, lane = Var("j", columns), Var("v", lanes)
-        turned = Load(square, (index_add(index_mul(lane, lanes), j),))
+        turned = Load(square, (index_add(index_mul(lane, deep), j),))
         if self.long and columns > 1:  # its code is not repeated for every column
             held = scope.alloc("turned", acc, columns * lanes, "local")
             each = scope.loop(j, columns, "unroll")
@@ -352,13 +383,16 @@ class ContractTile(ContractSteps):
         columns: int,
         lanes: int,
         serial: bool,
+        since: Expr | None = None,
     ) -> None:
-        """Stores of the tile held in `acc`, row by row in vectors."""
+        """Stores of the tile held in `acc`, row by row in vectors; of the rows from `since` on."""
         rows = scope
         i: Expr = ZERO
         if mr > 1:
             v = Var("i", mr)
             rows, i = scope.loop(v, mr, "serial" if serial else "unroll"), v
+        if since is not None:
+            rows = rows.branch(S.ge(index_add(mb, i), since))
         if isinstance(self.m.var, Var):
             rows.define(self.m.var, index_add(mb, i))
         whole = columns // lanes
@@ -392,8 +426,7 @@ class ContractTile(ContractSteps):
             block(rows, ZERO, lanes)
         if columns % lanes:
             block(rows, Const(whole * lanes), columns % lanes)
-        if rows is not scope:
-            rows.close()
+        rows.close_to(scope)
 
     def store_at(self, scope: Scope, acc: Buffer, nb: Expr, j: Expr, i: Expr, width: int) -> None:
         at = index_add(nb, j)

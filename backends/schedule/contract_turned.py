@@ -13,14 +13,13 @@ from __future__ import annotations
 
 from math import lcm, prod
 
-from ...ir.expr import Const, Expr, Var, index_add, index_div, index_mul
+from ...ir.expr import Expr, Var, index_add, index_div, index_mul
 from ...ir.loops import Buffer
 from .contract import Dim
-from .contract_operands import Part
+from .contract_operands import SHALLOW, Part
 from .contract_tile import ContractTile
 from .indexing import ZERO, ravel, unravel
 from .scopes import Scope
-from .tiles import splits
 
 
 class ContractTurned(ContractTile):
@@ -132,26 +131,10 @@ class ContractTurned(ContractTile):
             kept = (ZERO, rows) if rows < lanes else None
             self.turn(s, tile, start, self.pitch, rows, width, index_add(nb, first), at_row, kept)
 
-        done = 0
-        for count, width in splits(columns, lanes):
-            s, where = each, Const(done)
-            if count > 1:
-                v = Var("c", count * width)
-                s = each.loop(v, count * width, "serial", width)
-                where = index_add(v, where)
-            below = 0
-            for number, rows in splits(size, lanes):
-                inner, at = s.inline(), Const(below)
-                if number > 1:
-                    p = Var("p", number * rows)
-                    inner = s.loop(p, number * rows, "serial", rows)
-                    at = index_add(p, at)
-                squares(inner, where, width, at, rows)
-                inner.close()
-                below += number * rows
-            if s is not each:
-                s.close()
-            done += count * width
+        again = self.again["b"]
+        self.squares(each, "c", columns, min(lanes, SHALLOW), again, lambda s, where, width:
+            self.squares(s, "p", size, lanes, again, lambda inner, at, rows:
+                squares(inner, where, width, at, rows)))  # fmt: skip
         each.close_to(scope)
         self.parallel = shared
 
@@ -166,8 +149,7 @@ class ContractTurned(ContractTile):
                 value = scope.find(self.low.number(d.var))
                 assert value is not None
                 out = index_add(index_mul(out, d.size), value)
-        tiles = -(-self.columns // self.pitch)
-        return index_mul(index_add(index_mul(out, tiles * self.pitch), nb), rows)
+        return index_mul(index_add(index_mul(out, self.reach), self.home(nb)), rows)
 
     def local_sums(self, scope: Scope, columns: int) -> None:
         """Room of this thread for the region's sums of a tile's columns."""
@@ -181,8 +163,7 @@ class ContractTurned(ContractTile):
         self.pitch = self.s.nr * self.lanes
         rows = prod(p.size for p in self.region)
         others = prod(d.size for d in self.outer if d not in self.inside)
-        size = others * rows * -(-self.columns // self.pitch) * self.pitch
-        self._partial = Buffer("sums", self.g.acc, (size,), "arena")
+        self._partial = Buffer("sums", self.g.acc, (others * rows * self.reach,), "arena")
 
 
 def fitting(size: int, most: int) -> int:

@@ -9,10 +9,10 @@ passed on from one carried name to the next. The steps are written by control_st
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ...ir import dtypes
+from ...ir.dataclass import dataclass, field
 from ...ir.expr import Expr, Var, index_add, index_mul
 from ...ir.graph import Graph, Node, Value
 from ...ir.loops import Buffer

@@ -5,8 +5,8 @@ a loop, and views resolved. Used by schedule/__init__.py only.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
+from ...ir.dataclass import dataclass
 from ...ir.expr import Const, Expr, Load, index_add
 from ...ir.loops import (
     Branch,

@@ -11,11 +11,11 @@ Used by plan.py and schedule/__init__.py only.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 from ...ir import dtypes
+from ...ir.dataclass import dataclass
 from ...ir.dtypes import DType
 from ...ir.expr import Const, Expr, Load, Var, index_add, index_mul
 from ...ir.graph import Node, Value

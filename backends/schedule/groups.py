@@ -12,11 +12,11 @@ Used by the planner (plan.py) and the emitters of this folder only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 from ...ir import dtypes
+from ...ir.dataclass import dataclass
 from ...ir.dtypes import DType
 from ...ir.expr import Cast, Const, Expr, Load, Var, index_add
 from ...ir.graph import Node, Value
@@ -143,7 +143,7 @@ class Group:
         try:
             self.elements.at(v, index)
         except NotFusable:
-            self.elements.rollback(mark)  # type: ignore[arg-type]
+            self.elements.rollback(mark)
             return False
         self.accept(v)
         return True
@@ -212,7 +212,7 @@ class PointwiseGroup(Group):
                     raise NotFusable("part of another size")
                 self.elements.at(o, index)
         except NotFusable:
-            self.elements.rollback(mark)  # type: ignore[arg-type]
+            self.elements.rollback(mark)
             return False
         self.joined[v] = node
         self.accept(v)

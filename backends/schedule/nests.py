@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
 from math import prod
 
 from ...ir import dtypes
+from ...ir.dataclass import dataclass
 from ...ir.expr import Const, Expr, Load, Local, Prim, Var, index_add, stride_of, walk
 from ...ir.loops import Buffer
 from ...ir.substitute import substitute

@@ -39,7 +39,7 @@ class TinyGroup(Group):
             for index in self.positions(v):
                 self.elements.at(v, index)
         except NotFusable:
-            self.elements.rollback(mark)  # type: ignore[arg-type]
+            self.elements.rollback(mark)
             return False
         self.accept(v)
         return True

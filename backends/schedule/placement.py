@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from .plan import Planner
 
 
+#: how many sums may go before a product, at most
+LOOK_AHEAD = 4
+
+
 class Placement:
     """Buffers of everything stored.
 
@@ -159,14 +163,23 @@ class Placement:
     # --- order and reuse
 
     def sorted_groups(self) -> list[Group]:
-        """Dependences first; otherwise as created."""
+        """Dependences first; otherwise as created, but what only sums up goes before a product of which
+        nothing is read either: what it reads (the gradient that both are made of) has just been written."""
         plan = self.plan
         done = 0
         order: list[Group] = []
         rest = list(plan.groups)
+        sums = [g for g in rest if isinstance(g, RowGroup) and self.is_last(g)]
         while rest:
             for k, g in enumerate(rest):
                 if plan.anc[g.id] & ~done == 0:
+                    if sums and isinstance(g, ContractGroup) and self.is_last(g):
+                        ready = [x for x in sums[:LOOK_AHEAD] if plan.anc[x.id] & ~done == 0]
+                        if ready:
+                            g = ready[0]
+                            k = rest.index(g)
+                    if sums and isinstance(g, RowGroup) and g in sums:
+                        sums.remove(g)
                     order.append(g)
                     done |= 1 << g.id
                     del rest[k]
@@ -174,6 +187,11 @@ class Placement:
             else:
                 raise AssertionError("groups depend on one another in a cycle")
         return order
+
+    def is_last(self, g: Group) -> bool:
+        """Whether all that the group stores leaves the program."""
+        targets = self.targets[g.id]
+        return bool(targets) and all(self.place(b).space != "arena" for b, _ in targets)
 
     def share_dying(self) -> None:
         """Elementwise results take the place of an operand of their size that nobody reads later."""

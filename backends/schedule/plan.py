@@ -13,6 +13,7 @@ Used by schedule/__init__.py.
 
 from __future__ import annotations
 
+from collections.abc import Set
 from functools import cached_property
 from math import prod
 from typing import Any
@@ -32,7 +33,7 @@ from .indexing import Numbering, ravel
 from .joined import join_parts
 from .other_groups import ScatterGroup, TinyGroup
 from .placement import Placement
-from .prepare import prepare
+from .prepare import count_uses, prepare
 from .row_group import RowGroup
 from .sort import SortGroup
 
@@ -60,6 +61,8 @@ class Planner:
     #: what a contraction becomes, and values of a few elements; other targets have their own
     contract_group: type[ContractGroup] = ContractGroup
     tiny_group: type[TinyGroup] = TinyGroup
+    #: values that are written down before they are read (padded.py)
+    padded: Set[Value] = frozenset()
 
     def __init__(self, graph: Graph, machine: MachineModel, frame: Frame | None = None) -> None:
         self.graph = graph
@@ -95,13 +98,10 @@ class Planner:
         self.live: set[Value] = set()
         self.operands: dict[Node, tuple[Value, ...]] = {}  # of control flow, with copies of what it changes
         self.nodes = prepare(self)
-        self.uses: dict[Value, int] = dict.fromkeys(self.live, 1)
-        for node in reversed(self.nodes):
-            moves = node.op.kernel == "movement" and len(node.operands) == 1  # who reads it reads the operand
-            for o in self.operands.get(node, node.operands):
-                self.uses[o] = self.uses.get(o, 0) + (self.uses.get(node.results[0], 0) if moves else 1)
+        self.uses: dict[Value, int] = {}
 
     def run(self) -> None:
+        self.uses = count_uses(self)
         for node in self.nodes:
             self.visit(node)
 

@@ -95,6 +95,18 @@ def prepare(plan: Planner) -> list[Node]:
     return scalars_first(_copied_carries(plan, nodes))
 
 
+def count_uses(plan: Planner) -> dict[Value, int]:
+    """How many live nodes read each value. Who reads what is moved reads the operand, unless what is moved is
+    written down before."""
+    uses = dict.fromkeys(plan.live, 1)
+    for node in reversed(plan.nodes):
+        v = node.results[0]
+        moves = node.op.kernel == "movement" and len(node.operands) == 1 and v not in plan.padded
+        for o in plan.operands.get(node, node.operands):
+            uses[o] = uses.get(o, 0) + (uses.get(v, 0) if moves else 1)
+    return uses
+
+
 def _copied(v: Value, extra: list[Node]) -> Value:
     extra.append(copy_node(v))
     return extra[-1].result

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 from ...ir import dtypes
+from ...ir.dataclass import dataclass
 from ...ir.dtypes import opmath
 from ...ir.expr import Cast, Const, Expr, Local
 from ...ir.graph import Node, Value
@@ -97,7 +97,7 @@ class RowGroup(Group):
             if len(self.reductions) > MAX_STAGES and self.stage_of(self.reductions[-1].element) >= MAX_STAGES:
                 raise NotFusable("too many passes")
         except NotFusable:
-            self.elements.rollback(mark)  # type: ignore[arg-type]
+            self.elements.rollback(mark)
             self.anchors.pop(v, None)
             del self.reductions[n:]
             return False
@@ -176,7 +176,7 @@ class RowGroup(Group):
             product = apply_scalar(S, REGISTRY["mul"], Type(acc, ()), [S.cast(x, acc), S.cast(y, acc)], {})
             self.anchors[v] = self.reduction(self.elements.bind(product, "product"), "add", v)
         except NotFusable:
-            self.elements.rollback(mark)  # type: ignore[arg-type]
+            self.elements.rollback(mark)
             del self.reductions[n:]
             return False
         self.accept(v)

@@ -5,8 +5,8 @@ to the next, and whether lanes go along the row or across rows. Base of the clas
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
+from ...ir.dataclass import dataclass, field
 from ...ir.expr import Expr, Load, Local, Var, index_add, index_mul
 from ...ir.loops import Buffer, Store
 from ...ir.substitute import substitute

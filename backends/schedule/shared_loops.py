@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from copy import copy
-from fractions import Fraction
 from math import gcd
 
 from ...ir.expr import (
@@ -50,6 +49,7 @@ from ...ir.loops import (
 from ...ir.substitute import Memo, substitute
 from ..machine import MachineModel
 from .indexing import ravel
+from .ratio import Ratio
 
 #: at most so many kernels in a loop: their code is one function then
 MOST_KERNELS = 16
@@ -192,8 +192,8 @@ def _blocks(nests: list[_Nest]) -> int:
 
 def _parts(nests: list[_Nest]) -> list[int] | None:
     """The fewest iterations of each nest that are the same rows of all buffers."""
-    ratio: dict[int, Fraction] = {0: Fraction(1)}
-    spans: dict[Buffer, Fraction] = {b: Fraction(s) for b, s in nests[0].strides.items()}
+    ratio: dict[int, Ratio] = {0: Ratio(1)}
+    spans: dict[Buffer, Ratio] = {b: Ratio(s) for b, s in nests[0].strides.items()}
     changed = True
     while changed:
         changed = False

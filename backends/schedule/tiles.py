@@ -8,16 +8,17 @@ loaded as vectors, elements of A are broadcast.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from math import gcd, prod
 
+from ...ir.dataclass import replace
 from ..machine import MachineModel
+from .ways import Problem, Strategy
 
 #: cycles per element to copy an operand into panels: along memory, across it (squares turned in registers),
 #: element by element; and more where it does not fit the second cache
 COPY, TURN, GATHER, COPY_FAR = 0.35, 0.45, 1.4, 0.65
 #: cycles per multiply-add of vectors where two can begin at once, and per load of vectors this wide
-PER_FMA, PER_LOAD = 1.04, 1.0
+PER_FMA, PER_LOAD = 1.04, 1.04
 #: cycles more per vector that begins anywhere and so is in two lines
 CROSSING = 0.35
 #: cycles more per vector of B that comes from the second cache, as all do where a panel exceeds the first
@@ -50,108 +51,10 @@ PER_VECTOR = 3.0
 FEW = 4
 #: rows of B in a block that is read in place, at least: as many streams as the hardware follows
 STREAMS = 32
-
-
-@dataclass(frozen=True)
-class Flat:
-    """Dimensions taken as one.
-
-    Attributes:
-        size: of all.
-        stride: in the result, 0 where it is not constant.
-        run: elements in a row that are neighbours in the operand.
-    """
-
-    size: int
-    stride: int
-    run: int
-
-
-@dataclass(frozen=True)
-class Problem:
-    """C[m, n] = sum_k A[m, k] B[k, n], repeated `batch` times; strides in elements, None where not constant.
-
-    `each_a` and `each_b` say how many matrices the operand is in the repetitions that have rows and columns
-    in common; `reuse_a` and `reuse_b` how often it is used in other runs: packing is paid for once.
-    `k_last` is the extent of the contracted dimension that the strides are of, the innermost of `inner`.
-    `m_rows` and `n_rows` are extents of dimensions among the `batch` ones that only A, only B has: m and n
-    are their rows. `windows_a` and `windows_b` say that an operand's elements lie in memory once but are met
-    several times, as the windows of a convolution are. `flat_m` and `flat_n` describe all rows, all columns
-    as one dimension, where they are several. `m_others` and `n_others` are the extents of all other
-    dimensions of rows, of columns, outermost first.
-    """
-
-    M: int
-    N: int
-    K: int
-    batch: int
-    am: int
-    ak: int
-    bk: int
-    bn: int
-    cm: int
-    cn: int
-    itemsize: int
-    inner: tuple[int, ...] = ()
-    reuse_a: int = 1
-    reuse_b: int = 1
-    k_last: int = 0
-    m_rows: int = 1
-    n_rows: int = 1
-    windows_a: bool = False
-    windows_b: bool = False
-    each_a: int = 1
-    each_b: int = 1
-    flat_m: Flat | None = None
-    flat_n: Flat | None = None
-    m_others: tuple[int, ...] = ()
-    n_others: tuple[int, ...] = ()
-
-    def swapped(self) -> Problem:
-        """The same with the operands' roles exchanged."""
-        return Problem(
-            self.N, self.M, self.K, self.batch, self.bn, self.bk, self.ak, self.am, self.cn, self.cm,
-            self.itemsize, inner=self.inner, reuse_a=self.reuse_b, reuse_b=self.reuse_a,
-            k_last=self.k_last, m_rows=self.n_rows, n_rows=self.m_rows, windows_a=self.windows_b,
-            windows_b=self.windows_a, each_a=self.each_b, each_b=self.each_a, flat_m=self.flat_n,
-            flat_n=self.flat_m, m_others=self.n_others, n_others=self.m_others,
-        )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Strategy:
-    """A way to do it.
-
-    Attributes:
-        swap: A and B exchange roles.
-        dot: vectors run along k (both operands contiguous there) and are summed up at the end.
-        mr, nr: rows and columns of the register tile; columns in elements for `dot`, in vectors otherwise.
-        lanes: of vectors.
-        pack_a, pack_b: the operand is copied into panels first.
-        kc: k in blocks of this many, partial sums kept in memory.
-        spread: every vector of the tile is another short row of columns, filled up with idle lanes.
-        flat: all dimensions of the columns are one, told apart while B is packed.
-        nc: B is used in blocks of this many columns (and `kc` rows), each packed before, if it is; 0: as a
-            whole.
-        ahead: while a tile of columns is computed, the next one's rows of B are fetched.
-        merge: the number, from 1, of the dimension of rows that is one with the last in the tiles; 0: none.
-        cycles: estimate.
-    """
-
-    swap: bool
-    dot: bool
-    mr: int
-    nr: int
-    lanes: int
-    pack_a: bool
-    pack_b: bool
-    kc: int
-    cycles: float
-    spread: bool = False
-    flat: bool = False
-    nc: int = 0
-    merge: int = 0
-    ahead: bool = False
+#: of ways that take about as long, up to so many times the least, the one with the least code is taken
+SLOWER = 1.02
+#: of so many rows or columns one may be computed twice, for tiles of one size
+TWICE = 25
 
 
 def choose(p: Problem, machine: MachineModel) -> Strategy:
@@ -203,10 +106,12 @@ def _ways(p: Problem, machine: MachineModel) -> list[Strategy]:
 
 def _best(found: list[Strategy], p: Problem, machine: MachineModel) -> Strategy:
     best = min(found, key=lambda s: s.cycles)
-    if best.dot or machine.threads == 1:
+    if best.dot:
         return best
     # All other ways add up in the same order: they may be chosen by the number of threads.
-    return min((s for s in found if not s.dot), key=lambda s: s.cycles * _share(p, s, machine))
+    times = [(s.cycles * _share(p, s, machine), s) for s in found if not s.dot]
+    most = SLOWER * min(t for t, _ in times)
+    return min((s.code, t, k, s) for k, (t, s) in enumerate(times) if t <= most)[-1]
 
 
 def _share(p: Problem, s: Strategy, machine: MachineModel) -> float:
@@ -224,6 +129,15 @@ def _share(p: Problem, s: Strategy, machine: MachineModel) -> float:
     if count < 2:
         return 1.0
     return (-(-count // machine.threads) * size + extent - count * size) / extent
+
+
+def cover(n: int, tile: int, again: bool = True) -> list[tuple[int, int]]:
+    """(how many, size) of the tiles that cover n. With `again` the last tile may begin earlier, where the one
+    before has been, so that all are whole and there is one code: if little is computed twice by that."""
+    count = -(-n // tile)
+    if again and count > 1 and TWICE * (count * tile - n) <= n:
+        return [(count, tile)]
+    return splits(n, tile)
 
 
 def splits(n: int, tile: int) -> list[tuple[int, int]]:
@@ -267,8 +181,8 @@ def _outer(
                 cycles = 0.0
                 blocks = -(-p.K // kc)
                 down = rows_first(pack_b and blocks == 1, p.K * p.N * p.itemsize, machine)
-                for count_m, m in splits(p.M, mr):
-                    for count_n, n in splits(vectors, nr):
+                for count_m, m in cover(p.M, mr):
+                    for count_n, n in cover(vectors, nr):
                         step = max(m * n * per_fma, (m + n) * per_load, 4.0) + 0.3 + extra * n
                         again = nc if nc and not pack_b else n * lanes  # columns until the next tile of rows
                         if pack_b and nc and row_tiles < 4:
@@ -307,10 +221,30 @@ def _outer(
                     cycles = total + cost_a
                     out.append(
                         Strategy(
-                            swap, False, mr, nr, lanes, pack_a, pack_b, kc, cycles, spread, nc=nc, ahead=ahead
+                            swap,
+                            False,
+                            mr,
+                            nr,
+                            lanes,
+                            pack_a,
+                            pack_b,
+                            kc,
+                            cycles,
+                            spread,
+                            nc=nc,
+                            ahead=ahead,
+                            code=_code(p, mr, nr, vectors, pack_a, pack_b, kc),
                         )
                     )
     return out
+
+
+def _code(p: Problem, mr: int, nr: int, vectors: int, pack_a: bool, pack_b: bool, kc: int) -> int:
+    """Instructions of the tiles of every size, and of what packs."""
+    each = 5 + 3 * (kc < p.K)
+    tiles = sum(each * m * n + 4 * m + 2 * n + 30 for _, m in cover(p.M, mr) for _, n in cover(vectors, nr))
+    packs = [(pack_a, p.am), (pack_b, p.bn)]
+    return tiles + sum(30 if along == 1 else 90 for packed, along in packs if packed)
 
 
 def rows_first(packed: bool, b_bytes: int, machine: MachineModel) -> bool:

@@ -7,7 +7,6 @@ contraction are contractions.
 
 from __future__ import annotations
 
-import string
 from functools import lru_cache
 from math import prod
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 from .. import batch_rules
 from ..errors import OpError
 from ..op import Op, Sample, register
-from ..types import Shape, Type, broadcast_shapes
+from ..types import LETTERS, Shape, Type, broadcast_shapes
 from .records import NUMERIC, accumulate, check_kind, check_rank, check_same_dtype, composite, f32, i64
 
 
@@ -26,7 +25,7 @@ def parse_spec(spec: str) -> tuple[str, str, str]:
     """`"mk,kn->mn"` as `("mk", "kn", "mn")`. Raises OpError where it breaks the rules above."""
     operands, arrow, out = spec.partition("->")
     parts = operands.split(",")
-    if not arrow or len(parts) != 2 or not all(c in string.ascii_letters for p in (*parts, out) for c in p):
+    if not arrow or len(parts) != 2 or not all(c in LETTERS for p in (*parts, out) for c in p):
         raise OpError(f'spec must look like "mk,kn->mn", got {spec!r}')
     x, y = parts
     for part in (x, y, out):
@@ -193,7 +192,7 @@ def _matmul_infer(x: Type, y: Type) -> Type:
 def _matmul(b: Any, x: Any, y: Any) -> Any:
     """Batch dimensions of size 1 are dropped from the operand, so that nothing is ever expanded."""
     lead = _lead(x.type, y.type)
-    names = string.ascii_uppercase[: len(lead)]
+    names = LETTERS[26:][: len(lead)]
 
     def batch(v: Any) -> tuple[Any, str]:
         shape = v.type.shape
@@ -264,7 +263,7 @@ def _linear_infer(x: Type, w: Type, bias: Type | None = None) -> Type:
 
 
 def _linear_letters(x: Type, w: Type) -> tuple[str, str, str]:
-    lead = string.ascii_uppercase[: x.rank - 1]
+    lead = LETTERS[26:][: x.rank - 1]
     o = "o" * (w.rank - 1)
     return f"{lead}i", f"{o}i", f"{lead}{o}"
 

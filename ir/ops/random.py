@@ -207,7 +207,7 @@ def _source(
         return infer(**attributes), state
 
     defaults: dict[str, Any] = infer.__kwdefaults__  # type: ignore[attr-defined]
-    checked.attributes = defaults  # type: ignore[attr-defined]
+    checked.attributes = defaults
     composite(
         name,
         checked,

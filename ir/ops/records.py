@@ -156,8 +156,8 @@ def with_attributes(infer: Callable[..., Any], scalar: Callable[..., Any], arity
                 raise TypeError(f"attribute {name!r} is missing")
         return infer(*types)
 
-    checked.attributes = allowed  # type: ignore[attr-defined]
-    checked.described_by = scalar  # type: ignore[attr-defined]
+    checked.attributes = allowed
+    checked.described_by = scalar
     return checked
 
 

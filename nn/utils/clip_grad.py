@@ -28,7 +28,7 @@ def get_total_norm(
     if not found:
         return tensor(0.0)
     norms: Any = [g.norm(p) for g in found]
-    total = stack(norms).norm(p)  # type: ignore[attr-defined]
+    total = stack(norms).norm(p)
     if error_if_nonfinite and not math.isfinite(total.item()):
         raise ArgumentError(
             f"the {p}-norm of the gradients is {total.item()}, so they can't be clipped; "

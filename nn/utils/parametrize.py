@@ -212,7 +212,7 @@ def register_parametrization(
     parts = ParametrizationList([parametrization], original, unsafe)
     delattr(module, tensor_name)
     _inject(module, tensor_name)
-    module.parametrizations[tensor_name] = parts  # type: ignore[index]
+    module.parametrizations[tensor_name] = parts
     return module
 
 
@@ -241,7 +241,7 @@ def remove_parametrizations(module: Module, tensor_name: str, leave_parametrized
             kept = Parameter(value, first.requires_grad) if isinstance(first, Parameter) else value
     is_parameter = isinstance(first, Parameter)
     delattr(type(module), tensor_name)
-    del module.parametrizations[tensor_name]  # type: ignore[attr-defined]
+    del module.parametrizations[tensor_name]
     if not is_parametrized(module):
         delattr(module, "parametrizations")
         module.__class__ = type(module).__bases__[0]

@@ -213,7 +213,7 @@ def pack_padded_sequence(
         )
     counts = [int((sizes > t).sum()) for t in range(int(sizes[0]))]
     layout = Layout(counts)
-    undo = None if order is None else tensor(np.argsort(index))  # type: ignore[possibly-undefined]
+    undo = None if order is None else tensor(np.argsort(index))
     with outside_traces():  # batch sizes decide shapes: numbers, also in compiled functions
         batch_sizes = tensor(counts, dtype=int64)
     made = PackedSequence(layout.pack(input[: layout.T]), batch_sizes, order, undo)
@@ -241,7 +241,7 @@ def pad_packed_sequence(
     out, lengths = layout.pad(sequence.data, padding_value), tensor(layout.lengths)
     undo = sequence.unsorted_indices
     if undo is not None:
-        out, lengths = out.index_select(1, undo), lengths.index_select(0, undo)  # type: ignore[attr-defined]
+        out, lengths = out.index_select(1, undo), lengths.index_select(0, undo)
     return (out.transpose(0, 1) if batch_first else out), lengths
 
 

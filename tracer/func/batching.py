@@ -147,4 +147,4 @@ def _outside(level: Level, t: Tensor, v: TracedValue, low: TracedValue, d: int |
     made: Any = low
     if v not in level.batched:
         made = parent.emit(REGISTRY["expand"], (low,), {"shape": (level.size, *v.type.shape)})
-    return level.tensor(moved(parent, made, 0, d))  # type: ignore[arg-type]
+    return level.tensor(moved(parent, made, 0, d))

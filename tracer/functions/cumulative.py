@@ -25,7 +25,7 @@ def _accumulation(name: str) -> None:
     def fn(input: Tensor, dim: int, *, dtype: DType | None = None) -> Tensor:
         start(name, input)
         d = dtype or (input.dtype if input.dtype.kind == "f" else dtypes.int64)
-        x = input if input.dtype is d else input.to(d)  # type: ignore[attr-defined]
+        x = input if input.dtype is d else input.to(d)
         if d is dtypes.bool_:
             raise DTypeError(f"{name}(): sums and products are numbers; dtype can't be bool")
         return along(name, x, dim)
@@ -77,7 +77,7 @@ def diff(
         raise OpError(f"diff(): n must not be negative, got {n}")
     axis = normalize_axis(dim, input.dim())
     if not n:
-        return input.clone()  # type: ignore[attr-defined]
+        return input.clone()
     parts = [t for t in (prepend, input, append) if t is not None]
     x = cat(parts, axis) if len(parts) > 1 else input
     for _ in range(n):
@@ -86,7 +86,7 @@ def diff(
             break
         first, second = (narrow(x, axis, at, size - 1) for at in (0, 1 if size > 1 else 0))
         x = _ne(second, first) if x.dtype is dtypes.bool_ else _sub(second, first)
-    return x.clone() if x is input else x  # type: ignore[attr-defined]
+    return x.clone() if x is input else x
 
 
 def _slabs(y: Tensor, x: Any, dx: Any, dim: int, name: str) -> tuple[Any, int]:
@@ -107,7 +107,7 @@ def _slabs(y: Tensor, x: Any, dx: Any, dim: int, name: str) -> tuple[Any, int]:
         if x.shape[0] != n:
             raise OpError(f"{name}(): x has {x.shape[0]} places, y has {n} values along dimension {dim}")
         shape = [n - 1 if d == axis else 1 for d in range(y.dim())]
-        width = diff(x).reshape(shape)  # type: ignore[attr-defined]
+        width = diff(x).reshape(shape)
     else:
         width = diff(x, dim=axis - y.dim())
     return _mul(both, width), axis

@@ -154,7 +154,7 @@ def vander(x: Tensor, N: int | None = None, increasing: bool = False) -> Tensor:
     if x.dim() != 1:
         raise OpError(f"vander(): expected a vector, got {x._value().type}")
     n = int(x.shape[0]) if N is None else N
-    base: Any = x if x.dtype.kind == "f" else x.to(dtypes.int64)  # type: ignore[attr-defined]
+    base: Any = x if x.dtype.kind == "f" else x.to(dtypes.int64)
     powers = tensor(np.arange(n) if increasing else np.arange(n)[::-1].copy(), dtype=dtypes.int64)
     return base.unsqueeze(-1) ** powers
 

@@ -6,18 +6,18 @@ of contraction.
 
 from __future__ import annotations
 
-import string
 from collections.abc import Callable
 from typing import Any
 
 from ...ir.errors import OpError
 from ...ir.op import REGISTRY
+from ...ir.types import LETTERS
 from ..recording import STATE
 from ..tensor import Tensor
 from .linear import same_dtype
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {}
-_LETTERS = string.ascii_uppercase + string.ascii_lowercase
+_LETTERS = LETTERS.swapcase()
 
 
 def _sublists(args: tuple[Any, ...]) -> tuple[str, list[Any]]:
@@ -45,7 +45,7 @@ def _sublists(args: tuple[Any, ...]) -> tuple[str, list[Any]]:
 def _subscripts(text: str, equation: str) -> tuple[str, str | None]:
     """Letters before and after an ellipsis; None after it where there is none."""
     head, dots, tail = text.partition("...")
-    if any(c not in string.ascii_letters for c in head + tail):
+    if any(c not in LETTERS for c in head + tail):
         raise OpError(f"einsum(): {equation!r}: subscripts are letters and one ..., got {text!r}")
     return head, tail if dots else None
 

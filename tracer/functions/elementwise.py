@@ -11,10 +11,10 @@ from typing import Any
 from ...ir import dtypes
 from ...ir.errors import DTypeError, OpError
 from ...ir.op import REGISTRY
-from ..making import record
+from ..making import binary, record
 from ..operands import as_value, get_default_dtype, pair, result_type, tensor_operand, values
 from ..recording import STATE
-from ..tensor import Tensor
+from ..tensor import Tensor, ready
 from .indexing import nonzero
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {}
@@ -104,6 +104,8 @@ def _arith(name: str) -> Callable[..., Any]:
     mul = REGISTRY["mul"]
 
     def fn(input: Any, other: Any, *, alpha: Any = 1) -> Tensor:
+        if alpha.__class__ is int and alpha == 1 and (out := binary(op, input, other)) is not None:
+            return out
         trace, x, y = pair(input, other)
         if name == "sub" and (_is_bool(input) or _is_bool(other)):
             raise DTypeError("bools can't be subtracted; invert a mask with ~, or take the difference with ^")
@@ -127,6 +129,8 @@ def rsub(input: Any, other: Any, *, alpha: Any = 1) -> Tensor:
 
 def mul(input: Any, other: Any) -> Tensor:
     """Elementwise product."""
+    if (out := binary(_MUL, input, other)) is not None:
+        return out
     trace, x, y = pair(input, other)
     return record(trace, _MUL, (x, y), {})
 
@@ -162,6 +166,13 @@ def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
 
 def pow(input: Any, exponent: Any) -> Tensor:
     """`input ** exponent`, elementwise."""
+    if input.__class__ is Tensor and exponent.__class__ in (int, float):
+        trace = STATE.trace
+        if trace.walked_back:
+            ready(trace, input)
+        x: Any = input._storage.value if input._view is None else input._value()
+        if x.type.dtype.kind == "f":
+            return record(trace, _POW, (x,), {"exponent": exponent})
     if isinstance(input, Tensor) and not isinstance(exponent, Tensor):
         trace, (x,) = values(input)
         if x.type.dtype.kind == "f" and exponent.__class__ in (int, float):
@@ -288,7 +299,7 @@ def clone(input: Tensor, *, memory_format: Any = None) -> Tensor:
 def square(input: Tensor) -> Tensor:
     """`input * input`; bools become integers."""
     trace, (x,) = values(tensor_operand(input, "square(): input"))
-    x = trace.cast_to(x, dtypes.int64) if x.type.dtype.kind == "b" else x  # type: ignore[assignment]
+    x = trace.cast_to(x, dtypes.int64) if x.type.dtype.kind == "b" else x
     return record(trace, REGISTRY["square"], (x,), {})
 
 
@@ -332,7 +343,7 @@ def float_power(input: Any, exponent: Any) -> Tensor:
     """`input ** exponent` in double precision."""
 
     def wide(x: Any) -> Any:
-        return x.to(dtypes.float64) if isinstance(x, Tensor) else float(x)  # type: ignore[attr-defined]
+        return x.to(dtypes.float64) if isinstance(x, Tensor) else float(x)
 
     return pow(wide(input), wide(exponent))
 
@@ -347,9 +358,9 @@ def frexp(input: Tensor) -> Any:
     guess = FUNCTIONS["floor"](FUNCTIONS["log2"](where(usable, size, 1.0))) + 1
     # A logarithm next to a whole number may round to it: the mantissa says so.
     mantissa = _scaled_down(size, guess)
-    guess = guess + (mantissa >= 1).to(x.dtype) - (mantissa < 0.5).to(x.dtype)  # type: ignore[attr-defined]
+    guess = guess + (mantissa >= 1).to(x.dtype) - (mantissa < 0.5).to(x.dtype)
     guess = where(usable, guess, 0.0)
-    return Frexp(_scaled_down(x, guess), guess.to(dtypes.int32))  # type: ignore[attr-defined]
+    return Frexp(_scaled_down(x, guess), guess.to(dtypes.int32))
 
 
 def _scaled_down(x: Tensor, power: Tensor) -> Tensor:

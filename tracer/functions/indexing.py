@@ -230,7 +230,7 @@ def _part(x: Tensor, index: Any) -> Tensor | None:
         return None
     part = Tensor(TracedValue(contents.type, None, 0, None, contents))
     part._cached, part._storage, part._version_seen = part._storage.value, x._storage, x._storage.version
-    part._view = (*(x._view or ()), *view)
+    part._hold, part._view = None, (*(x._view or ()), *view)
     return part
 
 

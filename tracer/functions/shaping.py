@@ -402,8 +402,7 @@ def as_strided(
     whole = input
     if input._view is not None:  # seen from the memory's base, through which gradients still flow
         whole = Tensor.__new__(Tensor)
-        whole._storage, whole._view, whole._cached, whole._hold = input._storage, None, None, None
-        whole._version_seen, whole._grad, whole._hooks, whole._retains = 0, None, None, False
+        whole._storage, whole._view, whole._grad = input._storage, None, None
     return make_view(whole, REGISTRY["as_strided"], attrs)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
+from ...ir.dataclass import dataclass
 from ...tracer.lazy import run_pending
 from ...tracer.recording import STATE, LazyTrace, TrieNode
 from .collate import default_collate

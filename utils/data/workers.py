@@ -22,12 +22,12 @@ import traceback
 import weakref
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import Any
 
 import numpy as np
 
+from ...ir.dataclass import dataclass
 from ...ir.errors import TracegradError
 from ...tracer.environment import set_num_threads
 from ...tracer.random import manual_seed

@@ -1,5 +1,6 @@
-"""Python's garbage collector, out of the way while a program is traced and compiled. Used by executables and
-by `compile`.
+"""Python's garbage collector, out of the way while modules are loaded and programs traced and compiled.
+
+Anyone may use it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 @contextlib.contextmanager
 def collector_paused() -> Iterator[None]:
     """No collections of cycles meanwhile. A compilation makes many objects that all stay; looking through
-    them again and again is a quarter of its time, and frees nothing."""
+    them again and again is a quarter of its time, and frees nothing. So it is with modules."""
     was = gc.isenabled()
     gc.disable()
     try:
