@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..ir.dataclass import dataclass
-from ..ir.expr import Const, Load, Local, Prim, Var
+from ..ir.expr import Load
 from ..ir.loops import (
     Branch,
     Buffer,
@@ -126,13 +126,12 @@ class _Lifetimes:
             stack = list(expressions(s))
             while stack:
                 e = stack.pop()
-                kind = type(e)
-                if kind is Const or kind is Var or kind is Local or id(e) in seen:
+                if (not e.args and type(e) is not Load) or id(e) in seen:
                     continue
                 seen.add(id(e))
-                if kind is Load:
-                    self.touch(e.buffer, True)  # type: ignore[attr-defined]
-                stack += e._args if kind is Prim else e.args  # type: ignore[attr-defined]
+                if type(e) is Load:
+                    self.touch(e.buffer, True)
+                stack += e.args
             if isinstance(s, Store):
                 self.touch(s.buffer, False)
 

@@ -39,7 +39,7 @@ class DType:
     if not TYPE_CHECKING:  # to which any name would be fine
 
         def __getattr__(self, name: str) -> Any:
-            """`numpy` of bfloat16, when it is first asked for: few programs do, and ml_dtypes takes a while."""
+            """`numpy` of bfloat16, when first asked for: few programs do, and to load it takes a while."""
             if name != "numpy":
                 raise AttributeError(f"a dtype has no attribute {name!r}", name=name, obj=self)
             import ml_dtypes

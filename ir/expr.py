@@ -9,7 +9,7 @@ i` for `j` in [0, 4)). That is how reshapes, permutes and slices cost nothing af
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from . import dtypes
@@ -21,15 +21,12 @@ if TYPE_CHECKING:
 
 
 class Expr:
-    """Base of all expressions. `dtype` is the element type; index arithmetic operators work on i64 ones."""
+    """Base of all expressions. `dtype` is the element type, `args` are the sub-expressions; index arithmetic
+    operators work on i64 ones."""
 
     __slots__ = ("dtype",)
     dtype: DType
-
-    @property
-    def args(self) -> tuple[Expr, ...]:
-        """Sub-expressions."""
-        return ()
+    args: tuple[Expr, ...] = ()
 
     def rebuild(self, args: tuple[Expr, ...]) -> Expr:
         """The same node over other sub-expressions."""
@@ -102,7 +99,7 @@ class Load(Expr):
     `index` has one entry per buffer dimension (row-major), or a single flat one.
     """
 
-    __slots__ = ("buffer", "index", "mask", "other")
+    __slots__ = ("args", "buffer", "index", "mask", "other")
 
     def __init__(
         self, buffer: Buffer, index: tuple[Expr, ...], mask: Expr | None = None, other: Expr | None = None
@@ -112,11 +109,7 @@ class Load(Expr):
         self.mask = mask
         self.other = other
         self.dtype = buffer.dtype
-
-    @property
-    def args(self) -> tuple[Expr, ...]:
-        extra = () if self.mask is None else (self.mask, self.other or _zero(self.dtype))
-        return (*self.index, *extra)
+        self.args = index if mask is None else (*index, mask, other or _zero(buffer.dtype))
 
     def rebuild(self, args: tuple[Expr, ...]) -> Expr:
         n = len(self.index)
@@ -126,24 +119,20 @@ class Load(Expr):
 
 @cache
 def _zero(dtype: DType) -> Const:
-    """The one zero of a dtype: sub-expressions of a node are the same objects whenever they are asked for."""
+    """The one zero of a dtype."""
     return Const(0, dtype)
 
 
 class Prim(Expr):
     """A scalar primitive (ir/scalar.py) of sub-expressions."""
 
-    __slots__ = ("_args", "_terms", "name")
+    __slots__ = ("_terms", "args", "name")
 
     def __init__(self, name: str, args: tuple[Expr, ...], dtype: DType) -> None:
         self.name = name
-        self._args = args
+        self.args = args
         self.dtype = dtype
         self._terms: tuple[list[tuple[Expr, int]], int] | None = None  # see `terms`
-
-    @property
-    def args(self) -> tuple[Expr, ...]:
-        return self._args
 
     def rebuild(self, args: tuple[Expr, ...]) -> Expr:
         return Prim(self.name, args, self.dtype)
@@ -152,16 +141,13 @@ class Prim(Expr):
 class Cast(Expr):
     """Value conversion, or with `bits` a reinterpretation of the bit pattern."""
 
-    __slots__ = ("bits", "x")
+    __slots__ = ("args", "bits", "x")
 
     def __init__(self, x: Expr, dtype: DType, bits: bool = False) -> None:
         self.x = x
+        self.args = (x,)
         self.dtype = dtype
         self.bits = bits
-
-    @property
-    def args(self) -> tuple[Expr, ...]:
-        return (self.x,)
 
     def rebuild(self, args: tuple[Expr, ...]) -> Expr:
         return Cast(args[0], self.dtype, self.bits)
@@ -171,17 +157,14 @@ class LaneReduce(Expr):
     """Combines `x` over `var` in `[0, var.extent)` (a power of two) pairwise: lane i with lane i + half,
     halving. `name` is a primitive: add, mul, minimum, maximum, and_, or_. Ends a vector accumulator."""
 
-    __slots__ = ("name", "var", "x")
+    __slots__ = ("args", "name", "var", "x")
 
     def __init__(self, name: str, var: Var, x: Expr) -> None:
         self.name = name
         self.var = var
         self.x = x
+        self.args = (x,)
         self.dtype = x.dtype
-
-    @property
-    def args(self) -> tuple[Expr, ...]:
-        return (self.x,)
 
     def rebuild(self, args: tuple[Expr, ...]) -> Expr:
         return LaneReduce(self.name, self.var, args[0])
@@ -192,16 +175,13 @@ class WarpReduce(Expr):
     butterfly: lane i with lane i ^ 16, ... i ^ 1; all lanes get the result. `name` is as for `LaneReduce`.
     The block has a multiple of 32 threads or a smaller power of two; all threads of a warp must reach it."""
 
-    __slots__ = ("name", "x")
+    __slots__ = ("args", "name", "x")
 
     def __init__(self, name: str, x: Expr) -> None:
         self.name = name
         self.x = x
+        self.args = (x,)
         self.dtype = x.dtype
-
-    @property
-    def args(self) -> tuple[Expr, ...]:
-        return (self.x,)
 
     def rebuild(self, args: tuple[Expr, ...]) -> Expr:
         return WarpReduce(self.name, args[0])
@@ -238,8 +218,24 @@ EXPR_SCALAR = ExprScalar()
 # --- index arithmetic ---------------------------------------------------------------------------------------
 
 
+#: what is kept of sums, quotients and remainders: lowering asks for the same ones of the same objects again
+_REMEMBERED = 1 << 13
+
+
+@lru_cache(maxsize=1 << 10)
+def index_const(n: int) -> Const:
+    """An i64 literal, the same object for equal ones."""
+    return Const(int(n))
+
+
 def as_index(x: Expr | int) -> Expr:
-    return x if isinstance(x, Expr) else Const(int(x))
+    return x if isinstance(x, Expr) else index_const(int(x))
+
+
+def forget_arithmetic() -> None:
+    """Lets go of the expressions that index arithmetic remembers: for who has made many."""
+    for f in (index_add, index_mul, index_div, index_mod):
+        f.cache_clear()
 
 
 def terms(e: Expr) -> tuple[list[tuple[Expr, int]], int]:
@@ -251,12 +247,12 @@ def terms(e: Expr) -> tuple[list[tuple[Expr, int]], int]:
         return [(e, 1)], 0
     got = e._terms
     if got is None:
-        a = e._args
+        a = e.args
         found: list[tuple[Expr, int]]
         if e.name == "add":
             out, const = terms(a[0])
             more, c = terms(a[1])
-            found, total = _merge(out + more), const + c
+            found, total = _merge(out, more), const + c
         elif e.name == "mul" and type(a[1]) is Const:
             k = int(a[1].value)
             inner, c = terms(a[0])
@@ -291,17 +287,24 @@ def same(a: Expr, b: Expr) -> bool:
     return len(a.args) == len(b.args) and all(same(x, y) for x, y in zip(a.args, b.args))
 
 
-def _merge(items: list[tuple[Expr, int]]) -> list[tuple[Expr, int]]:
-    """Equal atoms together; those whose coefficients cancel are gone."""
-    out: list[tuple[Expr, int]] = []
-    for atom, n in items:
-        for i, (a, m) in enumerate(out):
-            if a is atom or (type(a) is type(atom) and type(a) is not Var and same(a, atom)):
+def _merge(items: list[tuple[Expr, int]], more: list[tuple[Expr, int]]) -> list[tuple[Expr, int]]:
+    """Two sums as one: equal atoms together; those whose coefficients cancel are gone. In each the atoms
+    differ."""
+    if not items or not more:
+        return items or more
+    out = items.copy()
+    cancelled = False
+    for term in more:
+        atom, n = term
+        kind = type(atom)
+        for i, (a, m) in enumerate(items):
+            if a is atom or (type(a) is kind and kind is not Var and same(a, atom)):
                 out[i] = (a, m + n)
+                cancelled |= m + n == 0
                 break
         else:
-            out.append((atom, n))
-    return [t for t in out if t[1]]
+            out.append(term)
+    return [t for t in out if t[1]] if cancelled else out
 
 
 def _size(term: tuple[Expr, int]) -> int:
@@ -311,21 +314,27 @@ def _size(term: tuple[Expr, int]) -> int:
 def from_terms(items: list[tuple[Expr, int]], const: int) -> Expr:
     """The canonical sum: larger coefficients first, the constant last."""
     if not items:
-        return Const(const)
-    if len(items) > 1:
+        return index_const(const)
+    count = len(items)
+    if count > 2:
         items = sorted(items, key=_size)
-    out: Expr | None = None
-    for atom, n in items:
-        term = atom if n == 1 else Prim("mul", (atom, Const(n)), dtypes.int64)
-        out = term if out is None else Prim("add", (out, term), dtypes.int64)
-    assert out is not None
+    elif count == 2 and abs(items[0][1]) < abs(items[1][1]):
+        items = [items[1], items[0]]
+    i64 = dtypes.int64
+    first, n = items[0]
+    out = first if n == 1 else Prim("mul", (first, index_const(n)), i64)
+    for k in range(1, count):
+        atom, n = items[k]
+        out = Prim("add", (out, atom if n == 1 else Prim("mul", (atom, index_const(n)), i64)), i64)
     if const:
-        out = Prim("add", (out, Const(const)), dtypes.int64)
-    if type(out) is Prim and out is not items[0][0]:
+        out = Prim("add", (out, index_const(const)), i64)
+    if out is not first:
+        assert type(out) is Prim
         out._terms = (items, const)
     return out
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def index_add(a: Expr, b: Expr) -> Expr:
     if type(b) is Const and b.value == 0:
         return a
@@ -333,7 +342,7 @@ def index_add(a: Expr, b: Expr) -> Expr:
         return b
     x, c = terms(a)
     y, d = terms(b)
-    items = _merge(x + y) if x and y else x or y
+    items = _merge(x, y)
     if len(items) > 1:
         for t, _ in items:
             if type(t) is Prim and t.name == "mod":
@@ -361,13 +370,14 @@ def _recombine(items: list[tuple[Expr, int]]) -> list[tuple[Expr, int]]:
             rest = [t for p, t in enumerate(items) if p not in (i, j)]
             parts, const = terms(whole)
             if const == 0:
-                return _recombine(_merge(rest + [(t, c * n) for t, c in parts]))
+                return _recombine(_merge(rest, [(t, c * n) for t, c in parts]))
     return items
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def index_mul(a: Expr, k: int) -> Expr:
     if k == 0:
-        return Const(0)
+        return index_const(0)
     if k == 1:
         return a
     x, c = terms(a)
@@ -376,25 +386,30 @@ def index_mul(a: Expr, k: int) -> Expr:
 
 def bounds(e: Expr) -> tuple[int, int] | None:
     """Inclusive range of an index expression, or None if unknown."""
+    kind = type(e)
+    if kind is Var or kind is Local:
+        extent = e.extent  # type: ignore[attr-defined]
+        return None if extent is None else (0, max(extent - 1, 0))
     if isinstance(e, Const):
         return int(e.value), int(e.value)
-    if isinstance(e, (Var, Local)):
-        return None if e.extent is None else (0, max(e.extent - 1, 0))
-    if isinstance(e, Prim):
+    if isinstance(e, Prim) and e.name in ("add", "mul", "floordiv", "mod"):
+        x, y = e.args
         if e.name == "add":
-            a, b = bounds(e.args[0]), bounds(e.args[1])
+            a, b = bounds(x), bounds(y)
             return (a[0] + b[0], a[1] + b[1]) if a and b else None
-        if e.name == "mul" and isinstance(e.args[1], Const):
-            a, k = bounds(e.args[0]), int(e.args[1].value)
-            return (min(a[0] * k, a[1] * k), max(a[0] * k, a[1] * k)) if a else None
-        if e.name == "floordiv" and isinstance(e.args[1], Const):
-            a, k = bounds(e.args[0]), int(e.args[1].value)
-            return (a[0] // k, a[1] // k) if a else None
-        if e.name == "mod" and isinstance(e.args[1], Const):
-            return 0, int(e.args[1].value) - 1
+        if isinstance(y, Const):
+            k = int(y.value)
+            if e.name == "mod":
+                return 0, k - 1
+            a = bounds(x)
+            if a is None:
+                return None
+            low, high = (a[0] * k, a[1] * k) if e.name == "mul" else (a[0] // k, a[1] // k)
+            return (low, high) if low <= high else (high, low)
     return None
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def index_div(a: Expr, k: int) -> Expr:
     """Floor division by a positive constant: multiples of k leave the quotient, what stays is dropped if
     in [0, k)."""
@@ -409,7 +424,7 @@ def index_div(a: Expr, k: int) -> Expr:
     if isinstance(rest, Prim) and rest.name == "floordiv" and isinstance(rest.args[1], Const):
         inner = index_div(rest.args[0], k * int(rest.args[1].value))  # (a // m) // k --> a // (m*k)
     else:
-        inner = Prim("floordiv", (rest, Const(k)), dtypes.int64)
+        inner = Prim("floordiv", (rest, index_const(k)), dtypes.int64)
     return index_add(from_terms(whole, c // k), inner)
 
 
@@ -419,10 +434,11 @@ def _const(e: Expr) -> int:
     return int(e.value)
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def index_mod(a: Expr, k: int) -> Expr:
     """Remainder by a positive constant: multiples of k vanish."""
     if k == 1:
-        return Const(0)
+        return index_const(0)
     items, c = terms(a)
     rest = from_terms([(t, n) for t, n in items if n % k != 0], c % k)
     r = bounds(rest)
@@ -430,32 +446,47 @@ def index_mod(a: Expr, k: int) -> Expr:
         return rest
     if isinstance(rest, Prim) and rest.name == "mod" and _const(rest.args[1]) % k == 0:
         return index_mod(rest.args[0], k)  # (a % m) % k --> a % k where k divides m
-    return Prim("mod", (rest, Const(k)), dtypes.int64)
+    return Prim("mod", (rest, index_const(k)), dtypes.int64)
 
 
-def walk(e: Expr) -> Iterator[Expr]:
-    """Every distinct node of the DAG, parents before children."""
+def walk(*roots: Expr) -> Iterator[Expr]:
+    """Every distinct node of the expressions, one after the other, parents before children."""
     seen: set[int] = set()
-    stack = [e]
+    out: list[Expr] = []
+    for root in roots:
+        stack = [root]
+        while stack:
+            x = stack.pop()
+            key = id(x)
+            if key not in seen:
+                seen.add(key)
+                out.append(x)
+                stack += x.args
+    return iter(out)
+
+
+def mentions(e: Expr, var: Expr) -> bool:
+    """Whether `var` is a node of `e`."""
+    if e is var:
+        return True
+    seen: set[int] = set()
+    stack = list(e.args)
     while stack:
         x = stack.pop()
-        key = id(x)
-        if key not in seen:
-            seen.add(key)
-            yield x
-            kind = type(x)
-            if kind is Prim:
-                stack += x._args  # type: ignore[attr-defined]
-            elif kind is not Const and kind is not Var and kind is not Local:
-                stack += x.args
+        if x is var:
+            return True
+        if x.args and id(x) not in seen:
+            seen.add(id(x))
+            stack += x.args
+    return False
 
 
-def stride_of(e: Expr, var: Var) -> int | None:
+def stride_of(e: Expr, var: Expr) -> int | None:
     """How far index `e` moves when `var` moves by one: 0 if it does not occur, None if not affine in it."""
     total = 0
     for atom, n in terms(e)[0]:
         if atom is var:
             total += n
-        elif any(x is var for x in walk(atom)):
+        elif atom.args and mentions(atom, var):
             return None
     return total

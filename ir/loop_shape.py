@@ -69,6 +69,9 @@ class Shape:
         """The number of an expression: equal expressions have equal ones. Not recursive: fused chains can be
         longer than Python's stack is deep."""
         numbers = self._numbers
+        got = numbers.get(id(root))
+        if got is not None:
+            return got
         nodes = self._nodes
         stack = [root]
         while stack:
@@ -76,9 +79,13 @@ class Shape:
             if id(x) in numbers:
                 stack.pop()
                 continue
-            key = self._head(x)
+            if type(x) is Prim:
+                key: list[Any] = [x.name]
+                operands = x.args
+            else:
+                key, operands = self._head(x), _operands(x)
             ready = True
-            for a in _operands(x):
+            for a in operands:
                 n = numbers.get(id(a))
                 if n is not None:
                     key.append(n)
@@ -96,23 +103,25 @@ class Shape:
                 numbers[id(x)] = nodes.setdefault(tuple(key), len(nodes))
         return numbers[id(root)]
 
-    def _head(self, x: Expr) -> list[Any]:
+    def _head(self, x: Any) -> list[Any]:
         """What tells an expression from others with the same operands."""
-        if isinstance(x, Prim):
+        kind = type(x)
+        if kind is Prim:
             return [x.name]
-        if isinstance(x, Const):
-            return ["const", x.dtype.name, repr(x.value)]
-        if isinstance(x, Load):
+        if kind is Const:
+            value = x.value
+            return ["const", x.dtype.name, value if type(value) is int else repr(value)]
+        if kind is Load:
             return ["load", self._buffer(x.buffer), x.mask is None, x.other is None, len(x.index)]
-        if isinstance(x, Var):
+        if kind is Var:
             if x not in self._symbols:
                 self.variables.append(x)
             return ["var", self._define(x)]
-        if isinstance(x, Local):
+        if kind is Local:
             return ["local", self._define(x)]
-        if isinstance(x, Cast):
+        if kind is Cast:
             return ["bits" if x.bits else "cast", x.dtype.name]
-        if isinstance(x, LaneReduce):
+        if kind is LaneReduce:
             return ["lanes", x.name, self._define(x.var), x.var.extent]
         return [type(x).__name__, id(x)]  # what other targets have: like nothing else
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from . import dtypes
-from .expr import Const, Expr, Local, Prim, Var, index_add, index_div, index_mod, index_mul
+from .expr import Const, Expr, Load, Prim, index_add, index_div, index_mod, index_mul
 
 _INDEX_OPS = ("add", "mul", "floordiv", "mod")
 
@@ -11,29 +13,37 @@ _INDEX_OPS = ("add", "mul", "floordiv", "mod")
 Memo = dict[int, tuple["Expr", "Expr"]]
 
 
-def substitute(e: Expr, env: dict[Expr, Expr], memo: Memo | None = None) -> Expr:
+def substitute(
+    e: Expr, env: dict[Expr, Expr], memo: Memo | None = None, load: Callable[[Load], Expr] | None = None
+) -> Expr:
     """`e` with the given nodes (by identity) replaced; index sums are simplified again. `memo`: a dictionary,
-    empty at first, for all expressions that the same is replaced in: what they share is then done once."""
+    empty at first, for all expressions that the same is replaced in: what they share is then done once.
+    `load`: what becomes of loads, when that is done."""
     done: Memo = {} if memo is None else memo
 
     def go(x: Expr) -> Expr:
         new = env.get(x)
         if new is not None:
             return new
-        kind = type(x)
-        if kind is Const or kind is Var or kind is Local:
+        old = x.args
+        if not old and type(x) is not Load:
             return x
         known = done.get(id(x))
         if known is not None:
             return known[1]
-        old = x.args
         args = tuple([go(a) for a in old])
-        if all([a is b for a, b in zip(args, old)]):
-            new = x
-        elif isinstance(x, Prim) and x.dtype is dtypes.int64 and x.name in _INDEX_OPS:
-            new = _reindex(x.name, args)
+        for a, b in zip(args, old):
+            if a is not b:
+                new = (
+                    _reindex(x.name, args)
+                    if type(x) is Prim and x.dtype is dtypes.int64 and x.name in _INDEX_OPS
+                    else x.rebuild(args)
+                )
+                break
         else:
-            new = x.rebuild(args)
+            new = x
+        if load is not None and type(new) is Load:
+            new = load(new)
         done[id(x)] = x, new  # with x, or another could get its id
         return new
 

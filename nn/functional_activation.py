@@ -8,12 +8,12 @@ from typing import Any
 
 from ..ir.dtypes import DType
 from ..ir.op import REGISTRY
+from ..tracer.callers import warn
 from ..tracer.functions import elementwise, reductions
 from ..tracer.library import ArgumentError, ArgumentTypeError
 from ..tracer.making import apply
 from ..tracer.methods import inplace as write
 from ..tracer.operands import get_default_dtype, tensor_operand
-from ..tracer.recording import warn
 from ..tracer.tensor import Tensor
 
 

@@ -11,12 +11,13 @@ from typing import Any
 
 from ..ir.errors import IndexOutOfRange
 from ..ir.op import REGISTRY
+from ..tracer.callers import warn
 from ..tracer.creation import arange
 from ..tracer.functions import elementwise as E
 from ..tracer.library import ArgumentError
 from ..tracer.making import apply
 from ..tracer.operands import tensor_operand, values
-from ..tracer.recording import STATE, warn
+from ..tracer.recording import STATE
 from ..tracer.tensor import Tensor
 from .functional_activation import logsigmoid
 

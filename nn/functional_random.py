@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ..tracer.callers import warn
 from ..tracer.library import ArgumentError
 from ..tracer.methods import inplace as write
 from ..tracer.operands import tensor_operand
 from ..tracer.random import draw
-from ..tracer.recording import warn
 from ..tracer.tensor import Tensor
 from .functional_activation import leaky_relu, softmax
 

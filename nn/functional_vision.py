@@ -8,10 +8,10 @@ from typing import Any
 
 from ..ir.errors import OpError
 from ..ir.op import REGISTRY
+from ..tracer.callers import warn
 from ..tracer.library import ArgumentError
 from ..tracer.making import apply
 from ..tracer.operands import tensor_operand
-from ..tracer.recording import warn
 from ..tracer.tensor import Tensor
 
 T = Any

@@ -13,10 +13,10 @@ import numpy as np
 
 from ..tracer import mt19937
 from ..tracer.arguments import check_names
+from ..tracer.callers import warn
 from ..tracer.grad_mode import no_grad
 from ..tracer.library import ArgumentError, overwrite
 from ..tracer.random import fill, generator_of
-from ..tracer.recording import warn
 from ..tracer.tensor import Tensor
 
 _GAINS = {"sigmoid": 1.0, "tanh": 5.0 / 3, "relu": math.sqrt(2.0), "selu": 0.75}

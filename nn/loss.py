@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from ..tracer.callers import warn
 from ..tracer.library import ArgumentError
-from ..tracer.recording import warn
 from . import functional as F
 from . import record
 from .module import Module

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 from ..ir.op import REGISTRY
+from ..tracer.callers import warn
 from ..tracer.hooks import HookHandle, own_hooks
 from ..tracer.library import ArgumentTypeError, RemovableHandle, add_hook
-from ..tracer.recording import STATE, warn
+from ..tracer.recording import STATE
 from ..tracer.tensor import Tensor, note_change
 
 #: Hooks of all modules around calls, and at registrations: (kind, hook, options ...).

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..tracer.callers import warn
 from ..tracer.control import scan
 from ..tracer.creation import empty, zeros
 from ..tracer.devices import on_device
 from ..tracer.library import ArgumentError, ArgumentTypeError, device_name, recorded_once
 from ..tracer.methods import FUNCTIONS
-from ..tracer.recording import warn
 from .functional_norm import linear
 from .functional_random import dropout
 from .module import Module

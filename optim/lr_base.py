@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from ..tracer.callers import warn
 from ..tracer.grad_mode import no_grad
 from ..tracer.library import ArgumentError, ArgumentTypeError
-from ..tracer.recording import warn
 from ..tracer.tensor import Tensor
 from .optimizer import Optimizer
 

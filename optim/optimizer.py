@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable
 from copy import deepcopy
 from typing import Any
 
+from ..tracer.callers import warn
 from ..tracer.conversions import from_outside
 from ..tracer.devices import on_device
 from ..tracer.library import ArgumentError, ArgumentTypeError, RemovableHandle, add_hook, device_name
-from ..tracer.recording import STATE, warn
+from ..tracer.recording import STATE
 from ..tracer.tensor import Tensor, note_change
 from .param_group import ParamGroup
 

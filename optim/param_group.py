@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..ir.dtypes import float64
-from ..tracer.recording import Trace
 from ..tracer.tensor import Tensor, note_change
+from ..tracer.trace import Trace
 from .arithmetic import Num
 
 _MISSING = object()

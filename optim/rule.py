@@ -14,9 +14,10 @@ from typing import Any, ClassVar
 
 from ..ir.dtypes import float32, float64
 from ..ir.errors import TraceError
+from ..tracer.callers import user_location
 from ..tracer.grad_mode import enable_grad
 from ..tracer.library import ArgumentError, device_name, filled_state
-from ..tracer.recording import STATE, LazyTrace, outside_traces, user_location
+from ..tracer.recording import STATE, LazyTrace, outside_traces
 from ..tracer.segments import put_all, stand_in
 from ..tracer.tensor import Tensor, note_change
 from .arithmetic import Num, number

@@ -198,7 +198,10 @@ class Buffer:
         return self._block is None or sys.getrefcount(self._block.raw) > 3
 
     def __del__(self) -> None:
-        block = self._block
+        try:
+            block = self._block
+        except AttributeError:  # an interrupt came while this was being made
+            return
         if block is None:
             return
         if self._array is not None:

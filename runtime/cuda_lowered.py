@@ -32,7 +32,7 @@ class CudaCost(Cost):
     """Static cost, with what each kernel takes of the GPU.
 
     Attributes:
-        resources: one for each of `kernels`, as ptxas reports it; empty without nvcc.
+        resources: one for each of `kernels`, as ptxas reports it; empty with neither NVRTC nor nvcc.
     """
 
     resources: tuple[Resources, ...] = ()
@@ -94,12 +94,15 @@ class CudaLowered(Lowered):
         raise ValueError(f"no stage {stage!r}; there are {', '.join(self.stages)}")
 
     def cost(self) -> CudaCost:
-        """Operations and bytes moved of one run, kernel by kernel; and, where nvcc is installed, registers,
-        shared memory and spills. Nothing runs."""
+        """Operations and bytes moved of one run, kernel by kernel; and, where NVRTC or nvcc is installed,
+        registers, shared memory and spills, of the code that `cubin` gives. Nothing runs."""
         kernels = cost_of(self.loops).kernels
-        if not nvcc.available():
+        if nvrtc.available():
+            found = nvrtc.resources(self.unit.device_text, self.architecture)
+        elif nvcc.available():
+            found = nvcc.compile_cubin(self.unit.text, self.architecture)[1]
+        else:
             return CudaCost(kernels)
-        found = nvcc.compile_cubin(self.unit.text, self.architecture)[1]
         made = [self.unit.launches[k].function for k in self.loops.kernels]
         # ptxas does not know what a launch asks for besides.
         taken = [replace(found[f.name], shared=found[f.name].shared + f.dynamic_bytes) for f in made]

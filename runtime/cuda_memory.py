@@ -42,10 +42,7 @@ class Block:
         self.nbytes = nbytes
 
     def __del__(self) -> None:
-        try:  # noqa: SIM105 - at exit contextlib may be gone
-            self.pool.give_back(self)
-        except (AttributeError, TypeError):
-            pass  # what is needed is gone already, too
+        self.pool.give_back(self)  # which takes nothing of this module: that may be gone already
 
 
 class Pool:
@@ -173,10 +170,7 @@ class HostBlock:
         self.__array_interface__ = {"data": (ptr, False), "shape": (size,), "typestr": "|u1", "version": 3}
 
     def __del__(self) -> None:
-        try:  # noqa: SIM105 - at exit contextlib may be gone
-            self.pool.give_back(self)
-        except (AttributeError, TypeError):
-            pass  # what is needed is gone already, too
+        self.pool.give_back(self)  # which takes nothing of this module: that may be gone already
 
 
 class HostPool:

@@ -66,6 +66,9 @@ class LoadedProgram:
         CudaError: no GPU, or one of an older architecture, or a driver that is older than the compiler.
     """
 
+    #: none until it is loaded, which may fail
+    module: Any = None
+
     def __init__(self, lowered: CudaLowered, device: int = 0) -> None:
         driver = low.driver()
         self.lowered = lowered
@@ -82,7 +85,7 @@ class LoadedProgram:
             code = lowered.code(capability)
         self.stream = stream_of(device)
         self.stream.tidy()
-        self.module: Any = None
+        self.graphs: dict[tuple[int, ...], Graph] = {}
         self.module = _loaded(code, device)
         self.functions = {f.name: self._function(f) for f in unit.functions}
         slots = [*program.inputs, *program.outputs]
@@ -96,7 +99,6 @@ class LoadedProgram:
         self.capturable = not self.blocking and not any(
             isinstance(s, (WhileStep, Branch)) for s in walk_steps(program.steps)
         )
-        self.graphs: dict[tuple[int, ...], Graph] = {}
         self.seen: dict[tuple[int, ...], int] = {}
         self.often = 1
 
@@ -110,14 +112,11 @@ class LoadedProgram:
         return function
 
     def __del__(self) -> None:
-        # It may never have been loaded. It may run on any thread, amid a capture: nothing is called here.
-        try:
-            if self.module is not None:
-                for graph in self.graphs.values():
-                    self.stream.retire("cuGraphExecDestroy", graph.handle)
-                self.stream.retire("cuModuleUnload", self.module)
-        except (AttributeError, TypeError):
-            pass  # or the interpreter is being shut down
+        # It may run on any thread, amid a capture: nothing is called here.
+        if self.module is not None:
+            for graph in self.graphs.values():
+                self.stream.retire("cuGraphExecDestroy", graph.handle)
+            self.stream.retire("cuModuleUnload", self.module)
 
     def run(self, pointers: Sequence[int], arena: int) -> None:
         """Runs once, on the addresses of the inputs, then the outputs; returns before it is done."""

@@ -8,7 +8,9 @@ nobody holds it, and no result is read before it is there.
 from __future__ import annotations
 
 import ctypes
+import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from . import cuda_driver as low
@@ -26,6 +28,9 @@ class Event:
         timed: `elapsed` can be asked for.
         blocking: who waits for it sleeps, rather than turns in a loop.
     """
+
+    #: none until it is made, which may fail
+    handle: Any = None
 
     def __init__(self, stream: Stream, timed: bool = False, blocking: bool = False) -> None:
         self.device = stream.device
@@ -59,12 +64,14 @@ class Event:
         use(self.device)
         return float(call("cuEventElapsedTime", self.handle, end.handle))
 
-    def __del__(self) -> None:
+    def __del__(self, ending: Callable[[], bool] = sys.is_finalizing) -> None:
+        if self.handle is None or ending():  # the driver ends with the process
+            return
         try:
             use(self.device)
             call("cuEventDestroy", self.handle)
-        except Exception:
-            pass  # it was never made, or the interpreter is being shut down
+        except CudaError:
+            pass  # a forked process has no driver: the event is its parent's
 
 
 class Stream:

@@ -281,8 +281,15 @@ class Executable:
     def release(self, ctx: Context) -> None:
         self._idle.append(ctx)
 
-    def __call__(self, inputs: Sequence[Buffer]) -> list[Buffer]:
-        """Runs once. `inputs` in the graph's order; gives new buffers for the outputs."""
+    def __call__(
+        self, inputs: Sequence[Buffer], hand_out: Callable[[list[Buffer]], None] | None = None
+    ) -> list[Buffer]:
+        """Runs once. `inputs` in the graph's order; gives new buffers for the outputs.
+
+        Args:
+            hand_out: called with them once the code has run, also if an interrupt (Ctrl-C) came meanwhile;
+                twice if one comes while it is being called.
+        """
         ctx = self.context()
         table = ctx.table
         i = 0
@@ -298,8 +305,15 @@ class Executable:
                 if self._small[k]:
                     last[k] = b
             outputs.append(b)
-        self.run_pointer(ctx.pointer)
-        self._idle.append(ctx)
+        try:
+            self.run_pointer(ctx.pointer)  # an interrupt is raised after this at the earliest
+            self._idle.append(ctx)
+            if hand_out is not None:
+                hand_out(outputs)
+        except BaseException:
+            if hand_out is not None:
+                hand_out(outputs)
+            raise
         return outputs
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
 from tracegrad.backends.llvm.compile import compile_program
 from tracegrad.backends.llvm.target import Target, host_target, llvm
 from tracegrad.ir import dtypes
@@ -110,7 +111,9 @@ def check(
     """
     given = inputs_of(p) if arrays is None else list(arrays)
     mine, reference = [a.copy() for a in given], [a.copy() for a in given]
-    native = compile_program(p, target, use_cache=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRACEGRAD_VERIFY", "1")
+        native = compile_program(p, target, use_cache=False)
     got = native.call(mine, serial=serial)
     want = run_program(p, reference)
     for b, g, w in zip([*p.outputs, *p.inputs], [*got, *mine], [*want, *reference]):

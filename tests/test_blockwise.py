@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tracegrad.backends.schedule import schedule
 from tracegrad.backends.schedule.blockwise import in_blocks
+from tracegrad.backends.schedule.ratio import Ratio
 from tracegrad.ir.graph import Graph, Value
 from tracegrad.ir.loops import Alloc, For, Kernel, LoopProgram, Stmt, statements
 
@@ -168,3 +170,20 @@ def test_any_shape_is_right(data: st.DataObject) -> None:
     machine = replace(TIGHT, threads=data.draw(st.sampled_from([1, 2])))
     graph = _heads_inside(B, H, T, D) if data.draw(st.booleans()) else chain(B, H, T, D, between)
     check(graph, machine=machine, native=(B + T) % 2 == 0)
+
+
+def test_ratios_are_exact() -> None:
+    numbers = [(a, b) for a in (-6, 0, 1, 4, 35) for b in (-4, 1, 3, 10)]
+    for a, b in numbers:
+        x, wanted = Ratio(a, b), Fraction(a, b)
+        assert (x.numerator, x.denominator) == (wanted.numerator, wanted.denominator)
+        for c, d in numbers:
+            y, other = Ratio(c, d), Fraction(c, d)
+            assert (x == y) is (wanted == other) and (x == c) is (wanted == c)
+            assert x != y or hash(x) == hash(y)
+            pairs = [(x * y, wanted * other), (x * d, wanted * d), (d * x, d * wanted), (x / d, wanted / d)]
+            pairs += [(x / y, wanted / other)] if c else []
+            assert all((p.numerator, p.denominator) == (q.numerator, q.denominator) for p, q in pairs)
+    for bad in (lambda: Ratio(1, 0), lambda: Ratio(2) / 0, lambda: Ratio(2) / Ratio(0)):
+        with pytest.raises(ZeroDivisionError):
+            bad()

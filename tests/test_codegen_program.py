@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 
 import numpy as np
 import pytest
@@ -69,6 +70,29 @@ def test_every_iteration_runs_once(n: int) -> None:
     y = np.zeros(n, np.int64)
     compile_program(p, use_cache=False).call([], [y])
     np.testing.assert_array_equal(y, np.arange(n))
+
+
+def test_tasks_know_that_their_buffers_are_apart() -> None:
+    p = program("""
+      input x: f32[1000]
+      output y: f32[1000]
+      output z: f32[1000]
+      returns y, z
+      kernel { for i in 1000 parallel {
+        y[i] = x[i] + f32:1.0
+        z[i] = x[i] + y[i]
+      } }""")
+    check(p)
+    text = generate(p, TARGETS["host"])
+    (task,) = re.findall(r"^define[^\n]*\.task\(.*?^}", text, re.DOTALL | re.MULTILINE)
+    scopes = {}
+    for access in re.findall(r"^ *(.*(?:load|store) float.*)$", task, re.MULTILINE):
+        own, others = re.findall(r"!alias\.scope (!\d+), !noalias (!\d+)", access)[0]
+        scopes[own] = others
+    assert len(scopes) == 3
+    listed = dict(re.findall(r"^(!\d+) = !\{(.*)\}$", text, re.MULTILINE))
+    for own, others in scopes.items():
+        assert listed[own] not in listed[others].split(", ") and len(listed[others].split(", ")) == 2
 
 
 # --- entry points -------------------------------------------------------------------------------------------

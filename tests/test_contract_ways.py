@@ -13,11 +13,14 @@ from hypothesis import strategies as st
 from schedule_graphs import build, f32
 from tracegrad.backends.llvm.compile import compile_program
 from tracegrad.backends.llvm.target import host_target
-from tracegrad.backends.machine import AVX2, AVX512, MachineModel
+from tracegrad.backends.machine import AVX2, AVX512, SMALL, MachineModel
 from tracegrad.backends.schedule import contract, schedule
-from tracegrad.backends.schedule.tiles import Problem, Strategy, choose
+from tracegrad.backends.schedule.tiles import Problem, Strategy, choose, cover
+from tracegrad.ir.builder import Builder
 from tracegrad.ir.graph import Graph
 from tracegrad.ir.loop_verifier import verify_program
+from tracegrad.ir.loops import If, statements
+from tracegrad.ir.passes import optimize
 
 MACHINE = AVX512 if host_target().vector_bytes == 64 else AVX2
 SIZES = st.integers(1, 40)
@@ -174,3 +177,41 @@ def test_threads_share_products_and_packing(threads: int, spec: str, sizes: tupl
     want = np.einsum(spec, x, y) + bias
     np.testing.assert_allclose(found[0][0], np.maximum(want, 0), rtol=1e-4, atol=1e-3)
     assert np.array_equal(found[0][0], found[1][0])
+
+
+@pytest.mark.parametrize("machine", [MACHINE, SMALL])
+@pytest.mark.parametrize("m", [50, 75, 51])
+def test_rows_in_two_tiles_are_updated_once(m: int, machine: MachineModel) -> None:
+    """Where the last tile of rows begins in the one before, what is written over its old values, here a
+    weight and its momentum, must not be updated twice."""
+    lanes = machine.lanes(4)
+    way = Strategy(False, False, 13 if m != 51 else 4, 1, lanes, False, False, 40, 1.0)
+    assert cover(m, way.mr) == [(-(-m // way.mr), way.mr)]
+    graph = Graph("g")
+    b = Builder(graph)
+    names = {"x": f32(40, m), "g": f32(40, 2 * lanes), "w": f32(m, 2 * lanes), "v": f32(m, 2 * lanes)}
+    x, g, w, v = (graph.add_input(t, n) for n, t in names.items())
+    moved = b.add(b.mul(v, b.const(0.9)), b.contract(x, g, spec="km,kn->mn"))
+    graph.outputs = []
+    graph.updates = {w: b.sub(w, b.mul(moved, b.const(0.1))), v: moved}
+    with contract.fixed(way):
+        program = schedule(optimize(graph), machine)
+    verify_program(program)
+    assert len(program.kernels) == 1 and any(isinstance(s, If) for s in statements(program.kernels[0].body))
+    rng = np.random.default_rng(3)
+    a = [rng.standard_normal(t.shape).astype("f") for t in names.values()]
+    moved_, want = 0.9 * a[3] + a[0].T @ a[1], a[2].copy()
+    want -= 0.1 * moved_
+    compile_program(program, use_cache=False).call(a)
+    np.testing.assert_allclose(a[2], want, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(a[3], moved_, rtol=1e-4, atol=1e-4)
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 3000), st.integers(1, 60), st.booleans())
+def test_tiles_cover_all(n: int, tile: int, again: bool) -> None:
+    tiles = cover(n, tile, again)
+    size = sum(count * width for count, width in tiles)
+    assert size >= n and all(width <= n for _, width in tiles)
+    if size > n:
+        assert again and len(tiles) == 1 and 25 * (size - n) <= n

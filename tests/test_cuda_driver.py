@@ -163,6 +163,20 @@ def test_what_nvrtc_says_against_a_unit_is_an_error(said: bytes, tmp_path: Path,
     assert not list((tmp_path / "objects").glob("*.tgo"))
 
 
+@needs_gxx
+def test_what_kernels_take_is_read_from_nvrtc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a machine without a toolkit, too; once compiled, it is kept with the code."""
+    monkeypatch.setenv("TRACEGRAD_CACHE_DIR", str(tmp_path / "objects"))
+    with bindings() as fake:
+        lowered = tg.compile(lambda x: (x @ x).softmax(-1)).lower(tg.randn(9, 9), backend="cuda")
+        cost = lowered.cost()
+        assert len(cost.resources) == len(cost.kernels) > 0
+        assert {str(r) for r in cost.resources} == {"40 registers, 4096 bytes shared, 16 bytes spilled"}
+        assert f"{cost.kernels[0].name}: 40 registers" in str(cost)
+        assert lowered.cost().resources == cost.resources and lowered.cubin()
+        assert len(fake.nvrtc.options) == 1
+
+
 # --- the package itself -------------------------------------------------------------------------------------
 
 

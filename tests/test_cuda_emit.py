@@ -3,6 +3,7 @@ g++ under the emulation header)."""
 
 from __future__ import annotations
 
+import ctypes
 import re
 
 import numpy as np
@@ -191,6 +192,14 @@ def compare(p: LoopProgram, *, checked: bool = True, ulp: float = 0) -> list[np.
 @pytest.mark.parametrize("text", [AXPY, TOTAL, TURNS], ids=["vector", "shared", "control"])
 def test_programs_run_as_the_interpreter_says(text: str) -> None:
     compare(program(text))
+
+
+@needs_gxx
+def test_the_workspaces_size_is_a_constant_of_the_library() -> None:
+    run = emulate(program(TURNS), checked=True)
+    (name,) = run.unit.workspaces
+    assert name == "run_test_workspace" and f"{name} = 192ull;" in run.unit.text
+    assert ctypes.c_ulonglong.in_dll(run.library, name).value == 192
 
 
 @needs_gxx

@@ -116,6 +116,7 @@ def test_streams_and_events() -> None:
     main, side = tg.cuda.current_stream(), tg.cuda.Stream(priority=-1)
     assert main.device == tg.device("cuda", 0) == side.device
     assert isinstance(tg.cuda.default_stream().cuda_stream, int)
+    assert main.__cuda_stream__() == (0, main.cuda_stream)
     start, end = tg.cuda.Event(enable_timing=True), tg.cuda.Event(enable_timing=True)
     assert end.query()
     x = tg.ones(64, 64, device="cuda")

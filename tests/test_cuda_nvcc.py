@@ -71,4 +71,7 @@ ptxas info    : Function properties for __internal_accurate_pow
 
 @pytest.mark.skipif(not nvrtc.available(), reason="NVRTC (the extra [cuda]) is not installed")
 def test_nvrtc_compiles_the_device_part() -> None:
-    assert nvrtc.compile_cubin(emit(program(TOTAL)).device_text, "sm_80")[:4] == b"\x7fELF"
+    text = emit(program(TOTAL)).device_text
+    assert nvrtc.compile_cubin(text, "sm_80")[:4] == b"\x7fELF"
+    found = nvrtc.resources(text, "sm_80")
+    assert list(found) == ["k0_sum"] and found["k0_sum"].shared == 16 and found["k0_sum"].registers > 0

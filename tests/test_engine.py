@@ -193,6 +193,10 @@ def test_bad_input_is_an_error_of_ours() -> None:
     with pytest.raises(CompileError, match="invalid LLVM IR"):  # parses, but does not verify
         engine.compile("define i64 @f(i1 %c) {\nentry:\n br i1 %c, label %a, label %b\n"
                        "a:\n %x = add i64 1, 2\n br label %b\nb:\n ret i64 %x\n}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRACEGRAD_VERIFY", "1")
+        with pytest.raises(CompileError, match="invalid LLVM IR"):
+            engine.compile("define i64 @f() {\nentry:\n br label %a\na:\n ret i32 1\n}", trusted=True)
     with pytest.raises(CompileError, match="no_such_symbol"):
         engine.compile("declare void @no_such_symbol()\n"
                        "define void @f() {\n call void @no_such_symbol()\n ret void\n}")

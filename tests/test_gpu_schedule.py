@@ -342,6 +342,52 @@ def test_few_long_rows_are_cut_in_chunks(name: str, shape: tuple[int, int]) -> N
     check(graph, arrays_for(graph), LARGE)
 
 
+MANY = {
+    "warps": ("softmax", (301, 48)), "vectors": ("softmax", (301, 256)), "blocks": ("log_softmax", (75, 600)),
+    "threads": ("softmax", (8449, 3)), "columns": ("columns", (9, 8449)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", MANY)
+def test_many_rows_loop_over_the_grid(way: str) -> None:
+    """As many blocks as a GPU of one multiprocessor holds, and a loop; wide stores stay wide."""
+    name, shape = MANY[way]
+    graph = rows(*shape)[name]
+    program = check(graph, arrays_for(graph), SMALL)
+    assert "for turn in" in (text := print_program(program)), text
+    loops, _ = grid_of(program.kernels[0].body) or ([], [])
+    assert prod(f.extent for f in loops) <= 16
+    assert way not in ("vectors", "blocks") or "vector" in text.split("for turn")[-1], text
+
+
+# --- windows ------------------------------------------------------------------------------------------------
+
+PADDED = {
+    "same": {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)},
+    "uneven": {"stride": (2, 1), "padding": (2, 1), "dilation": (1, 2)},
+    "groups": {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 2},
+}
+
+
+@pytest.mark.parametrize("name", PADDED)
+@pytest.mark.parametrize("machine", MACHINES, ids=["sm_75", "small", "large"])
+def test_padding_is_not_stored(name: str, machine: GpuModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Zeros around a window are met where elements are fetched: by tiles, by threads and by warps."""
+    attrs = PADDED[name]
+    types = {"x": f32(3, 4, 9, 8), "w": f32(6, 4 // attrs.get("groups", 1), 3, 3)}
+
+    def body(b: Any, x: Any, w: Any) -> Any:
+        y = b.convolution(b.relu(x), w, **attrs)
+        return [y, b.convolution_weight_grad(x, y, taps=(3, 3), **attrs)]
+
+    graph = optimize(build("c", types, body))
+    assert "pad" in str(graph)
+    for small in (0, 1 << 30):
+        monkeypatch.setattr(contract_tiles, "SMALL", small)
+        program = check(graph, arrays_for(graph), machine)
+        assert not any("pad" in k.comment for k in program.kernels), print_program(program)
+
+
 # --- control flow -------------------------------------------------------------------------------------------
 
 CONTROL = [

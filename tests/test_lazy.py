@@ -161,3 +161,104 @@ def test_many_parameters_are_recorded_in_one_order(trace: LazyTrace) -> None:
         optimizer.step()
         loss.item()
     assert sorted(p.runs for p in programs(trace))[-1] >= 10
+
+
+def steps_of(model: tg.nn.Module, x: tg.Tensor, count: int) -> None:
+    opt = tg.optim.AdamW(model.parameters(), lr=0.01)
+    for _ in range(count):
+        opt.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward()
+        opt.step()
+        loss.item()
+
+
+def test_a_loop_is_one_program_from_its_first_step(trace: LazyTrace) -> None:
+    """Neither what made the parameters nor a forward that nobody used is left in the first step or keeps
+    parameters from being updated in place."""
+    tg.manual_seed(0)
+    nn = tg.nn
+    layers: list[tg.nn.Module] = [
+        nn.Conv2d(2, 3, 1),
+        nn.BatchNorm2d(3),
+        nn.Conv2d(3, 2, 1),
+        nn.BatchNorm2d(2),
+    ]
+    model, x = nn.Sequential(*layers, nn.Flatten()), tg.randn(2, 2, 3, 3)
+    assert len(model(x)) == 2
+    steps_of(model, x, 3)
+    updating = [p for p in programs(trace) if len(p.updates) > len(list(model.parameters()))]
+    assert [p.runs for p in updating] == [3]
+
+
+def test_a_training_step_that_is_slow_to_interpret_is_compiled_at_first_sight(
+    trace: LazyTrace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRACEGRAD_LAZY", raising=False)
+    for seconds, expected in ((0.01, False), (0.1, True)):
+        monkeypatch.setattr(lazy, "_interpreting", lambda graph, seconds=seconds: seconds)
+        monkeypatch.setattr(lazy, "_compiling", lambda graph: 0.5)
+        trace.root = type(trace.root)(None)
+        trace._reset()
+        steps_of(tg.nn.Linear(3, 2), tg.ones(1, 3), 1)
+        assert [p.dear for p in programs(trace) if p.updates] == [expected]
+
+
+def test_slow_programs_are_looked_up_in_the_cache_before_they_are_interpreted(
+    trace: LazyTrace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRACEGRAD_LAZY", raising=False)
+    monkeypatch.setattr(lazy, "_LOOKED_UP", 0)
+    x = tg.tensor([1.0, 2.5])
+    for _ in range(2):  # interpreted, then compiled, which leaves it in the cache
+        assert (x * 3 + 1.75).tolist() == [4.75, 9.25]
+    monkeypatch.setattr(lazy, "interpret", lambda *a: pytest.fail("it was interpreted"))
+    trace.root = type(trace.root)(None)
+    trace._reset()
+    assert (x * 3 + 1.75).tolist() == [4.75, 9.25]
+
+
+def test_what_composites_compute_for_results_that_nobody_wants_is_not_interpreted(trace: LazyTrace) -> None:
+    x = tg.ones(4)
+    for _ in range(3):
+        x = tg.nn.functional.dropout(x.exp(), 0.5)
+    del x
+    tg.nn.functional.dropout(tg.ones(2), 0.5).tolist()  # ends the program, after four draws
+    (p,) = programs(trace)
+    names = [node.op.name for node in p.graph.nodes]
+    assert "exp" not in names and names.count("dropout") == 1
+    tg.manual_seed(1)
+    masks = [tg.nn.functional.dropout(tg.ones(64), 0.5) for _ in range(3)]
+    last = masks[2].tolist()
+    tg.manual_seed(1)
+    for _ in range(2):
+        tg.nn.functional.dropout(tg.ones(64).sin(), 0.5)
+    assert tg.nn.functional.dropout(tg.ones(64), 0.5).tolist() == last
+
+
+def test_numbers_stay_with_a_graph_that_saved_nothing_else(trace: LazyTrace) -> None:
+    x = tg.ones(3, requires_grad=True)
+    for k in range(4):
+        x.grad = None
+        loss = ((5 + k) * x).sum()
+        loss.backward()
+        loss.item()  # the program ends; its nodes are made when somebody looks
+        loss.backward()
+        assert x.grad.tolist() == [10 + 2 * k] * 3
+    scalars = [[v for v in p.graph.outputs if not v.type.shape] for p in programs(trace) if p.history]
+    assert {len(found) for found in scalars} == {1}  # the loss; the number needs no memory
+
+
+@pytest.mark.parametrize("number", [2, 2.0, -0.0, float("nan")])
+def test_a_number_beside_a_tensor_is_what_it_always_was(trace: LazyTrace, number: float) -> None:
+    x, n, a = tg.tensor([3.0, -0.5]), tg.tensor([3, -1]), np.float32([3, -0.5])
+    for _ in range(3):  # new, met before, compiled
+        with np.errstate(all="ignore"):
+            for ours, theirs in (
+                (x + number, a + np.float32(number)),
+                (number - x, np.float32(number) - a),
+                (x / number, a / np.float32(number)),
+            ):
+                np.testing.assert_array_equal(ours.numpy(), theirs)
+        assert (x < number).tolist() == (a < number).tolist()
+        assert (n * number).dtype is (tg.float32 if isinstance(number, float) else tg.int64)

@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tracegrad.backends.llvm.compile import compile_program
+from tracegrad.backends.schedule.indexing import forget, ravel
+from tracegrad.backends.schedule.shared_loops import relocated
 from tracegrad.ir import dtypes
 from tracegrad.ir.errors import ParseError, VerifyError
 from tracegrad.ir.expr import (
@@ -23,11 +25,14 @@ from tracegrad.ir.expr import (
     index_div,
     index_mod,
     index_mul,
+    mentions,
+    same,
+    stride_of,
 )  # fmt: skip
 from tracegrad.ir.loop_interpreter import run_program
 from tracegrad.ir.loop_text import parse_program, print_expr, print_program
 from tracegrad.ir.loop_verifier import verify_program
-from tracegrad.ir.loops import Buffer, For, Kernel, Let, LoopProgram, Store
+from tracegrad.ir.loops import Buffer, For, Kernel, Let, LoopProgram, Stmt, Store
 
 ROWS = """program "rows" {
   input x: f32[3,5]
@@ -204,6 +209,41 @@ def test_index_simplification_keeps_values(tree: object, i: int, j: int, k: int)
     assert value == expected(env)  # type: ignore[operator]
     r = bounds(e)
     assert r is None or r[0] <= value <= r[1]
+
+
+def test_index_arithmetic_is_remembered_until_it_is_forgotten() -> None:
+    i, j = Var("i", 4), Var("j", 6)
+    once = index_add(index_mul(i, 6), j)
+    assert index_add(index_mul(i, 6), j) is once
+    assert ravel((i, j), (4, 6)) is ravel((i, j), (4, 6))
+    forget()
+    again = index_add(index_mul(i, 6), j)
+    assert again is not once and same(again, once)
+
+
+def test_strides_of_what_divides_a_variable_are_unknown() -> None:
+    i, j = Var("i", 4), Var("j", 6)
+    e = i * 8 + j // 4
+    assert stride_of(e, i) == 8
+    assert stride_of(e, j) is None
+    assert mentions(e, j) and not mentions(j // 4, i)
+
+
+def test_relocated_statements_leave_the_old_ones_alone() -> None:
+    i, k = Var("i", 8), Var("k", 2)
+    x, y = Buffer("x", dtypes.float32, (8,), "arena"), Buffer("y", dtypes.float32, (8,), "output")
+    here = Buffer("x", dtypes.float32, (4,), "local")
+    body: list[Stmt] = [For(j := Var("j", 4), 4, "parallel", [Store(y, (i + j,), Load(x, (i + j,)))])]
+    (loop,) = relocated(body, {i: k * 4}, {x: (here, k * -4)})
+    assert isinstance(loop, For) and loop.kind == "serial"
+    (store,) = loop.body
+    assert isinstance(store, Store) and isinstance(store.value, Load)
+    assert print_expr(store.index[0]) == print_expr(k * 4 + j)
+    assert store.value.buffer is here and store.value.index == (j,)
+    (old,) = body
+    assert isinstance(old, For) and old.kind == "parallel"
+    (kept,) = old.body
+    assert isinstance(kept, Store) and isinstance(kept.value, Load) and kept.value.buffer is x
 
 
 def test_reshapes_cost_nothing() -> None:

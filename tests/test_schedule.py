@@ -24,7 +24,7 @@ from tracegrad.ir.interpreter import evaluate
 from tracegrad.ir.loop_interpreter import run_program
 from tracegrad.ir.loop_text import parse_program, print_program
 from tracegrad.ir.loop_verifier import verify_program
-from tracegrad.ir.loops import For, LoopProgram, statements
+from tracegrad.ir.loops import For, LoopProgram, Store, statements
 from tracegrad.ir.op import REGISTRY, Op, Sample
 from tracegrad.ir.passes import optimize
 from tracegrad.ir.types import Type
@@ -291,6 +291,14 @@ def test_blocks_of_k_and_packed_panels(l2: int, panel: str) -> None:
 
 
 # --- training steps and rows --------------------------------------------------------------------------------
+
+
+def test_sums_go_before_products_of_what_they_read() -> None:
+    """Gradients of biases while what they sum up is in the cache."""
+    program = schedule(optimize(mlp_sgd(9, 20, 11, 5)), AVX512)
+    written = [{s.buffer.name for s in statements(k.body) if isinstance(s, Store)} for k in program.kernels]
+    place = {name: n for n, names in enumerate(written) for name in names if name in ("w1", "b1", "w2", "b2")}
+    assert place["b1"] < place["w1"] and place["b2"] < place["w2"]
 
 
 @pytest.mark.parametrize("machine", MACHINES, ids=["avx512", "avx2", "small", "threads"])

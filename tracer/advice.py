@@ -9,7 +9,7 @@ from typing import Any
 
 from ..ir.errors import TraceError
 from ..ir.graph import Location
-from .recording import user_location
+from .callers import user_location
 from .values import TracedValue
 
 

@@ -9,8 +9,9 @@ import numpy as np
 
 from ..ir.errors import GradError
 from ..ir.graph import Node
+from .callers import warn
 from .hooks import Callbacks
-from .recording import STATE, LazyTrace, warn
+from .recording import STATE, LazyTrace
 
 
 class _Mode:

@@ -23,9 +23,9 @@ import numpy as np
 from ..ir.dtypes import DType
 from ..ir.errors import IndexOutOfRange, OpError, TracegradError
 from ..ir.types import Type
+from .callers import is_ours, user_location
 from .library import ArgumentError, ArgumentTypeError, MissingKey
 from .operands import PYTHON_TYPES
-from .recording import is_ours, user_location
 from .tensor import Tensor
 
 #: Errors that Python, NumPy and our own code raise where an argument is not what was expected.

@@ -13,9 +13,10 @@ from typing import Any
 from ..ir.dataclass import dataclass
 from ..ir.errors import TracegradError
 from ..ir.op import REGISTRY
+from .callers import warn
 from .outside import RELIED
-from .recording import Trace, warn
 from .tensor import Tensor, note_change
+from .trace import Trace
 from .tree import flatten, map_tensors
 
 _MISSING = object()

@@ -14,10 +14,11 @@ from ..ir.types import Type
 from . import anomaly
 from .hooks import Callbacks, active, concern
 from .library import ArgumentError
-from .making import of_value
+from .making import of_value, pass_number
 from .placement import TO_DEVICE
-from .recording import STATE, LazyTrace, Trace, see_number
+from .recording import STATE, LazyTrace
 from .tensor import Tensor
+from .trace import Trace
 from .values import OPAQUE, SPENT, TracedValue, history, let_go, without_contents
 
 _LOSS = Type(float32, ())
@@ -98,6 +99,7 @@ def _run(
         wrt is None
         and not create_graph
         and isinstance(trace, LazyTrace)
+        and not trace.outside
         and all([v in trace.slots for v in values])
         and not _runs_python(trace)
     ):
@@ -327,7 +329,7 @@ def backward_again(t: Tensor) -> bool:
     """`t.backward()` of a loss of ordinary code that was walked back from this place of the trie before, onto
     leaves without gradients; False where it is something else, and nothing was done."""
     trace: Any = STATE.trace
-    if trace.__class__ is not LazyTrace or trace.own_attrs or t._view is not None:
+    if trace.__class__ is not LazyTrace or trace.outside or trace.own_attrs or t._view is not None:
         return False
     value = t._storage.value
     one = trace.at_node.next
@@ -343,12 +345,7 @@ def backward_again(t: Tensor) -> bool:
     tensors: list[Any] = [leaf() if leaf is not None else None for leaf in leaves]
     if len({id(leaf) for leaf in leaves}) != n or any([t is None or t._grad is not None for t in tensors]):
         return False
-    trace.at_node = one  # the literal 1.0
-    if not one.lifted:
-        see_number(one, 1.0)
-    trace.literals.append((one.slot, 1.0, one))
-    values.append(None)
-    trace.record.append(one)
+    pass_number(trace, one, 1.0)
     made = known.replay(trace)
     _free(made[2 * n : end], made[end:])
     before = trace.grad_enabled, trace.phase

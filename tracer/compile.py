@@ -16,11 +16,12 @@ from ..ir.collector import collector_paused
 from ..ir.errors import TraceError, TracegradError
 from ..ir.graph import Graph
 from ..runtime.executable import Lowered
+from .callers import warn
 from .compile_trace import Consumed, Output, trace_function
 from .direct import MISSED, Direct
 from .functions.shaping import cat
 from .placed_program import PlacedSpecialization
-from .recording import STATE, LazyTrace, warn
+from .recording import STATE, LazyTrace
 from .specialization import Specialization, current_contents, fill
 from .tensor import EPOCH, Tensor
 from .tree import flatten, map_tensors, numbers_as_tensors

@@ -20,11 +20,13 @@ from ..ir.types import Type
 from ..runtime.buffers import Buffer
 from .advice import needs_value
 from .attributes import Assigned, Attributes, is_whole
+from .callers import user_location
 from .freezing import freeze
 from .outside import Read, Reads, noting
 from .placement import device_of
-from .recording import STATE, Trace, user_location
+from .recording import STATE
 from .tensor import Tensor
+from .trace import Trace
 from .tree import map_tensors
 from .values import Storage, TracedValue, let_go
 

@@ -15,6 +15,7 @@ from ..ir.grad_control import bounded, carries_grad, with_saves
 from ..ir.graph import Graph
 from ..ir.op import REGISTRY
 from ..ir.types import normalize_axis, placed_type
+from .callers import user_location
 from .control_tree import (
     NUMBERS,
     agree,
@@ -26,9 +27,10 @@ from .control_tree import (
     shown,
     where_is,
 )
-from .recording import STATE, Trace, user_location
+from .recording import STATE
 from .region import Body, RegionTrace
 from .tensor import Tensor
+from .trace import Trace
 from .values import Storage, TracedValue
 
 __all__ = ["FUNCTIONS", "cond", "map", "scan", "while_loop"]

@@ -11,10 +11,12 @@ import numpy as np
 from ..ir.dtypes import DType
 from ..ir.errors import DTypeError, OpError
 from ..ir.types import Type
+from .callers import user_location
 from .operands import number_dtype
-from .recording import STATE, Trace, user_location
+from .recording import STATE
 from .region import Body
 from .tensor import Tensor
+from .trace import Trace
 from .values import TracedValue
 
 NUMBERS = (bool, int, float, np.generic)

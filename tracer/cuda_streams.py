@@ -69,6 +69,11 @@ class Stream:
         """The driver's handle."""
         return int(self._low.handle)
 
+    def __cuda_stream__(self) -> tuple[int, int]:
+        """The protocol (its version, the handle) by which other packages, NVIDIA's cuda-core for one, put
+        their work behind ours. It does not run what is pending: `synchronize` or `record_event` first."""
+        return 0, self.cuda_stream
+
     def synchronize(self) -> None:
         """Waits for all work of the stream, pending ordinary code included."""
         submit()

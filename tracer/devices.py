@@ -9,9 +9,10 @@ from ..ir.types import Type, placed_type
 from ..runtime.buffers import Buffer
 from ..runtime.cuda_driver import count, current, why_not
 from ..runtime.cuda_driver import state as low_state
+from .callers import called_by_user
 from .meta import DEFAULT, device, unavailable
 from .placement import TO_DEVICE, floating
-from .recording import STATE, called_by_user
+from .recording import STATE
 from .tensor import Tensor, concrete
 from .values import TracedValue
 

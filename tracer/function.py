@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 from ..ir.errors import GradError
 from ..ir.grad import GradNode
 from ..ir.op import Op
+from .callers import user_location
 from .function_rules import ALIAS, Call, FunctionCtx, is_missing, missing, op_of
 from .level import Level
 from .library import ArgumentTypeError, MissingForward
-from .recording import STATE, recording_into, user_location
+from .recording import STATE, recording_into
 from .tensor import Tensor, ready
 from .values import TracedValue
 

@@ -16,10 +16,12 @@ from ..ir.graph import Node, Value
 from ..ir.op import REGISTRY, Op
 from ..ir.ops.records import is_zero
 from ..ir.types import Type
+from .callers import user_location
 from .level import Level
 from .library import ArgumentTypeError
-from .recording import Trace, recording_into, user_location
+from .recording import recording_into
 from .tensor import Tensor
+from .trace import Trace
 from .values import OPAQUE
 
 ALIAS = REGISTRY["alias"]

@@ -28,8 +28,9 @@ from . import mt19937
 from .devices import resolved
 from .level import Level
 from .library import ArgumentError, ArgumentTypeError, overwrite
-from .recording import STATE, Trace, outside_traces, recording_into
+from .recording import STATE, outside_traces, recording_into
 from .tensor import Tensor, concrete, device, ready
+from .trace import Trace
 
 #: bytes of PyTorch's own state; ours has Philox's two numbers behind them
 _MT_BYTES, _PHILOX_BYTES = 5056, 16

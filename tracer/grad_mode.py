@@ -7,7 +7,8 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from .recording import STATE, Trace
+from .recording import STATE
+from .trace import Trace
 
 
 class _GradMode:
@@ -27,8 +28,9 @@ class _GradMode:
         trace.grad_enabled = self.enabled
 
     def __exit__(self, *exc: Any) -> None:
-        trace, old = self._saved.pop()
+        trace, old = self._saved[-1]
         trace.grad_enabled = old
+        self._saved.pop()  # (a call, at whose end an interrupt may come)
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else functools.partial(self, instance)

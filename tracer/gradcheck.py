@@ -9,10 +9,10 @@ import numpy as np
 
 from ..ir.errors import GradError
 from .autograd import grad
+from .callers import warn
 from .grad_mode import no_grad
 from .library import overwrite
 from .random import randn
-from .recording import warn
 from .tensor import Tensor
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
+from collections.abc import Callable, Sequence
 from sys import getrefcount
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 
 from ..ir.dtypes import float32
 from ..ir.grad import reads
-from ..ir.graph import Graph
+from ..ir.graph import Graph, Node
 from ..ir.op import REGISTRY
 from ..ir.types import Type
 from ..runtime.buffers import Buffer, empty
@@ -28,12 +29,15 @@ from .freezing import freeze, only_wanted
 from .past import Past, Plan, scalar_buffer
 from .placed_lazy import PlacedRuns
 from .placement import most_on
-from .recording import LazyTrace, TrieNode
+from .recording import LazyTrace
 from .segments import stand_in
+from .trie import TrieNode
 from .values import Storage, TracedValue, let_go, without_contents
 
 _CONSTANT = REGISTRY["constant"]
 _LOOKED_UP = 0.03
+#: takes the contents of a program's outputs, and those of updated inputs if they were not written in place
+HandOut = Callable[..., None]
 
 
 class LazyProgram:
@@ -94,9 +98,13 @@ class LazyProgram:
         self.dear = (8 if steps else 2) * seconds > _compiling(graph)  # a training step comes back
         self.slow = seconds > _LOOKED_UP
 
-    def run(self, inputs: list[Buffer], interpreted: int = 1) -> tuple[list[Buffer], list[Buffer] | None]:
-        """Contents of the outputs, and those of updated inputs unless they were written in place. The first
-        runs are `interpreted` unless that is `dear`, the next compiles."""
+    def run(self, inputs: list[Buffer], interpreted: int, hand_out: HandOut) -> None:
+        """Runs and hands out the contents of the outputs, and those of updated inputs unless they were
+        written in place. The first runs are `interpreted` unless that is `dear`, the next compiles.
+
+        An interrupt (Ctrl-C) leaves everything as it was, or comes when the results are handed out; then
+        `hand_out` may be called a second time.
+        """
         self.runs += 1
         executable = self.executable
         if executable is None:
@@ -104,13 +112,13 @@ class LazyProgram:
             first = mode != "compile" and self.runs <= interpreted and not self.dear
             first = first or mode == "interpret"
             if self.placed is not None:
-                return self.placed.interpreted(inputs) if first else (self.placed.run(inputs), None)
+                there = self.placed.interpreted(inputs) if first else (self.placed.run(inputs), None)
+                return _completed(lambda: hand_out(*there))
             if first and self.slow and not mode:
                 found = cached(self.graph, host_machine())
                 if found is not None:
                     executable = self.executable = Executable(Lowered(self.graph, native=found))
-                    return executable(inputs), None
-            if first:
+            if first and executable is None:
                 given = [b.array for b in inputs]
                 outs, updates = interpret(self.graph, given)
                 made = [_own(outs, v.type) for v in self.graph.outputs]
@@ -118,11 +126,25 @@ class LazyProgram:
                 for i, new in enumerate(updates):
                     if id(new) in ours or not new.flags.owndata:  # it may show what another update changes
                         updates[i] = new.copy()
-                for v in self.graph.updates:
-                    given[v.index][...] = updates.pop(0)
-                return made, None
-            executable = self.executable = Executable(Lowered(self.graph))
-        return executable(inputs), None
+
+                def write() -> None:
+                    for v, new in zip(self.graph.updates, updates):
+                        given[v.index][...] = new
+                    hand_out(made)
+
+                return _completed(write)
+            if executable is None:
+                executable = self.executable = Executable(Lowered(self.graph))
+        executable(inputs, hand_out)
+
+
+def _completed(step: Callable[[], None]) -> None:
+    """Does something that is not to be left half done; once more if an interrupt comes meanwhile."""
+    try:
+        step()
+    except BaseException:
+        step()
+        raise
 
 
 def _interpreting(graph: Graph) -> float:
@@ -251,11 +273,9 @@ def run_pending(trace: LazyTrace, at: TrieNode) -> None:
         program = _program_of(trace, at, live, lifted, overwritten)
         at.recent = live, written, lifted, program
     inputs, values = trace.inputs, trace.values
-    if program.output_slots or program.updates:
-        buffers = [inputs[i][2] for i in program.input_positions]
-        for i, dtype in zip(program.literal_positions, program.scalars):
-            buffers.append(scalar_buffer(trace.literals[i][1], dtype))
-        made, changed = program.run(buffers, trace.interpreted)
+
+    def hand_out(made: Sequence[Buffer] = (), changed: list[Buffer] | None = None) -> None:
+        trace.ran = True
         for slot, buffer in zip(program.output_slots, made):
             value = values[slot] or stand_in(trace, slot)
             value.buffer = buffer
@@ -263,12 +283,20 @@ def run_pending(trace: LazyTrace, at: TrieNode) -> None:
             _, old, buffer = inputs[i]
             old.buffer = None
             values[slot].buffer = buffer if changed is None else changed[k]
-    _settle(trace, program)
-    for storage in shared:  # memory that is seen outside
-        made, seen = storage.value.buffer, storage.shared
-        if made is not None and seen is not None and made is not seen:
-            seen.array[...] = made.array
-            storage.value.buffer = seen
+        _settle(trace, program)
+        for storage in shared:  # memory that is seen outside
+            new, seen = storage.value.buffer, storage.shared
+            if new is not None and seen is not None and new is not seen:
+                seen.array[...] = new.array
+                storage.value.buffer = seen
+
+    if program.output_slots or program.updates:
+        buffers = [inputs[i][2] for i in program.input_positions]
+        for i, dtype in zip(program.literal_positions, program.scalars):
+            buffers.append(scalar_buffer(trace.literals[i][1], dtype))
+        program.run(buffers, trace.interpreted, hand_out)
+    else:
+        _completed(hand_out)
 
 
 def _program_of(
@@ -355,8 +383,8 @@ def _behind(trace: LazyTrace, slots: list[int]) -> set[Any]:
     return found
 
 
-def _settle(trace: LazyTrace, program: LazyProgram) -> None:
-    """After a run: values are no longer pending; what backward won't walk is cut loose."""
+def _stays(trace: LazyTrace, program: LazyProgram) -> list[Node]:
+    """The nodes that were made, and those a walk back may look at; what is known of the rest is noted."""
     nodes = trace.made
     if program.history:
         past = program.past
@@ -364,9 +392,16 @@ def _settle(trace: LazyTrace, program: LazyProgram) -> None:
             past = Plan(trace, program.history)
             program.past = None if nodes else past
         if nodes or past.entries is None:
-            nodes = [*nodes, *past.nodes(trace)]
-        else:
-            Past(trace, past, program.history)
+            return [*nodes, *past.nodes(trace)]
+        Past(trace, past, program.history)
+    return nodes
+
+
+def _settle(trace: LazyTrace, program: LazyProgram) -> None:
+    """After a run: values are no longer pending; what backward won't walk is cut loose."""
+    if trace.stays is None:  # (else an interrupt came when this had been done)
+        trace.stays = _stays(trace, program)
+    nodes = trace.stays
     for v in trace.values:
         if v is not None:
             v.trace = None
@@ -385,10 +420,11 @@ def _settle(trace: LazyTrace, program: LazyProgram) -> None:
             let_go(node)
             continue
         if numbers:
-            for v in node.operands:
+            operands: Any = node.operands
+            for v in operands:
                 number = numbers.get(trace.slots.get(v, -1))
-                if number is not None and v.buffer is None:  # type: ignore[attr-defined]
-                    v.buffer = scalar_buffer(number, v.type.dtype)  # type: ignore[attr-defined]
+                if number is not None and v.buffer is None:
+                    v.buffer = scalar_buffer(number, v.type.dtype)
         if node.results[0].freed:  # type: ignore[attr-defined]
             without_contents(node)
         else:

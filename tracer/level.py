@@ -23,9 +23,11 @@ from ..ir.op import REGISTRY, Op
 from ..ir.types import Type
 from ..runtime.buffers import Buffer
 from .advice import advice
+from .callers import user_location
 from .lazy import part_from_native
-from .recording import STATE, Trace, user_location
+from .recording import STATE
 from .tensor import Tensor
+from .trace import Trace
 from .tree import map_tensors
 from .values import Storage, TracedValue
 

@@ -8,8 +8,9 @@ import weakref
 from typing import Any
 
 from ..ir.op import Op
-from .recording import STATE, LazyTrace, see_number
+from .recording import STATE, LazyTrace
 from .tensor import Tensor, ready
+from .trie import see_number
 from .values import Pending, Storage, storage_of
 
 _NEW: Any = object.__new__
@@ -74,20 +75,38 @@ def of_value(value: Any) -> Tensor:
 def _went(trace: Any, place: Any) -> Tensor:
     """A tensor of the one result at a place that is the next: what is left to do of `emit`, `pending`,
     `storage_of` and `of_storage`, each of which takes as long to call as to run."""
-    trace.at_node = place
-    trace.record.append(place)
-    value = _NEW(Pending)
-    (value.type,) = place.types
-    value.index = 0
-    value.name = None
-    value.trace = trace
-    value.buffer = None
-    (value.requires_grad,) = place.grads
-    value.leaf = None
-    value.freed = False
-    trace.slots[value] = place.slot
-    trace.values.append(value)
+    try:
+        value = _NEW(Pending)
+        (value.type,) = place.types
+        value.index = 0
+        value.name = None
+        value.trace = trace
+        value.buffer = None
+        (value.requires_grad,) = place.grads
+        value.leaf = None
+        value.freed = False
+        trace.slots[value] = place.slot
+        trace.values.append(value)
+        trace.at_node = place
+        trace.record.append(place)
+    except BaseException:  # an interrupt
+        trace.repair()
+        raise
     return of_value(value)
+
+
+def pass_number(trace: Any, at: Any, number: float) -> None:
+    """What is left to do of `LazyTrace.number` for a number that the last program had here too."""
+    if not at.lifted:
+        see_number(at, number)
+    try:
+        trace.values.append(None)
+        trace.literals.append((at.slot, number, at))
+        trace.at_node = at
+        trace.record.append(at)
+    except BaseException:  # an interrupt
+        trace.repair()
+        raise
 
 
 def binary(op: Op, a: Any, b: Any) -> Tensor | None:
@@ -122,12 +141,7 @@ def binary(op: Op, a: Any, b: Any) -> Tensor | None:
             slot = trace.slots.get(x)
             if place.operands == ((at.slot, slot) if first else (slot, at.slot)) and not place.attrs:
                 # The number is not made a value of: nobody sees it.
-                number = float(number)
-                if not at.lifted:
-                    see_number(at, number)
-                trace.literals.append((at.slot, number, at))
-                trace.values.append(None)
-                trace.record.append(at)
+                pass_number(trace, at, float(number))
                 return _went(trace, place)
     number = trace.literal(number, dtype)
     return record(trace, op, (number, x) if first else (x, number), {})

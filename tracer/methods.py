@@ -13,6 +13,7 @@ from ..ir.errors import DTypeError, GradError, OpError
 from ..ir.op import REGISTRY
 from . import autograd, conversions, random
 from .arguments import FOREIGN, check_class, checked, explain, named_as
+from .callers import user_location
 from .conversions import adopt
 from .creation import as_tensor, from_data, legacy
 from .environment import strided
@@ -33,7 +34,7 @@ from .functions import (
     statistics,
 )
 from .making import binary
-from .recording import STATE, user_location
+from .recording import STATE
 from .tensor import Tensor
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {

@@ -12,8 +12,9 @@ from ..ir import dtypes
 from ..ir.dtypes import DType, promote
 from ..ir.errors import DTypeError
 from ..ir.op import REGISTRY
-from .recording import STATE, Trace
+from .recording import STATE
 from .tensor import Number, Tensor, ready
+from .trace import Trace
 from .values import TracedValue
 
 _DEFAULT: list[DType] = [dtypes.float32]

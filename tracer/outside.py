@@ -10,7 +10,8 @@ import threading
 import types
 from typing import Any
 
-from .recording import STATE, is_ours
+from .callers import is_ours
+from .recording import STATE
 from .tensor import Tensor
 
 _MISSING = object()

@@ -12,13 +12,14 @@ from ..ir.errors import DTypeError, GradError
 from ..ir.op import REGISTRY
 from . import control, creation, environment, operands, random
 from .arguments import FOREIGN, again, checked, named_as
+from .callers import warn
 from .compile import trace as trace_function
 from .conversions import CLASS_NAMES, adopt, from_dlpack
 from .devices import pinned
 from .functions.diagonals import matrix_trace
 from .functions.queries import can_cast
 from .methods import FUNCTIONS, inplace
-from .recording import STATE, warn
+from .recording import STATE
 from .tensor import Tensor
 
 #: Views, questions and what decides its own dtype: PyTorch's have no `out` either.

@@ -1,6 +1,6 @@
 """Recording: how operations on tensors become graphs.
 
-`Trace` is a Builder whose nodes hold `TracedValue`s. `LazyTrace` (one per thread) is the pending program of
+`LazyTrace` (one per thread) is the pending program of
 ordinary code: it walks a trie of everything ever recorded, so an op seen before in the same place costs a
 comparison and a value, and finds its compiled program at the end of the walk. Its nodes are made only where
 something looks at them (tracer/segments.py). `compile` records with its own subclass (tracer/compile.py).
@@ -9,172 +9,34 @@ something looks at them (tracer/segments.py). `compile` records with its own sub
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from ..ir import dtypes
-from ..ir.builder import Builder, infer_or_explain
 from ..ir.dtypes import DType
 from ..ir.errors import TraceError
-from ..ir.graph import Graph, Location, Node, Value
+from ..ir.graph import Graph, Node
 from ..ir.op import REGISTRY, Op
 from ..ir.regions import structure
 from ..ir.types import Type
 from ..runtime.buffers import Buffer
-from .callers import called_by_user as called_by_user
-from .callers import is_ours as is_ours
 from .callers import user_location
-from .callers import warn as warn
 from .elsewhere import computed_alone
-from .placement import TO_DEVICE, infer_placed
-from .segments import Segment, fill
-from .trie import LIFTED, TrieNode, numbers_of, prune
+from .segments import Segment, end_of, fill
+from .trace import Trace
+from .trie import LIFTED, TrieNode, numbers_of, prune, see_number
 from .values import Storage, TracedValue, pending
 
 _CONSTANT = REGISTRY["constant"]
 
 
-class Trace(Builder):
-    """A program being recorded.
-
-    Attributes:
-        nodes: recorded nodes in order.
-        handles: storages that were given values of this trace.
-        grad_enabled: whether results of ops on values that require grad require it too.
-        overlong: the program is long enough; it ends where the next user operation begins.
-        walked_back: a backward that made no new graph has been recorded; see `ready` in tensor.py.
-        transformed: a derivative of a function (tracer/func) has been recorded.
-        loading: samples are being read one by one: indices are never the same again, so indexing by an int
-            is done at once instead of recorded.
-    """
-
-    loading = False
-
-    #: the name of the transformation whose function must not call `backward`
-    forbids_backward = ""
-
-    def __init__(self) -> None:
-        self.nodes: list[Node] = []
-        self.handles: list[weakref.ref[Storage]] = []
-        self.grad_enabled = True
-        self.walked_back = False
-        self.overlong = False
-        self.transformed = False
-        self.loc: Location | None = None
-        self.phase = "forward"
-
-    def emit(
-        self, op: Op, operands: tuple[Any, ...], attrs: dict[str, Any], regions: tuple[Graph, ...] = ()
-    ) -> Any:
-        """Records one op on values; gives its `TracedValue`, or a tuple of them."""
-        raise NotImplementedError  # pragma: no cover - abstract
-
-    def own(self, value: Any) -> Any:
-        """What this trace knows a value by."""
-        return value
-
-    def flush(self) -> None:
-        """Ends the pending program, where there is such a thing."""
-
-    def wrote(self, storage: Storage, old: TracedValue) -> None:
-        """Called after an in-place write to a storage that held `old`."""
-
-    def flagged(self, value: TracedValue) -> None:
-        """Called when a pending value's `requires_grad` became another than its op gave it."""
-
-    def read_grad(self, tensor: Any, grad: Any) -> Any:
-        """Called when `tensor.grad` is read; gives what the reader sees."""
-        return grad
-
-    def write_grad(self, tensor: Any) -> None:
-        """Called before `tensor.grad` is assigned."""
-
-    def hyperparameter(self, owner: dict[str, Any], key: str) -> Any:
-        """A number that schedulers change (a learning rate): itself, or under `compile` a scalar read at each
-        call.
-        """
-        return owner[key]
-
-    def guard_module(self, module: Any, state: Any) -> None:
-        """Called when a module is used, with what of it a trace relies on."""
-
-    def note_state(self, owner: Any, state: dict[str, Any]) -> None:
-        """Names the tensors of an optimiser's state of `owner` in dumps."""
-
-    def mark(self, key: Any) -> None:
-        """A step that is no op but changes what the program keeps (a freed graph)."""
-
-    def particular(self, value: TracedValue, attrs: dict[str, Any]) -> None:
-        """Says that the attributes of the op that made a value, though equal to others', are its own."""
-
-    def literal(self, value: Any, dtype: DType) -> TracedValue:
-        """A Python number as a scalar value."""
-        raise NotImplementedError  # pragma: no cover - abstract
-
-    def const(self, value: Any, like: Value | DType = dtypes.float32) -> Value:
-        dtype = like if isinstance(like, DType) else like.type.dtype
-        return self.literal(value, dtype)
-
-    def materialize(self, value: TracedValue) -> Buffer:
-        """The contents of a value, running what is pending."""
-        raise NotImplementedError  # pragma: no cover - abstract
-
-    def _append(
-        self,
-        op: Op,
-        operands: tuple[Any, ...],
-        attrs: dict[str, Any],
-        types: Sequence[Type],
-        grads: Sequence[bool],
-        loc: Location | None,
-        regions: tuple[Graph, ...] = (),
-    ) -> Any:
-        node = Node(op, operands, attrs, loc, self._phase(), regions)
-        self.nodes.append(node)
-        if len(types) == 1:
-            value = TracedValue(types[0], node, 0, self, None, grads[0])
-            node.results = (value,)
-            return value
-        node.results = results = tuple(
-            TracedValue(t, node, i, self, None, g) for i, (t, g) in enumerate(zip(types, grads))
-        )
-        return results
-
-    def _phase(self) -> str:
-        if self.walked_back and not self.grad_enabled and self.phase == "forward":
-            return "update"  # what is done without gradients after a backward is done to parameters
-        return self.phase
-
-    def _infer(
-        self,
-        op: Op,
-        operands: tuple[Any, ...],
-        attrs: dict[str, Any],
-        regions: tuple[Graph, ...] = (),
-    ) -> tuple[tuple[Type, ...], tuple[bool, ...], Location | None]:
-        loc = self.loc or user_location()
-        if op is TO_DEVICE or any([v.type.device is not None for v in operands]):
-            types = infer_placed(op, operands, attrs, loc, regions)
-        else:
-            types = infer_or_explain(op, operands, attrs, loc, regions)
-        grad = self.grad_enabled and op.differentiable and any(v.requires_grad for v in operands)
-        return types, tuple(grad and t.dtype.kind == "f" for t in types), loc
-
-
-def see_number(place: TrieNode, value: Any) -> None:
-    """Makes a number of the program, that is `value` now, a runtime scalar if it was another before."""
-    old = place.baked
-    if old is not value and old != value:
-        place.lifted = value == value or old == old  # NaN stays NaN
-    elif not value and str(value) != str(old):  # 0.0 became -0.0
-        place.lifted = True
-    LIFTED[0] += place.lifted
-
-
 class LazyTrace(Trace):
     """The pending program of one thread.
+
+    Attributes:
+        outside: it reads values whose graph goes on outside of it, where walks back depend on more than the
+            way through the trie.
+        ran: its results have been handed out, or are about to be.
 
     A new forward computation after a `backward()` starts a new program (a training loop's body is one), as
     does a trace of `LIMIT` ops; otherwise it ends when a value is needed.
@@ -202,6 +64,7 @@ class LazyTrace(Trace):
         if self.made:
             self.made = []
         self.filled = 0
+        self.stays: list[Node] | None = None  # see _settle in lazy.py
         self.handles = []
         self.slots: dict[Any, int] = {}
         self.values: list[Any] = []  # None where nobody looked for one
@@ -213,7 +76,7 @@ class LazyTrace(Trace):
             self.own_attrs = {}
         if self.flags:
             self.flags = {}
-        self.walked_back = self.overlong = self.transformed = False
+        self.walked_back = self.overlong = self.transformed = self.outside = self.ran = False
 
     @property
     def nodes(self) -> list[Node]:
@@ -230,23 +93,38 @@ class LazyTrace(Trace):
         with self.lock:
             fill(self)
 
-    def _advance(self, key: Any) -> bool:
-        """Goes where `key` leads; gives whether that is a new place."""
+    def _advance(self, key: Any) -> None:
+        """Goes where `key` leads."""
         at = self.at_node
         place = at.next
         if place.key == key:
             self.at_node = place
-            return False
-        found = at.children.get(key)
-        place = found or self._grow(key)
+            return
+        place = at.children.get(key) or self._grow(key, TrieNode(key))
         at.next = self.at_node = place
-        return found is None
 
-    def _grow(self, key: Any) -> TrieNode:
-        place = self.at_node.children[key] = TrieNode(key)
+    def _grow(self, key: Any, place: TrieNode) -> TrieNode:
+        """Adds a place, of which everything else is known, to the trie."""
         place.slot = len(self.values)
+        self.at_node.children[key] = place
         self.places += 1
         return place
+
+    def repair(self) -> None:
+        """Drops what was half recorded when an interrupt (Ctrl-C) came. The rest of the program goes on at a
+        place that no other program finds."""
+        record, inputs, literals = self.record, self.inputs, self.literals
+        n = len(self.values)
+        while record and end_of(record[-1]) > n:
+            record.pop()
+        while inputs and inputs[-1][0] >= n:
+            inputs.pop()
+        n = max(end_of(record[-1]) if record else 0, inputs[-1][0] + 1 if inputs else 0)
+        while literals and literals[-1][0] >= n:
+            literals.pop()
+        del self.values[n:]
+        self.slots = {v: slot for v, slot in self.slots.items() if slot < n}
+        self.at_node = TrieNode(None)
 
     def enter(self, value: TracedValue) -> int:
         """Makes a concrete value an input of the pending program; gives its slot."""
@@ -258,15 +136,21 @@ class LazyTrace(Trace):
         if buffer._block is None and buffer.shared_outside():
             buffer = buffer.copy()
         key = (value.type, value.requires_grad, value.leaf is None)
-        place = self.at_node.next
-        if place.key == key:
-            self.at_node = place
-        else:
-            self._advance(key)
-        values = self.values
-        slot = self.slots[value] = len(values)
-        values.append(value)
-        self.inputs.append((slot, value, buffer))
+        if value.requires_grad and value.leaf is None:
+            self.outside = True
+        try:
+            place = self.at_node.next
+            if place.key == key:
+                self.at_node = place
+            else:
+                self._advance(key)
+            values = self.values
+            slot = self.slots[value] = len(values)
+            values.append(value)
+            self.inputs.append((slot, value, buffer))
+        except BaseException:
+            self.repair()
+            raise
         return slot
 
     def _slots_of(self, operands: Iterable[Any]) -> tuple[int, ...]:
@@ -286,23 +170,31 @@ class LazyTrace(Trace):
     def number(self, value: Any, dtype: DType) -> int:
         """A Python number as a scalar value that is not made yet (`stand_in` does so); gives its slot."""
         value = dtype.number(value)
-        place = self.at_node.next
-        new = False
-        if place.key is dtype:
-            self.at_node = place
-        else:
-            new, place = self._advance(dtype), self.at_node
-        if new:
-            place.op, place.attrs, place.baked = _CONSTANT, {"value": value, "dtype": dtype}, value
-            place.types, place.grads = (Type(dtype, ()),), (False,)
-            place.loc, place.phase = self.loc or user_location(), self.phase
-        elif not place.lifted:
+        at = self.at_node
+        place = at.next
+        if place.key is not dtype:
+            place = at.children.get(dtype) or self._constant(value, dtype)
+            at.next = place
+        if not place.lifted:
             see_number(place, value)
         slot = place.slot
-        self.values.append(None)
-        self.literals.append((slot, value, place))
-        self.record.append(place)
+        try:
+            self.at_node = place
+            self.values.append(None)
+            self.literals.append((slot, value, place))
+            self.record.append(place)
+        except BaseException:
+            self.repair()
+            raise
         return slot
+
+    def _constant(self, value: Any, dtype: DType) -> TrieNode:
+        """A new place for a number."""
+        place = TrieNode(dtype)
+        place.op, place.attrs, place.baked = _CONSTANT, {"value": value, "dtype": dtype}, value
+        place.types, place.grads = (Type(dtype, ()),), (False,)
+        place.loc, place.phase = self.loc or user_location(), self.phase
+        return self._grow(dtype, place)
 
     def lifted(self) -> tuple[int, ...]:
         """Positions of the numbers that are runtime scalars."""
@@ -328,19 +220,23 @@ class LazyTrace(Trace):
             or place.regions != regions
         ):
             place = self._turn((op, found, attrs, self.grad_enabled), operands, regions)
-        self.at_node = place
         slot = place.slot
-        if len(place.types) == 1:
-            out: Any = pending(place.types[0], self, place.grads[0])  # (`record` does all this too)
-            slots[out] = slot
-            self.values.append(out)
-        else:
-            out = tuple([pending(t, self, g) for t, g in zip(place.types, place.grads)])
-            for i, v in enumerate(out):
-                v.index = i
-                slots[v] = slot + i
-            self.values += out
-        self.record.append(place)
+        try:
+            if len(place.types) == 1:
+                out: Any = pending(place.types[0], self, place.grads[0])  # (`record` does all this too)
+                slots[out] = slot
+                self.values.append(out)
+            else:
+                out = tuple([pending(t, self, g) for t, g in zip(place.types, place.grads)])
+                for i, v in enumerate(out):
+                    v.index = i
+                    slots[v] = slot + i
+                self.values += out
+            self.at_node = place
+            self.record.append(place)
+        except BaseException:
+            self.repair()
+            raise
         if slot >= self.LIMIT and self.phase == "forward":
             self.overlong = self.walked_back = True
         return out
@@ -355,10 +251,11 @@ class LazyTrace(Trace):
         place = at.children.get(long)
         if place is None:
             types, grads, loc = self._infer(op, operands, attrs, regions)
-            place = self._grow(long)
-            place.key, place.op, place.operands, place.attrs, place.regions = key, op, found, attrs, regions
+            place = TrieNode(key)
+            place.op, place.operands, place.attrs, place.regions = op, found, attrs, regions
             place.types, place.grads, place.loc, place.phase = types, grads, loc, self._phase()
             place.enabled = enabled
+            self._grow(long, place)
         at.next = place
         return place
 
@@ -428,16 +325,19 @@ class LazyTrace(Trace):
             self.at_node.met = self.runs
             try:
                 self._run(self, self.at_node)
-            except BaseException:
-                for storage, old in reversed(self.undo):  # a failed run leaves every tensor as it was
-                    storage.hold(old)
-                    storage.version += 1
+            except BaseException as error:
+                if self.ran:
+                    self._reset()
+                elif isinstance(error, Exception):  # (after an interrupt all is pending as before)
+                    for storage, old in reversed(self.undo):  # a failed run leaves every tensor as it was
+                        storage.hold(old)
+                        storage.version += 1
+                    self._reset()
                 raise
-            finally:
-                self._reset()
-                if self.places > min(self.PLACES, self.tidy + self.ONCE):
-                    keep = self.PLACES // 2 if self.places > self.PLACES else self.PLACES
-                    self.tidy = self.places = prune(self.root, keep, self.ONCE // 2)
+            self._reset()
+            if self.places > min(self.PLACES, self.tidy + self.ONCE):
+                keep = self.PLACES // 2 if self.places > self.PLACES else self.PLACES
+                self.tidy = self.places = prune(self.root, keep, self.ONCE // 2)
 
     def materialize(self, value: TracedValue) -> Buffer:
         self.flush()

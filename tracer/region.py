@@ -16,8 +16,10 @@ from ..ir.op import REGISTRY, Op
 from ..ir.types import Type
 from ..runtime.buffers import Buffer
 from .advice import needs_value
+from .callers import user_location
 from .freezing import freeze
-from .recording import STATE, LazyTrace, Trace, user_location
+from .recording import STATE, LazyTrace
+from .trace import Trace
 from .values import Storage, TracedValue
 
 _DETACH = REGISTRY["detach"]

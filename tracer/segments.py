@@ -66,6 +66,13 @@ class Segment:
 
     def replay(self, trace: Any) -> list[TracedValue | None]:
         """Makes the outputs as if the procedure had run."""
+        try:
+            return self._replay(trace)
+        except BaseException:  # an interrupt
+            trace.repair()
+            raise
+
+    def _replay(self, trace: Any) -> list[TracedValue | None]:
         values, slots = trace.values, trace.slots
         values.extend([None] * (self.size - len(values)))
         trace.literals += self.literals
@@ -84,8 +91,8 @@ class Segment:
                 slots[value] = slot
         if self.flags:
             trace.flags.update(self.flags)
-        trace.record.append(self)
         trace.at_node = self.end
+        trace.record.append(self)
         return [None if s is None else values[s] for s in self.outputs]
 
 
@@ -128,8 +135,13 @@ def fill(trace: Any) -> None:
         if entry.__class__ is Segment:
             trace.made += [make_node(trace, step, numbers, entry.flags) for step in entry.steps]
         else:
-            trace.made.append(make_node(trace, entry, numbers, {}))
-    trace.filled = n
+            trace.made += [make_node(trace, entry, numbers, {})]
+        trace.filled += 1  # (no call since the nodes were added: an interrupt can't come in between)
+
+
+def end_of(entry: Any) -> int:
+    """How many values a program has after an entry of its record."""
+    return entry.size if entry.__class__ is Segment else entry.slot + len(entry.types)
 
 
 def place_of(record: list[Any], slot: int) -> tuple[Any, dict[int, bool]]:

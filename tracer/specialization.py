@@ -20,10 +20,11 @@ from ..runtime.buffers import Buffer, empty
 from ..runtime.executable import Context, Executable, Lowered
 from ..runtime.workspace import LENT, lend
 from .attributes import is_whole
+from .callers import user_location
 from .compile_trace import Consumed, Output, Place, Traced
 from .direct import NOTHING, Direct, direct, has_direct
 from .lazy import part_from_native, scalar_buffer
-from .recording import STATE, user_location
+from .recording import STATE
 from .replaced import allocators
 from .tensor import EPOCH, Tensor
 from .tree import map_tensors

@@ -27,7 +27,8 @@ from .meta import GradFn, View
 from .meta import Size as Size
 from .meta import device as device
 from .placement import TO_DEVICE
-from .recording import STATE, Trace
+from .recording import STATE
+from .trace import Trace
 from .values import Storage, TracedValue, history, storage_of
 
 _DETACH = REGISTRY["detach"]

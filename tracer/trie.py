@@ -121,3 +121,13 @@ NOWHERE.op = None
 NOWHERE.next = NOWHERE
 #: Counts the numbers of all programs that were seen to change.
 LIFTED = [0]
+
+
+def see_number(place: TrieNode, value: Any) -> None:
+    """Makes a number of the program, that is `value` now, a runtime scalar if it was another before."""
+    old = place.baked
+    if old is not value and old != value:
+        place.lifted = value == value or old == old  # NaN stays NaN
+    elif not value and str(value) != str(old):  # 0.0 became -0.0
+        place.lifted = True
+    LIFTED[0] += place.lifted

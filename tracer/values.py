@@ -16,7 +16,7 @@ from ..ir.types import Type
 from ..runtime.buffers import Buffer
 
 if TYPE_CHECKING:
-    from .recording import Trace
+    from .trace import Trace
 
 
 class TracedValue(Value):

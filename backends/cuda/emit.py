@@ -57,6 +57,7 @@ class CudaUnit:
         functions: the `__global__` functions, in order.
         slots: of each program, the names of its inputs, then outputs.
         device_text: the part that NVRTC compiles.
+        workspaces: of each program, the name of the constant that is its workspace's size.
     """
 
     text: str
@@ -66,6 +67,7 @@ class CudaUnit:
     launches: dict[Kernel, Launch] = field(default_factory=dict)
     functions: list[Emitted] = field(default_factory=list)
     slots: list[list[str]] = field(default_factory=list)
+    workspaces: list[str] = field(default_factory=list)
 
 
 def emit(program: LoopProgram | Sequence[LoopProgram], title: str = "") -> CudaUnit:
@@ -84,6 +86,7 @@ class _Unit:
         self.state = UnitState()
         self.names = Names()
         self.entries = [self.names.fresh(f"run_{p.name}") for p in programs]
+        self.workspaces = [self.names.fresh(f"{entry}_workspace") for entry in self.entries]
         self.launches: dict[Kernel, Launch] = {}
         self.functions: list[Emitted] = []
         self.made: dict[object, tuple[Emitted, list[Buffer | Var]]] = {}  # by neutral text and grid
@@ -93,7 +96,7 @@ class _Unit:
         bodies: list[str] = []
         hosts: list[str] = []
         slots: list[list[str]] = []
-        for p, entry in zip(self.programs, self.entries):
+        for p, entry, workspace in zip(self.programs, self.entries, self.workspaces):
             inner = Names(self.names)
             self._constants(p, inner)
             for b in (*p.inputs, *p.outputs, *used_buffers(p)):
@@ -102,7 +105,7 @@ class _Unit:
             for k in p.kernels:
                 bodies += self._kernel(k, inner, p)
             slots.append([inner.get(b) for b in (*p.inputs, *p.outputs)])
-            hosts.append(HostWriter(p, entry, inner, self.state, self.launches).write())
+            hosts.append(HostWriter(p, entry, workspace, inner, self.state, self.launches).write())
         helpers = [
             text.lstrip("\n") + ("" if text.startswith("#") else "\n")
             for name, text in HELPERS.items()
@@ -122,7 +125,7 @@ class _Unit:
         )
         return CudaUnit(
             f"{head}\n{device}\n{host}\n", device + "\n", self.programs, self.entries, self.launches,
-            self.functions, slots,
+            self.functions, slots, self.workspaces,
         )  # fmt: skip
 
     def _head(self) -> str:

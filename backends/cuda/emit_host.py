@@ -30,10 +30,11 @@ class HostWriter:
     """Writes the entry of one program."""
 
     def __init__(
-        self, program: LoopProgram, entry: str, names: Names, unit: UnitState, launches: dict
+        self, program: LoopProgram, entry: str, workspace: str, names: Names, unit: UnitState, launches: dict
     ) -> None:
         self.program = program
         self.entry = entry
+        self.workspace = workspace
         self.names = Names(names)
         self.unit = unit
         self.launches = launches
@@ -116,9 +117,12 @@ class HostWriter:
                 raise EmitError(f"kernel {s.name} was not written")
 
     def _describe(self, slots: dict[Buffer, int], extra: list[tuple[int, Buffer]]) -> None:
-        """A comment that says what to pass, and the size of the workspace."""
+        """The size of the workspace as a constant, and a comment that says what to pass."""
         p = self.program
         updated = set(p.updated)
+        self.line(f'extern "C" {{ extern const unsigned long long {self.workspace}; }}')
+        self.line(f"const unsigned long long {self.workspace} = {p.arena_bytes}ull;  // bytes")
+        self.lines.append("")
         self.line(f"// Runs {p.name} once. buffers: device addresses, 16-byte aligned, of")
         for i, b in enumerate([*p.inputs, *p.outputs]):
             if i >= 200:
@@ -127,7 +131,7 @@ class HostWriter:
             what = "in" if i < len(p.inputs) else "out"
             what = "in, out" if b in updated else what
             self.line(f"//   [{i}] {self.names.get(b)}: {b.type} {what}")
-        self.line(f"// workspace: {p.arena_bytes} bytes, 256-byte aligned. Gives a cudaError_t.")
+        self.line(f"// workspace: {self.workspace} bytes, 256-byte aligned. Gives a cudaError_t.")
         self._body_at = len(self.lines) + 1
 
     def _written(self) -> set[Buffer]:

@@ -293,12 +293,23 @@ class KernelWriter(ExprWriter):
         name = self.names.define(s.var, s.var.name)
         if s.kind in ("unroll", "vector") and trips(s) > 1:
             self.lines.append("#pragma unroll")
+        elif s.kind == "serial" and self.only_starts(s):
+            self.lines.append("#pragma unroll 1")
         kind = "int" if fits((0, s.extent + s.step)) else "long long"
         step = f"++{name}" if s.step == 1 else f"{name} += {s.step}"
         self.open(f"for ({kind} {name} = 0; {name} < {s.extent}; {step})")
         self.block_body(s.body)
         self.close()
         self.names.taken = outside
+
+    @staticmethod
+    def only_starts(s: For) -> bool:
+        """Whether a loop does nothing but start copies: unrolled, it would keep an address for each of them
+        in a register, and gain nothing."""
+        inner = list(statements(s.body))
+        return any(isinstance(x, Store) and x.ahead for x in inner) and not any(
+            isinstance(x, Barrier) for x in inner
+        )
 
     def alloc(self, b: Buffer) -> None:
         if b not in self.loaded and b not in self.stored:

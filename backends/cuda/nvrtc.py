@@ -1,6 +1,6 @@
 """NVRTC, NVIDIA's compiler as a library, by way of the package cuda-bindings: the device part of a unit to
-machine code without a CUDA toolkit. What it made is kept beside the CPU's object code. Used by the runtime;
-it needs no GPU.
+machine code without a CUDA toolkit, and what each kernel takes of the GPU. What it made is kept beside the
+CPU's object code. Used by the runtime; it needs no GPU.
 """
 
 from __future__ import annotations
@@ -14,8 +14,11 @@ from typing import Any
 
 from ...ir.errors import TracegradError
 from ..llvm.cache import CachedObject, default_cache, object_key
+from .nvcc import Resources, parse_resources
 
 _OPTIONS = ("--std=c++17", "--fmad=false", "-default-device")
+#: makes ptxas say what each kernel takes
+_VERBOSE = "--ptxas-options=-v"
 
 
 class NvrtcError(TracegradError):
@@ -75,7 +78,15 @@ def compile_cubin(device_text: str, architecture: str) -> bytes:
 
     :raises NvrtcError: its message.
     """
-    return _kept(device_text, architecture, "CUBIN")
+    return _kept(device_text, architecture, "CUBIN")[0]
+
+
+def resources(device_text: str, architecture: str) -> dict[str, Resources]:
+    """What each kernel of a unit takes of a GPU of `sm_90`, say, by name.
+
+    :raises NvrtcError: its message.
+    """
+    return parse_resources(_kept(device_text, architecture, "CUBIN")[1].decode(errors="replace"))
 
 
 def compile_ptx(device_text: str, architecture: str) -> bytes:
@@ -84,12 +95,13 @@ def compile_ptx(device_text: str, architecture: str) -> bytes:
 
     :raises NvrtcError: its message.
     """
-    return _kept(device_text, architecture, "PTX")
+    return _kept(device_text, architecture, "PTX")[0]
 
 
-def _kept(device_text: str, architecture: str, kind: str) -> bytes:
-    """From the cache if it was compiled before, with these options by this version."""
-    options = [*_OPTIONS, f"--gpu-architecture={architecture}"]
+def _kept(device_text: str, architecture: str, kind: str) -> tuple[bytes, bytes]:
+    """The code and what the compiler said; from the cache if it was compiled before, with these options by
+    this version."""
+    options = [*_OPTIONS, f"--gpu-architecture={architecture}", *[_VERBOSE] * (kind == "CUBIN")]
     headers = include_folders()
     cache = default_cache()
     if cache is None:
@@ -97,11 +109,12 @@ def _kept(device_text: str, architecture: str, kind: str) -> bytes:
     stamps = [_stamp(p / name) for p in headers for name in ("cuda_fp16.h", "cuda_bf16.h")]
     key = object_key("nvrtc", kind, repr(version()), *options, *stamps, device_text)
     found = cache.load(key)
-    if found is not None and found.symbols == (kind,) and len(found.objects) == 1:
-        return found.objects[0]
-    code = _compile(device_text, [*options, *(f"-I{p}" for p in headers)], kind)
-    cache.store(key, CachedObject((kind,), (code,)))
-    return code
+    symbols = (kind, "LOG")
+    if found is not None and found.symbols == symbols and len(found.objects) == 2:
+        return found.objects[0], found.objects[1]
+    made = _compile(device_text, [*options, *(f"-I{p}" for p in headers)], kind)
+    cache.store(key, CachedObject(symbols, made))
+    return made
 
 
 def _stamp(header: Path) -> str:
@@ -112,15 +125,16 @@ def _stamp(header: Path) -> str:
     return ""
 
 
-def _compile(device_text: str, options: list[str], kind: str) -> bytes:
+def _compile(device_text: str, options: list[str], kind: str) -> tuple[bytes, bytes]:
     nvrtc = library()
     _, program = _checked(nvrtc, nvrtc.nvrtcCreateProgram(device_text.encode(), b"unit.cu", 0, [], []))
     try:
         status, *_ = nvrtc.nvrtcCompileProgram(program, len(options), [o.encode() for o in options])
-        said = _bytes(nvrtc, program, "ProgramLog").rstrip(b"\0 \n").decode(errors="replace")
+        log = _bytes(nvrtc, program, "ProgramLog").rstrip(b"\0 \n")
+        said = log.decode(errors="replace")
         if status != nvrtc.nvrtcResult.NVRTC_SUCCESS or "warning" in said:
             raise NvrtcError(f"NVRTC does not take the unit:\n{said[:6000]}")
-        return _bytes(nvrtc, program, kind)
+        return _bytes(nvrtc, program, kind), log
     finally:
         nvrtc.nvrtcDestroyProgram(program)
 

@@ -216,7 +216,7 @@ int main(int argc, char** argv) {
   const long steps = argc > 1 ? strtol(argv[1], nullptr, 10) : 10;
   std::vector<void*> buffers;
   for (int i = 0; i < slot_count; ++i) buffers.push_back(room(slots[i].bytes, slots[i].name));
-  void* const workspace = room(@ARENA@ull, "the workspace");
+  void* const workspace = room(@ARENA@, "the workspace");
   load(argc > 2 ? argv[2] : "@STEM@.safetensors", buffers.data());
   for (long step = 1; step <= steps; ++step) {
     check(@ENTRY@(buffers.data(), workspace, nullptr), "step " + std::to_string(step));
@@ -276,7 +276,7 @@ def standalone(unit: CudaUnit, stem: str) -> str:
         "SLOTS": "".join(rows) or '    {"", "", "", 0ull, false, false, nullptr},\n',
         "COUNT": str(len(rows)),
         "PEAK": f"{total} bytes",
-        "ARENA": str(p.arena_bytes),
+        "ARENA": unit.workspaces[0],
         "STEM": stem,
         "ENTRY": unit.entries[0],
     }

@@ -87,7 +87,12 @@ class GpuContract(Strips):
     def factor(self, which: str, dims: list[Dim], values: dict[Expr, Expr]) -> Expr:
         """An operand's element at a place along `dims`."""
         index = index_add(self.offset(which), self.along(which, dims, values))
-        return S.cast(Load(self.source(which), (index,)), self.g.acc)
+        letters: dict[str, Expr] = {}
+        for d in dims:
+            letters |= self.letters(d.letters, values.get(d.var, ZERO))
+        mask, source = self.mask(which, letters), self.source(which)
+        other = None if mask is None else Const(0, source.dtype)
+        return S.cast(Load(source, (index,), mask, other), self.g.acc)
 
     # --- a thread for each element
 
@@ -192,8 +197,11 @@ class GpuContract(Strips):
         part = index_let(scope, "part", bz // self.batch, parts) if parts > 1 else ZERO
         one = index_let(scope, "z", index_mod(bz, self.batch), self.batch) if parts > 1 else bz
         define_parts(scope, [d.var for d in g.batch], [d.size for d in g.batch], one)
-        self.base = {w: index_add(self.offset(w), self.along(w, g.batch, self.values(scope, g.batch)))
-                     for w in "ab"}  # fmt: skip
+        values = self.values(scope, g.batch)
+        self.base = {w: index_add(self.offset(w), self.along(w, g.batch, values)) for w in "ab"}
+        self.base_letters = {}
+        for d in g.batch:
+            self.base_letters |= self.letters(d.letters, values.get(d.var, ZERO))
         self.place_thread(scope, k.threads)
         strips = [
             self.strip(k, "a", g.rows, self.M, by),
@@ -209,10 +217,12 @@ class GpuContract(Strips):
         first = index_let(scope, "k0", part * depth, max(self.K, 1)) if parts > 1 else ZERO
         self.ragged = self.K % (parts * depth) != 0
         count = depth // tile.bk
-        for n in range(min(ahead, count)):
-            self.bring(scope, strips, index_add(first, Const(n * tile.bk)), Const(n))
-            if pipeline:
-                scope.stmts.append(Batch())
+        v = Var("ahead", min(ahead, count))
+        start, n = (scope.loop(v, v.extent, "serial"), v) if v.extent > 1 else (scope.inline(), ZERO)
+        self.bring(start, strips, index_add(first, index_mul(n, tile.bk)), n)
+        if pipeline:
+            start.stmts.append(Batch())
+        start.close()
         self.keep(scope, strips, ZERO)
         strip = Var("strip", count)
         loop, now = (scope.loop(strip, count, "serial"), strip) if count > 1 else (scope.inline(), ZERO)
@@ -246,12 +256,12 @@ class GpuContract(Strips):
             return
         self.thread = threads[0]
         warp, lane = self.thread // 32, index_mod(self.thread, 32)
-        self.ty = index_let(scope, "wy", warp // tile.cols, tile.rows)
-        self.tx = index_let(scope, "wx", index_mod(warp, tile.cols), tile.cols)
-        self.r = index_let(scope, "r", lane // 4, 8)
-        self.q = index_let(scope, "q", index_mod(lane, 4), 4)
-        self.eighth = index_let(scope, "e", index_mod(lane, 8), 8)
-        self.quarter = index_let(scope, "f", lane // 8, 4)
+        self.ty = index_let(scope, "warp_m", warp // tile.cols, tile.rows)
+        self.tx = index_let(scope, "warp_n", index_mod(warp, tile.cols), tile.cols)
+        self.r = index_let(scope, "group", lane // 4, 8)
+        self.q = index_let(scope, "in_group", index_mod(lane, 4), 4)
+        self.eighth = index_let(scope, "eighth", index_mod(lane, 8), 8)
+        self.quarter = index_let(scope, "quarter", lane // 8, 4)
 
     # sums of threads
 
@@ -382,26 +392,17 @@ class GpuContract(Strips):
     # --- the end
 
     def finish(self, scope: Scope, acc: Buffer, held: Held, partial: Buffer | None, part: Expr) -> None:
-        """What is stored of a thread's sums."""
+        """What is stored of a thread's sums. Columns are outermost: what is read for each of them (a bias) is
+        then in registers for one column at a time, and not for all while the sums are."""
         g, t, wide = self.g, self.tile, held.lanes
-        i = Var("i", held.rows)
-        rows = scope.loop(i, held.rows, "unroll")
-        m = index_let(rows, "m", held.m(i), -(-self.M // t.bm) * t.bm)
-        outer = rows
-        if self.M % t.bm:
-            rows = rows.branch(less(m, self.M))
-        if partial is None:
-            define_parts(rows, [d.var for d in g.rows], [d.size for d in g.rows], m)
         last = g.cols[-1]
         together = (
             last.size % wide == 0 and (partial is not None or last.c == 1) and isinstance(last.var, Var)
         )
-        j = Var("j", held.cols)
+        i, j, lane = Var("i", held.rows), Var("j", held.cols), Var("v", wide)
         turn: Expr = j if held.cols > 1 else ZERO
-        lane = Var("v", wide)
-        cols = rows.loop(j, j.extent, "unroll") if held.cols > 1 else rows.inline()
-        start, at = held.n(turn), held.at(i, turn)
-        inner = cols
+        inner = scope.loop(j, j.extent, "unroll") if held.cols > 1 else scope.inline()
+        start = held.n(turn)
         if not together:
             inner = inner.loop(lane, wide, "unroll")
             start = index_add(start, lane)
@@ -417,10 +418,16 @@ class GpuContract(Strips):
             p = index_let(inner, last.letters[:1] or "n", parts[-1], last.size // step)
         else:
             p = index_let(inner, "p", start // wide, -(-self.N // wide)) if together else n
+        inner = inner.loop(i, held.rows, "unroll")
+        m = index_let(inner, "m", held.m(i), -(-self.M // t.bm) * t.bm)
+        if self.M % t.bm:
+            inner = inner.branch(less(m, self.M))
+        if partial is None:
+            define_parts(inner, [d.var for d in g.rows], [d.size for d in g.rows], m)
         if together:
             inner = inner.loop(lane, wide, "vector")
             p = index_add(p * step, lane)
-        place = (index_add(at, lane),)
+        place = (index_add(held.at(i, turn), lane),)
         if partial is None:
             if isinstance(last.var, Var):
                 inner.define(last.var, p)
@@ -429,8 +436,7 @@ class GpuContract(Strips):
         else:
             where = index_add(index_mul(index_add(index_mul(part, self.M), m), self.N), p)
             inner.stmts.append(Store(partial, (where,), Load(acc, place)))
-        close(inner, outer)
-        outer.close()
+        close(inner, scope)
 
 
 def contract_kernels(group: GpuContractGroup, specs: list[StoreSpec], target: Target) -> list[list[Stmt]]:

@@ -15,6 +15,7 @@ from ...ir.dataclass import dataclass
 from ...ir.dtypes import DType
 from ...ir.expr import Const, Expr, Load, Var, index_add, index_mod, index_mul
 from ...ir.loops import Buffer, Store
+from ...ir.substitute import substitute
 from ..schedule.contract import Dim
 from ..schedule.elements import S
 from ..schedule.indexing import ZERO, unravel
@@ -23,6 +24,18 @@ from ..schedule.scopes import Lowering, Scope
 from .contract_tiles import AHEAD, Tile
 from .launch import Launch, Target, both, close, index_let
 from .plan import GpuContractGroup
+
+#: copies that a thread starts in straight-line code: more make the compiler keep an address for each of them
+STARTED = 4
+
+
+@dataclass(frozen=True)
+class Run:
+    """Dimensions that follow one another in an operand's memory."""
+
+    letters: str
+    size: int
+    stride: int
 
 
 @dataclass(frozen=True)
@@ -96,13 +109,15 @@ class Strips:
     """What a contraction's kernels do with memory.
 
     Attributes:
-        base: where each operand begins for the block's place along the batch dimensions.
+        base: where each operand begins for the block's place along the batch dimensions, whose letters are at
+            `base_letters`.
         thread: the number of a thread.
         ragged: terms are cut off somewhere.
     """
 
     tile: Tile
     base: dict[str, Expr]
+    base_letters: dict[str, Expr]
     thread: Expr
     ragged: bool
 
@@ -116,6 +131,31 @@ class Strips:
     def offset(self, which: str) -> Expr:
         return self.g.offsets[0 if which == "a" else 1]
 
+    def runs(self, which: str, dims: list[Dim]) -> list[Run]:
+        """Dimensions as one operand has them in memory: of a convolution's weight all terms are one run."""
+        out: list[Run] = []
+        for d in dims:
+            stride = d.a if which == "a" else d.b
+            if out and out[-1].stride == stride * d.size:
+                last = out.pop()
+                out.append(Run(last.letters + d.letters, last.size * d.size, stride))
+            else:
+                out.append(Run(d.letters, d.size, stride))
+        return out
+
+    def mask(self, which: str, letters: dict[str, Expr]) -> Expr | None:
+        """The condition that an operand is not zero, being padding, at the places of some letters (those left
+        out have size 1)."""
+        mask = self.g.masks[0 if which == "a" else 1]
+        if mask is None:
+            return None
+        at: dict[Expr, Expr] = {self.g.vars[c]: place for c, place in letters.items()}
+        return substitute(mask, at)
+
+    def letters(self, names: str, place: Expr) -> dict[str, Expr]:
+        """The places of the letters of a dimension or run."""
+        return dict(zip(names, unravel(place, tuple(self.g.sizes[c] for c in names))))
+
     def along(self, which: str, dims: list[Dim], values: dict[Expr, Expr]) -> Expr:
         """How far into an operand the given places along `dims` are."""
         out: Expr = ZERO
@@ -127,9 +167,8 @@ class Strips:
 
     def way(self, which: str, dims: list[Dim]) -> Way:
         """Chooses the direction and the width of accesses."""
-        stride = (lambda d: d.a) if which == "a" else (lambda d: d.b)
-        own, inner = dims[-1], self.g.inner[-1]
-        along_k = self.prefers_terms(stride(inner), inner.size, stride(own), own.size)
+        own, inner = self.runs(which, dims)[-1], self.runs(which, self.g.inner)[-1]
+        along_k = self.prefers_terms(inner.stride, inner.size, own.stride, own.size)
         source = self.source(which)
         rows = along_k and bool(self.tile.mma)
         dtype = source.dtype if self.tile.mma else self.g.acc
@@ -168,14 +207,17 @@ class Strips:
             return count >= size
         return inner == 1 or (own != 1 and abs(inner) < abs(own))
 
-    def lanes(self, which: str, dims: list[Dim], run: Dim, tile: int) -> int:
+    def lanes(self, which: str, dims: list[Dim], run: Run, tile: int) -> int:
         """Elements of one access along `run`: aligned neighbours, of which no edge cuts off some."""
-        stride = (lambda d: d.a) if which == "a" else (lambda d: d.b)
-        rest = [d for d in (*self.g.batch, *dims, *self.g.inner) if d is not run]
+        mask = self.g.masks[0 if which == "a" else 1]
+        if mask is not None and self.low.free(mask) & {self.g.vars[c] for c in run.letters}:
+            return 1
+        found = [r for part in (self.g.batch, dims, self.g.inner) for r in self.runs(which, part)]
+        rest = [r for r in found if r != run]
         itemsize, start = self.source(which).dtype.itemsize, self.offset(which)
         for wide in (8, 4, 2):
-            whole = stride(run) == 1 and run.size % wide == 0 and wide * itemsize <= 16
-            aligned = all(stride(d) % wide == 0 for d in rest)
+            whole = run.stride == 1 and run.size % wide == 0 and wide * itemsize <= 16
+            aligned = all(r.stride % wide == 0 for r in rest)
             fits = tile * self.tile.bk % (wide * self.tile.threads) == 0
             if whole and aligned and fits and isinstance(start, Const) and start.value % wide == 0:
                 return wide
@@ -200,11 +242,15 @@ class Strips:
     def bring(self, scope: Scope, strips: list[Strip], first: Expr, buffer: Expr) -> None:
         """The strips from term `first` on: copied ahead to one of the two buffers, or into registers."""
         for s in strips:
-            u = Var("u", s.count)
-            loop = scope.loop(u, s.count, "unroll") if s.count > 1 else scope.inline()
-            turn = u if s.count > 1 else ZERO
-            own, deep, inside = self.places(loop, s, turn)
             ahead = s.registers is None
+            loop, turn, most = scope, ZERO, s.count
+            if ahead and s.count > STARTED and s.count % STARTED == 0:
+                more = Var("w", s.count // STARTED)
+                loop, turn, most = loop.loop(more, more.extent, "serial"), more * STARTED, STARTED
+            u = Var("u", most)
+            loop = loop.loop(u, most, "unroll") if most > 1 else loop.inline()
+            turn = index_add(turn, u) if most > 1 else turn
+            own, deep, inside = self.places(loop, s, turn)
             if ahead and inside is not None:
                 loop = loop.branch(inside)
                 inside = None
@@ -231,17 +277,17 @@ class Strips:
             inside = both(inside, less(own, s.size))
         if self.ragged:
             inside = both(inside, less(term, self.terms))
-        index = self.base[s.which]
+        index, letters = self.base[s.which], dict(self.base_letters)
         for dims, flat, wide in ((s.dims, own, not s.along_k), (self.g.inner, term, s.along_k)):
             step = s.lanes if wide else 1
-            sizes = [*[d.size for d in dims[:-1]], dims[-1].size // step]
-            values: dict[Expr, Expr] = {}
-            for d, n, p in zip(dims, sizes, unravel(flat // step, tuple(sizes))):
-                p = index_let(loop, d.letters[:1] or "e", p, n)
-                last = d is dims[-1]
-                values[d.var] = index_add(p * step, lane) if last and step > 1 else p
-            index = index_add(index, self.along(s.which, dims, values))
-        return index, inside
+            runs = self.runs(s.which, dims)
+            sizes = [*[r.size for r in runs[:-1]], runs[-1].size // step]
+            for r, n, p in zip(runs, sizes, unravel(flat // step, tuple(sizes))):
+                p = index_let(loop, r.letters[:1] or "e", p, n)
+                place = index_add(p * step, lane) if r is runs[-1] and step > 1 else p
+                letters |= self.letters(r.letters, place)
+                index = index_add(index, index_mul(place, r.stride))
+        return index, both(inside, self.mask(s.which, letters))
 
     @property
     def terms(self) -> int:

@@ -21,6 +21,8 @@ from ..schedule.scopes import Lowering, Scope
 THREADS = 256
 #: blocks of so many threads that a multiprocessor holds at once; how often they must fill the GPU for loops
 RESIDENT, WAVES = 8, 4
+#: of blocks of however few threads
+MOST_RESIDENT = 32
 #: of all block loops but the innermost
 MOST_BLOCKS = 65535
 
@@ -123,6 +125,16 @@ def split_count(count: int, threads: int = THREADS) -> tuple[int, int]:
     return -(-count // threads), threads
 
 
+def grid_turns(blocks: int, threads: int, gpu: GpuModel) -> tuple[int, int]:
+    """(turns, blocks of each): all in one, or, where they would fill the GPU more than a few times over, as
+    many blocks as it holds at once, which loop over the grid."""
+    room = max(min(RESIDENT * THREADS // threads, MOST_RESIDENT), 1) * gpu.sms
+    if blocks <= WAVES * room:
+        return 1, blocks
+    turns = -(-blocks // room)
+    return turns, -(-blocks // turns)
+
+
 def flat_launch(
     low: Lowering, count: int, name: str = "i", threads: int = THREADS, gpu: GpuModel | None = None
 ) -> tuple[Launch, Scope, Expr]:
@@ -130,10 +142,7 @@ def flat_launch(
     `gpu`, more positions than fill it a few times over are met in turns by as many threads as it holds: no
     blocks are started for a few instructions each, and a thread has several loads on their way."""
     blocks, size = split_count(count, threads)
-    turns = 1
-    if gpu is not None and blocks > WAVES * RESIDENT * gpu.sms:
-        turns = -(-blocks // (RESIDENT * gpu.sms))
-        blocks = -(-blocks // turns)
+    turns, blocks = grid_turns(blocks, size, gpu) if gpu is not None else (1, blocks)
     k = Launch(low, [("bx", blocks)], [("tx", size)])
     flat = k.blocks[0] * size + k.threads[0]
     scope = k.scope
@@ -172,6 +181,6 @@ def power_below(n: int) -> int:
 
 
 __all__ = [
-    "THREADS", "Launch", "S", "Target", "both", "close", "define_parts", "flat_launch", "index_let",
-    "power_below", "serial_nest", "single_thread", "split_count", "warp_reduce",
+    "THREADS", "Launch", "S", "Target", "both", "close", "define_parts", "flat_launch", "grid_turns",
+    "index_let", "power_below", "serial_nest", "single_thread", "split_count", "warp_reduce",
 ]  # fmt: skip

@@ -3,7 +3,7 @@ operand is packed, and for values of a few elements that take long. Used by gpu_
 
 from __future__ import annotations
 
-from ...ir.expr import Const, Expr, Var
+from ...ir.expr import Const, Expr, Load, Var
 from ...ir.graph import Graph, Node, Value
 from ..machine import GpuModel, MachineModel
 from ..schedule.contract import ContractGroup, Dim, affine_source, joined
@@ -43,8 +43,8 @@ class GpuContractGroup(ContractGroup):
             self.rows, self.cols = self.cols, self.rows
             for d in {id(d): d for d in (*self.batch, *self.rows, *self.cols, *self.inner)}.values():
                 d.a, d.b = d.b, d.a
-            self.offsets.reverse()
-            self.buffers.reverse()
+            for pair in (self.offsets, self.buffers, self.masks):
+                pair.reverse()
         self.sizes = sizes
         letters: dict[str, Expr] = {}
         for d in (*self.batch, *self.rows, *self.cols):
@@ -56,6 +56,10 @@ class GpuContractGroup(ContractGroup):
     @property
     def scattered(self) -> bool:
         return False
+
+    def takes(self, e: Load) -> bool:
+        """Zeros around a window are not stored: what is fetched is masked anyway."""
+        return e.mask is None or (isinstance(e.other, Const) and e.other.value == 0)
 
 
 #: cycles that one of several elements may take of the one thread that computes them all
@@ -86,5 +90,6 @@ class GpuPlanner(Planner):
         return GpuPlanner(graph, self.gpu, frame)
 
     def contract_sources(self, node: Node) -> tuple[tuple[Value, tuple[int, ...]], ...]:
-        """Windows are met where they are: tiles of them are copied to shared memory anyway."""
-        return tuple(affine_source(o, self.home) for o in node.operands)
+        """Windows are met where they are, padded ones without their padding: tiles of them are copied to
+        shared memory anyway."""
+        return tuple(affine_source(o, self.home, padded=True) for o in node.operands)

@@ -14,6 +14,7 @@ that writes partial results, and one that combines them, in a fixed order. Used 
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 
 from ...ir import dtypes
 from ...ir.dataclass import dataclass, replace
@@ -33,6 +34,7 @@ from .launch import (
     close,
     define_parts,
     flat_launch,
+    grid_turns,
     index_let,
     power_below,
     serial_nest,
@@ -193,12 +195,15 @@ class GpuRows(RowPasses):
             return []
         if self.shape.chunks > 1:
             return self.emit_chunks()
-        k = Launch(self.low, [("rows", -(-self.O // self.shape.rows))], self.thread_loops())
-        scope, _ = self.row_of(k, k.blocks[0])
-        turns = -(-self.R // (self.shape.share * self.shape.lanes))
+        threads = self.thread_loops()
+        count, size = -(-self.O // self.shape.rows), prod(n for _, n in threads)
+        turns, blocks = grid_turns(count, size, self.target.gpu)
+        k = Launch(self.low, [("rows", blocks)], threads)
+        scope, _ = self.row_of(k, k.blocks[0], turns, blocks)
+        shares = -(-self.R // (self.shape.share * self.shape.lanes))
         for e, _ in self.held:
             name = e.buffer.name if isinstance(e, Load) else getattr(e, "name", "element")
-            self.rooms[e] = scope.alloc(f"{name}_kept", e.dtype, turns * self.shape.lanes, "register")
+            self.rooms[e] = scope.alloc(f"{name}_kept", e.dtype, shares * self.shape.lanes, "register")
         for n, p in enumerate(self.passes):
             accs = self.sweep(scope, n, ZERO, self.R)
             for r, acc in zip(p.reductions, accs):
@@ -207,26 +212,39 @@ class GpuRows(RowPasses):
             if self.overwrites(self.row_stores) and self.shape.share > 1:
                 scope.stmts.append(Barrier())
             self.first(scope, lambda s: s.stores(self.row_stores))
+        if turns > 1 and self.waits:
+            # The next row's shares go where those of this one are still read.
+            scope.stmts.append(Barrier())
         close(scope, k.scope)
         return [k.finish()]
+
+    @property
+    def waits(self) -> bool:
+        """Whether threads of a block wait for one another."""
+        return self.shape.share > 1 and (self.shape.column or self.shape.share > 32)
 
     def thread_loops(self) -> list[tuple[str, int]]:
         a, b = ("row", self.shape.rows), ("lane", self.shape.share)
         loops = [b, a] if self.shape.column else [a, b]
         return [x for x in loops if x[1] > 1] or [a]
 
-    def row_of(self, k: Launch, block: Expr) -> tuple[Scope, Expr]:
-        """The scope of a thread that has a row, and the row. Where threads without one must go along, as
-        others of their block wait for them, they do what those of the last row do, but for stores:
-        `self.inside` is the condition for them."""
+    def row_of(self, k: Launch, block: Expr, turns: int = 1, blocks: int = 1) -> tuple[Scope, Expr]:
+        """The scope of a thread that has a row, and the row; with `turns`, `blocks` blocks loop over all of
+        them. Where threads without one must go along, as others of their block wait for them, they do what
+        those of the last row do, but for stores: `self.inside` is the condition for them."""
         threads = dict(zip([n for n, _ in self.thread_loops()], k.threads))
         self.lane = threads.get("lane", ZERO)
         self.slot = threads.get("row", ZERO)
         shape, scope = self.shape, k.scope
+        if turns > 1:
+            turn = Var("turn", turns)
+            scope = scope.loop(turn, turns, "serial")
+            block = index_add(turn * blocks, block)
         row = index_add(block * shape.rows, self.slot)
         self.inside: Expr | None = None
-        if self.O % shape.rows:
-            if shape.share == 1 or (shape.share == 32 and not shape.column):
+        whole = turns * blocks * shape.rows == self.O if turns > 1 else self.O % shape.rows == 0
+        if not whole:
+            if not self.waits:
                 scope = scope.branch(less(row, self.O))
             else:
                 self.inside = less(row, self.O)
@@ -256,6 +274,9 @@ class GpuRows(RowPasses):
             scope.stmts += [Store(acc, (Const(k),), neutral) for k in range(lanes)]
         if not p.reductions and not p.stores:
             return accs
+        outer, inside = scope, self.inside
+        if inside is not None and not p.reductions:  # nobody waits in here
+            scope, inside = scope.branch(inside), None
         inner, at = self.share_of(scope, start, length)
         lane: Expr = ZERO
         if lanes > 1:
@@ -275,10 +296,10 @@ class GpuRows(RowPasses):
         for acc, r, e in zip(accs, p.reductions, elements):
             inner.stmts.append(Store(acc, (lane,), S.prim(r.combine, Load(acc, (lane,)), e)))
         if p.stores:
-            if self.inside is not None:
-                inner = inner.branch(self.inside)
+            if inside is not None:
+                inner = inner.branch(inside)
             inner.stores(p.stores)
-        close(inner, scope)
+        close(inner, outer)
         return accs
 
     def share_of(self, scope: Scope, start: Expr, length: int) -> tuple[Scope, Expr]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-from ...ir.expr import Expr, LaneReduce, Load, Local, Var, walk
+from ...ir.expr import Const, Expr, LaneReduce, Load, Local, Var, walk
 from ...ir.loops import (
     Alloc,
     Buffer,
@@ -31,13 +31,16 @@ from ...ir.loops import (
 )
 from .codegen_expr import ExprWriter, Product
 from .codegen_index import LANE
-from .codegen_text import Module, Place, Region, Val, hint_of, memory_type
+from .codegen_text import LOOP_LINES, Module, Place, Region, Val, hint_of, memory_type
 from .target import CompileError
 
 STACK_BYTES = 1 << 16  # larger scratch comes from the heap
 _STACK_TOTAL = 1 << 18
 _MAX_TASKS = 128
 _ALIGN = 64
+#: runs tasks: void (ptr task, ptr context, i64 tasks, i64 pool)
+SPREAD = "@tg.spread"
+_LEAVES = frozenset((Const, Var, Local))
 
 
 class Kernels(Module):
@@ -47,22 +50,62 @@ class Kernels(Module):
         attributes: text of the attribute group of every function, such as `#0`.
         threads: parallel loops may use the pool.
         scratch_group: last number given to a group of one scratch buffer.
+        numbers: gives numbers of metadata, one counter for all modules of a program.
+        spread: the function that runs tasks is called.
     """
 
-    def __init__(self, fma: bool, f16: bool, vector_bytes: int, attributes: str, threads: bool) -> None:
+    def __init__(
+        self,
+        fma: bool,
+        f16: bool,
+        vector_bytes: int,
+        attributes: str,
+        threads: bool,
+        numbers: Iterator[int],
+    ) -> None:
         super().__init__(fma, f16, vector_bytes)
         self.attributes = attributes
         self.threads = threads
+        self.numbers = numbers
+        self.spread = False
         self.scratch_group = 1 << 20
         self.stores: dict[For | While, frozenset[Buffer]] = {}
         self.vectorizable: dict[For, bool] = {}
         self._nodes: dict[Stmt, list[Expr]] = {}
 
+    def absorb(self, other: Kernels) -> None:
+        super().absorb(other)
+        self.spread |= other.spread
+
+    def scopes(self, count: int) -> list[str]:
+        """Metadata, ready to append, of accesses through `count` pointers of one function each of which
+        nobody else has; and of all other accesses in it. As if each were a `noalias` parameter."""
+        names = [f"!{next(self.numbers)}" for _ in range(count)]
+        out: list[str] = []
+        for x in (*names, ""):
+            others = ", ".join([y for y in names if y != x])
+            text = ""
+            if x:
+                own = f"!{next(self.numbers)}"
+                self.metadata += [f"{x} = distinct !{{{x}, !1}}", f"{own} = !{{{x}}}"]
+                text = f", !alias.scope {own}"
+            if others:
+                rest = f"!{next(self.numbers)}"
+                self.metadata.append(f"{rest} = !{{{others}}}")
+                text += f", !noalias {rest}"
+            out.append(text)
+        return out
+
     def nodes(self, s: Stmt) -> list[Expr]:
         """Every node of the expressions that a statement itself evaluates."""
         got = self._nodes.get(s)
         if got is None:
-            got = self._nodes[s] = [e for root in expressions(s) for e in walk(root)]
+            got = self._nodes[s] = []
+            for root in expressions(s):
+                if type(root) in _LEAVES:
+                    got.append(root)
+                else:
+                    got += walk(root)
         return got
 
     def stored(self, s: For | While) -> frozenset[Buffer]:
@@ -89,6 +132,7 @@ class KernelWriter(ExprWriter):
         pool: name of the address of the thread pool (an i64, 0: none), or "" in a function that must not
             use it.
         noalias: groups of a single buffer, whose pointers alias nothing.
+        apart: see `Place`, of the function's own scratch.
     """
 
     module: Kernels
@@ -98,6 +142,7 @@ class KernelWriter(ExprWriter):
         self.name = name
         self.pool = self.opaque = pool
         self.noalias: frozenset[int] = frozenset()
+        self.apart = ""
         self._scratch: dict[Alloc, Place] = {}
         self._groups: dict[Buffer, int] = {}
         self._stack = 0
@@ -115,12 +160,12 @@ class KernelWriter(ExprWriter):
     def _store(self, s: Store) -> None:
         if s.buffer.space == "register":
             value = self.accumulated(s.value)
+            if s.buffer in self.held:
+                self.store_register(s.buffer, s.index, value)
+                return
         else:
             value = self.value(s.value)
         condition = self.both(self.mask, None if s.mask is None else self.value(s.mask))
-        if s.buffer in self.held:
-            self.store_register(s.buffer, s.index, value)
-            return
         self.store_element(s.buffer, s.index, value, condition)
 
     def _prefetch(self, s: Prefetch) -> None:
@@ -305,7 +350,7 @@ class KernelWriter(ExprWriter):
             else:
                 self._heap(ref, size)
             slots = {} if b.space == "register" else None
-            place = Place(ref, self._group(b), _ALIGN, b.dtype, b.shape, private, lanes, slots)
+            place = Place(ref, self._group(b), _ALIGN, b.dtype, b.shape, private, lanes, slots, self.apart)
             self._scratch[s] = place
         self.env[s.buffer] = place
         if place.slots is not None and len(self.regions) > 1:
@@ -330,115 +375,97 @@ class KernelWriter(ExprWriter):
     # --- parallel loops -------------------------------------------------------------------------------------
 
     def _parallel(self, s: For, trips: int) -> None:
-        """The body as a function over iterations [from, to), called by tasks, or once without a pool."""
+        """The body as a function over a chunk of iterations, a task, that the pool calls."""
         chunk = -(-trips // _MAX_TASKS)
         tasks = -(-trips // chunk)
         self.module.names += 1
-        name = f"{self.name}.{hint_of(s.var.name)}{self.module.names}"
+        name = f"@{self.name}.{hint_of(s.var.name)}{self.module.names}.task"
         inner = KernelWriter(self.module, self.name)
-        captured, header = self._captured(s, inner)
-        inner.noalias, inner.held = self.noalias, self.held
-        start, stop = inner.fresh("from"), inner.fresh("to")
-        inner.opaque = "%task"
-        inner._serial(s, start, stop, (0, (trips - 1) * s.step))
-        signature = ", ".join([*header, f"i64 {start}", f"i64 {stop}", "i64 %task"])
-        body = inner.function_text(
-            f"define internal void @{name}.body({signature}) alwaysinline {self.module.attributes}"
+        inner.noalias, inner.held, inner.opaque = self.noalias, self.held, "%task"
+        inner.regions[0].limit = LOOP_LINES
+        captured = self._captured(s, inner)
+        inner.chunk(s, trips, chunk)
+        self.module.functions.append(
+            inner.function_text(
+                f"define internal void {name}(ptr %context, i64 %task) {self.module.attributes}"
+            )
         )
-        self.module.functions += [body, self._task(name, captured, trips, chunk, s.step)]
-
         context = self.fresh("context")
         self.entry.append(f"  {context} = alloca [{max(len(captured), 1)} x i64], align 16")
-        lines: list[str] = []
-        for i, (ty, ref, _) in enumerate(captured):
-            slot = self.fresh("slot")
-            lines += [
-                f"  {slot} = getelementptr i64, ptr {context}, i64 {i}",
-                f"  store {ty} {ref}, ptr {slot}, align 8",
-            ]
-        spread, alone, following = self.label("spread"), self.label("alone"), self.label("joined")
-        target, task, after, test = (self.fresh(x) for x in ("pool", "task", "next", "more"))
-        has_pool = self.pure(f"icmp ne i64 {self.pool}, 0", self.pool)
-        region = self.regions[-1]
-        region.lines += [
-            *lines,
-            f"  br i1 {has_pool}, label %{spread}, label %{alone}",
-            f"{spread}:",
-            f"  {target} = inttoptr i64 {self.pool} to ptr",
-            f"  call void {target}(ptr @{name}.task, ptr {context}, i64 {tasks})",
-            f"  br label %{following}",
-            f"{alone}:",
-            f"  {task} = phi i64 [ 0, %{region.block} ], [ {after}, %{alone} ]",
-            f"  call void @{name}.task(ptr {context}, i64 {task})",
-            f"  {after} = add nuw nsw i64 {task}, 1",
-            f"  {test} = icmp slt i64 {after}, {tasks}",
-            f"  br i1 {test}, label %{alone}, label %{following}",
-            f"{following}:",
-        ]
-        region.block = following
+        lines = self.regions[-1].lines
+        for i, (ty, ref) in enumerate(captured):
+            slot = context
+            if i:
+                slot = self.fresh("slot")
+                lines.append(f"  {slot} = getelementptr i64, ptr {context}, i64 {i}")
+            lines.append(f"  store {ty} {ref}, ptr {slot}, align 8")
+        self.module.spread = True
+        lines.append(f"  call void {SPREAD}(ptr {name}, ptr {context}, i64 {tasks}, i64 {self.pool})")
         self.forget([self.env[b].group for b in self.module.stored(s) if b in self.env])
 
-    def _captured(self, s: For, inner: KernelWriter) -> tuple[list[tuple[str, str, str]], list[str]]:
-        """Binds in `inner` what the loop reads from around it; (type, name here, name there) of each, and
-        the parameters."""
-        captured: list[tuple[str, str, str]] = []
-        header: list[str] = []
+    def chunk(self, s: For, trips: int, chunk: int) -> None:
+        """The iterations of task number `%task`."""
+        start = self.pure(f"mul i64 %task, {chunk * s.step}") if chunk * s.step > 1 else "%task"
+        span = (0, (trips - 1) * s.step)
+        if chunk == 1:
+            self.ranges[start], self.multiples[start] = span, s.step
+            self.env[s.var] = start
+            self.block(s.body)
+            return
+        stop = self.pure(f"add nuw nsw i64 {start}, {chunk * s.step}")
+        if trips % chunk:
+            over = self.pure(f"icmp sgt i64 {stop}, {trips * s.step}")
+            stop = self.pure(f"select i1 {over}, i64 {trips * s.step}, i64 {stop}")
+        self._serial(s, start, stop, span)
+
+    def _captured(self, s: For, inner: KernelWriter) -> list[tuple[str, str]]:
+        """Binds in `inner`, a task, what the loop reads from around it and a task finds in its context; the
+        type and the name here of each."""
+        captured: list[tuple[str, str]] = []
+        alone: list[Buffer] = []
+        shared: list[Buffer] = []
         for symbol in _free(s, self.module.nodes):
             bound = self.env.get(symbol)
             if isinstance(bound, Product):
                 assert isinstance(symbol, Local)
                 bound = self.value(symbol)
-            parameter = inner.fresh(hint_of(symbol.name))
-            ty, ref, attributes = "", "", ""
             if isinstance(bound, Place) and bound.ref[0] != "@":
+                ty, ref = "ptr", bound.ref
                 assert isinstance(symbol, Buffer)
-                ty, ref, attributes = "ptr", bound.ref, self.pointer_attributes(symbol, bound)
-                bound = bound._replace(ref=parameter)
+                (alone if self._alone(symbol, bound) else shared).append(symbol)
             elif isinstance(bound, Val) and bound.const is None:
                 ty, ref = bound.type, bound.ref
-                bound = Val(parameter, bound.dtype, bound.lanes)
             elif isinstance(bound, str):
-                ty, ref, bound = "i64", bound, parameter
-            if bound is not None:
-                inner.env[symbol] = bound
-            if ty:
-                captured.append((ty, ref, parameter))
-                header.append(f"{ty} {attributes}{parameter}")
-                if ref in self.ranges:
-                    inner.ranges[parameter] = self.ranges[ref]
-                if ref in self.multiples:
-                    inner.multiples[parameter] = self.multiples[ref]
-        return captured, header
+                ty, ref = "i64", bound
+            else:
+                if bound is not None:
+                    inner.env[symbol] = bound
+                continue
+            number, slot = len(captured), "%context"
+            if number:
+                slot = inner.pure(f"getelementptr i64, ptr %context, i64 {number}")
+            name = inner.pure(f"load {ty}, ptr {slot}, align 8", hint=hint_of(symbol.name))
+            if isinstance(bound, Place):
+                inner.env[symbol] = bound._replace(ref=name)
+            else:
+                inner.env[symbol] = name if isinstance(bound, str) else Val(name, bound.dtype, bound.lanes)
+            captured.append((ty, ref))
+            if ref in self.ranges:
+                inner.ranges[name] = self.ranges[ref]
+            if ref in self.multiples:
+                inner.multiples[name] = self.multiples[ref]
+        *own, inner.apart = self.module.scopes(len(alone))
+        for b, apart in zip((*alone, *shared), (*own, *[inner.apart] * len(shared))):
+            inner.env[b] = inner.env[b]._replace(apart=apart)
+        return captured
 
-    def _task(
-        self, name: str, captured: list[tuple[str, str, str]], trips: int, chunk: int, step: int
-    ) -> str:
-        """What the pool calls: unpacks the context and runs one chunk. The body is a function of its own,
-        inlined here, so that its pointers can be noalias."""
-        lines = [f"define internal void @{name}.task(ptr %context, i64 %task) {self.module.attributes} {{"]
-        arguments = []
-        for i, (ty, _, _) in enumerate(captured):
-            lines += [
-                f"  %s{i} = getelementptr i64, ptr %context, i64 {i}",
-                f"  %a{i} = load {ty}, ptr %s{i}, align 8",
-            ]
-            arguments.append(f"{ty} %a{i}")
-        lines.append(f"  %from = mul i64 %task, {chunk * step}")
-        if trips % chunk:
-            lines += [
-                f"  %end = add i64 %from, {chunk * step}",
-                f"  %over = icmp sgt i64 %end, {trips * step}",
-                f"  %to = select i1 %over, i64 {trips * step}, i64 %end",
-            ]
-        else:
-            lines.append(f"  %to = add i64 %from, {chunk * step}")
-        arguments += ["i64 %from", "i64 %to", "i64 %task"]
-        lines += [f"  call void @{name}.body({', '.join(arguments)})", "  ret void", "}"]
-        return "\n".join(lines)
+    def _alone(self, buffer: Buffer, place: Place) -> bool:
+        """No other buffer of the program can overlap it."""
+        return place.group in self.noalias or buffer.space in ("local", "register")
 
     def pointer_attributes(self, buffer: Buffer, place: Place) -> str:
         """Attributes of a pointer parameter: noalias where no other buffer of the program can overlap."""
-        alone = "noalias " if place.group in self.noalias or buffer.space in ("local", "register") else ""
+        alone = "noalias " if self._alone(buffer, place) else ""
         return f"{alone}align {place.align} " if place.align > 1 else alone
 
 

@@ -19,7 +19,7 @@ from ...ir.scalar import PRIMITIVES
 from .codegen_cast import CastWriter
 from .codegen_index import LANE, SIGNED, UNSIGNED
 from .codegen_math import math_function
-from .codegen_text import Val, constant, vector_text
+from .codegen_text import Module, Val, constant, vector_text
 from .target import CompileError
 
 _FLOAT_BINARY = {"add": "fadd", "sub": "fsub", "mul": "fmul", "div": "fdiv"}
@@ -65,10 +65,22 @@ class ExprWriter(CastWriter):
 
     _nesting = 0
 
+    def __init__(self, module: Module) -> None:
+        super().__init__(module)
+        self._constants: dict[Expr, Val] = {}
+
     def value(self, e: Expr) -> Val:
         """The value of an expression in the current loops; each node once per statement."""
         got = self.memo.get(e)
         if got is None:
+            kind = type(e)
+            if kind is Local:
+                return self._local(e)
+            if kind is Const:
+                got = self._constants.get(e)
+                if got is None:
+                    got = self._constants[e] = constant(e.value, e.dtype)  # type: ignore[attr-defined]
+                return got
             if self._nesting > _DEEP:
                 self._operands_first(e)
             self._nesting += 1
@@ -105,21 +117,20 @@ class ExprWriter(CastWriter):
             if e.buffer in self.held:
                 return self._masked_register(e, self.load_register(e.buffer, e.index))
             return self.load_element(e.buffer, e.index, e.mask, e.other)
-        if isinstance(e, Const):
-            return constant(e.value, e.dtype)
         if isinstance(e, Cast):
             narrow = e.x.dtype is int64 and not e.bits and not isinstance(e.x, (Load, Local))
             return self.convert(self.narrow_value(e.x) if narrow else self.value(e.x), e.dtype, e.bits)
-        if isinstance(e, Local):
-            bound = self.env[e]
-            if type(bound) is Product:
-                bound = self.env[e] = self.primitive("mul", [bound.a, bound.b])
-            return bound
         if isinstance(e, Var):
             return self.index_value(e)
         if isinstance(e, LaneReduce):
             return self._lane_reduce(e)
         raise CompileError(f"no code for expression {type(e).__name__}")
+
+    def _local(self, e: Expr) -> Val:
+        bound = self.env[e]
+        if type(bound) is Product:
+            bound = self.env[e] = self.primitive("mul", [bound.a, bound.b])
+        return bound
 
     def _masked_register(self, e: Load, v: Val) -> Val:
         if e.mask is None:
@@ -351,8 +362,11 @@ class ExprWriter(CastWriter):
         element = "float" if e.dtype is float32 else "double"
         for x, y in reversed(chain):
             lanes = max(x.lanes, y.lanes, total.lanes)
-            refs = [self.use(v, lanes) for v in (x, y, total)]
-            total = Val(self.call("fmuladd", element, lanes, refs), e.dtype, lanes)
+            ty = vector_text(element, lanes)
+            function = self.module.intrinsic("fmuladd", element, lanes, 3)
+            a, b, c = self.use(x, lanes), self.use(y, lanes), self.use(total, lanes)
+            ref = self.pure(f"call {ty} {function}({ty} {a}, {ty} {b}, {ty} {c})", a, b, c)
+            total = Val(ref, e.dtype, lanes)
         return total
 
     def _lane_reduce(self, e: LaneReduce) -> Val:

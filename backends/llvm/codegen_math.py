@@ -53,4 +53,4 @@ def _function_text(name: str, element: str, lanes: int, fma: bool) -> tuple[str,
             body.append(_PROFILE.sub(weight, line))
     text = "\n".join(body)
     # llvmlite writes the brace on a line of its own
-    return text.replace("\n{\n", " alwaysinline nounwind {\n", 1), tuple(declares)
+    return text.replace("\n{\n", " alwaysinline #0 {\n", 1), tuple(declares)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from ...ir.dtypes import bool_, int64
 from ...ir.expr import Expr
 from ...ir.loops import Buffer
-from .codegen_index import Linear, Split
+from .codegen_index import LANE, Linear, Split
 from .codegen_shuffles import Address, ShuffleWriter
 from .codegen_text import (
     Module,
@@ -39,13 +39,12 @@ class Flat(NamedTuple):
 
     Attributes:
         linear: its linear form.
-        atoms: what that is over.
-        addresses: those made so far, by the bindings of `atoms`.
+        bases: address without constants, its alignment, and the addresses made from it by constant; by the
+            bindings of what the index is made of.
     """
 
     linear: Linear
-    atoms: tuple[Expr, ...]
-    addresses: dict[tuple[Any, ...], Address]
+    bases: dict[tuple[Any, ...], tuple[str, int, dict[int, Address]]]
 
 
 class MemoryWriter(ShuffleWriter):
@@ -83,27 +82,60 @@ class MemoryWriter(ShuffleWriter):
                     stride *= n
                 atoms = tuple(total.items())
             m = copies
-            got = Flat((const * m, tuple([(a, k * m) for a, k in atoms])), tuple([a for a, _ in atoms]), {})
+            got = Flat((const * m, tuple([(a, k * m) for a, k in atoms])), {})
             self._flat[known] = got
         return got
 
     def address(self, buffer: Buffer, index: tuple[Expr, ...]) -> Address:
-        """Addresses of an access in the current loops. Unrolled bodies repeat them, so they are remembered:
-        under the bindings of the variables in the index, whose names are new in every loop."""
+        """Addresses of an access in the current loops. Unrolled bodies repeat them but for constants, so they
+        are remembered: under the bindings of the variables in the index, whose names are new in every loop.
+        """
         env = self.env
-        place = env[buffer]
-        flat = self.flat(buffer, index, place.lanes)
-        key: list[Any] = [place.ref, self.lanes]
-        for atom in flat.atoms:
-            bound = env.get(atom)
-            if bound is None or type(bound) is Val:
+        place: Place = env[buffer]
+        flat = self._flat.get((buffer, place.lanes, index)) or self.flat(buffer, index, place.lanes)
+        const, atoms = flat.linear
+        stride = 0
+        key: list[Any] = [place.ref]
+        for atom, k in atoms:
+            bound: Any = env.get(atom)
+            kind = type(bound)
+            if kind is int:
+                const += k * bound
+                bound = None
+            elif bound is LANE:
+                stride += k
+            elif kind is not str:
                 return self._address(place, flat.linear)
             key.append(bound)
+        if place.private is not None or place.slots is not None:
+            return self._address(place, flat.linear)
         known = tuple(key)
-        got = flat.addresses.get(known)
+        base = flat.bases.get(known)
+        if base is None:
+            terms = [(x, k) for x, (_, k) in zip(key[1:], atoms) if type(x) is str]
+            base = flat.bases[known] = (*self._base(place, terms), {})
+        ref, align, addresses = base
+        got = addresses.get(const)
         if got is None:
-            got = flat.addresses[known] = self._address(place, flat.linear)
+            ref, align = self._displaced(place, ref, align, const)
+            got = addresses[const] = Address(ref, align, stride, None)
         return got
+
+    def _base(self, place: Place, terms: list[tuple[str, int]]) -> tuple[str, int]:
+        """A buffer's address plus terms, and the alignment known of it."""
+        if not terms:
+            return place.ref, place.align
+        size = place.dtype.itemsize
+        return self._advance(place.ref, memory_type(place.dtype), terms), gcd(
+            place.align, *[k * size for _, k in terms]
+        )
+
+    def _displaced(self, place: Place, ref: str, align: int, const: int) -> tuple[str, int]:
+        """An address some elements on."""
+        if not const:
+            return ref, align
+        text = f"getelementptr {memory_type(place.dtype)}, ptr {ref}, i64 {const}"
+        return self.pure(text, ref, hint="p"), gcd(align, const * place.dtype.itemsize)
 
     def _address(self, place: Place, linear: Linear) -> Address:
         s = self.split(linear)
@@ -113,21 +145,14 @@ class MemoryWriter(ShuffleWriter):
         pattern = self.pattern_of(s) if vectors and place.private is None else None
         if pattern is not None and len({b - a for a, b in pairwise(pattern)}) == 1:
             vectors, stride, const = [], pattern[1] - pattern[0], const + pattern[0]
-        element = memory_type(place.dtype)
-        size = place.dtype.itemsize
-        ref, align = place.ref, place.align
-        if s.terms:
-            align = gcd(align, *[k * size for _, k in s.terms])
-            ref = self._advance(ref, element, s.terms)
-        if const:
-            align = gcd(align, const * size)
-            ref = self.pure(f"getelementptr {element}, ptr {ref}, i64 {const}", ref, hint="p")
+        ref, align = self._displaced(place, *self._base(place, s.terms), const)
         if not vectors:
             if place.slots is not None and not s.terms:
-                place.slots[ref, vector_text(element, self.lanes if stride else 0)] = None
+                ty = vector_text(memory_type(place.dtype), self.lanes if stride else 0)
+                place.slots[ref, ty] = None
             return Address(ref, align, stride, None)
         lanes = Split(0, [], stride, vectors)
-        return Address(ref, size, 0, self.vector_of(lanes, self.range_of(lanes)), pattern)
+        return Address(ref, place.dtype.itemsize, 0, self.vector_of(lanes, self.range_of(lanes)), pattern)
 
     def _advance(self, ref: str, element: str, terms: list[tuple[str, int]]) -> str:
         """A pointer plus scaled terms, one step per region, outermost first: inner loops only add what they
@@ -211,7 +236,8 @@ class MemoryWriter(ShuffleWriter):
         if condition is not None:
             self.module.zeros = True
             ref = self.pure(f"select i1 {condition.ref}, ptr {ref}, ptr {_ZEROS}", condition.ref, ref)
-        x = self.load(f"load {ty}, ptr {ref}, align {align}", place.group, ref, hint=hint)
+        text = f"load {ty}, ptr {ref}, align {align}{place.apart}"
+        x = self.load(text, place.group, ref, hint=hint)
         v = self._from_memory(x, place, lanes)
         if condition is not None and other is not None and other.const != 0:
             return self.select(condition, v, other)
@@ -253,7 +279,7 @@ class MemoryWriter(ShuffleWriter):
         self.module.declares[f"declare {ty} {name}(<{lanes} x ptr>, <{lanes} x i1>, {ty})"] = None
         x = self.load(
             f"call {ty} {name}(<{lanes} x ptr> align {place.dtype.itemsize} {pointers}, "
-            f"<{lanes} x i1> {mask}, {ty} {rest})",
+            f"<{lanes} x i1> {mask}, {ty} {rest}){place.apart}",
             place.group,
             pointers,
             mask,
@@ -316,7 +342,7 @@ class MemoryWriter(ShuffleWriter):
     def _store_plain(self, place: Place, at: Address, value: Val, lanes: int, condition: Val | None) -> None:
         x = self._to_memory(value, lanes)
         ty = vector_text(memory_type(place.dtype), lanes)
-        store = f"  store {ty} {x}, ptr {at.ref}, align {at.align}"
+        store = f"  store {ty} {x}, ptr {at.ref}, align {at.align}{place.apart}"
         region = self.regions[-1]
         if condition is None:
             region.lines.append(store)
@@ -350,6 +376,7 @@ class MemoryWriter(ShuffleWriter):
         self.module.declares[f"declare void {name}({ty}, ptr, <{lanes} x i1>)"] = None
         self.line(
             f"call void {name}({ty} {x}, ptr align {at.align} {at.ref}, <{lanes} x i1> {condition.ref})"
+            f"{place.apart}"
         )
 
     def _scatter(self, place: Place, at: Address, value: Val, condition: Val | None) -> None:
@@ -363,7 +390,7 @@ class MemoryWriter(ShuffleWriter):
         self.module.declares[f"declare void {name}({ty}, <{lanes} x ptr>, <{lanes} x i1>)"] = None
         self.line(
             f"call void {name}({ty} {x}, <{lanes} x ptr> align {place.dtype.itemsize} {pointers}, "
-            f"<{lanes} x i1> {mask})"
+            f"<{lanes} x i1> {mask}){place.apart}"
         )
 
 

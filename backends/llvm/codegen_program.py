@@ -22,7 +22,7 @@ from typing import Any
 
 from ...ir.loop_shape import Shape
 from ...ir.loops import Buffer, Kernel, LoopProgram, control_buffers, walk_steps
-from .codegen import Kernels, KernelWriter
+from .codegen import SPREAD, Kernels, KernelWriter
 from .codegen_control import Call, StepWriter, alignments
 from .codegen_memory import zeros_global
 from .codegen_registers import Scan
@@ -36,6 +36,24 @@ _INLINE_CHARACTERS = 8000
 # other threads have something to do soon.
 _PART_CHARACTERS = 100_000
 _FIRST_CHARACTERS = 30_000
+# The tasks of a parallel loop by the pool, or one after the other where there is none.
+_SPREAD_TEXT = f"""define hidden void {SPREAD}(ptr %task, ptr %context, i64 %n, i64 %pool) #0 {{
+entry:
+  %alone = icmp eq i64 %pool, 0
+  br i1 %alone, label %loop, label %spread
+spread:
+  %target = inttoptr i64 %pool to ptr
+  tail call void %target(ptr %task, ptr %context, i64 %n)
+  ret void
+loop:
+  %i = phi i64 [ 0, %entry ], [ %next, %loop ]
+  call void %task(ptr %context, i64 %i)
+  %next = add nuw nsw i64 %i, 1
+  %more = icmp slt i64 %next, %n
+  br i1 %more, label %loop, label %done
+done:
+  ret void
+}}"""
 _MEMMOVE = "declare void @llvm.memmove.p0.p0.i64(ptr, ptr, i64, i1)"
 
 
@@ -63,6 +81,7 @@ class _Program:
         self.fma = target.has_fma
         self.vector_bytes = target.vector_bytes
         self.threads = threads
+        self.numbers = itertools.count(2)
         self.module = self._module()
         self.attributes = f"attributes #0 = {{ nounwind {target.attribute_text()} }}"
         self.aligned = alignments(program.steps, _alignment)
@@ -72,7 +91,7 @@ class _Program:
         self.arena_slot = len(program.inputs) + len(program.outputs)
 
     def _module(self) -> Kernels:
-        return Kernels(self.fma, self.f16, self.vector_bytes, "#0", self.threads)
+        return Kernels(self.fma, self.f16, self.vector_bytes, "#0", self.threads, self.numbers)
 
     def parts(self, size: int | None) -> Iterator[str]:
         """The modules' texts, each of about `size` characters (None: one module)."""
@@ -83,7 +102,8 @@ class _Program:
         names: dict[Any, str] = {}
         calls: dict[Kernel, Call] = {}
         main, part = self.module, self._module()
-        inside: list[str] = []  # functions of the part: name and parameters
+        inside: list[str] = []  # functions of the part, as others declare them
+        linkage = "internal" if size is None else "hidden"
         waiting, enough = 0, _FIRST_CHARACTERS
         for i, k in enumerate(kernels):
             shape, key = shapes[k], keys[k]
@@ -94,32 +114,32 @@ class _Program:
                 parameters, text, small = self._kernel(k, shape, name, module)
                 inline = small and uses[key] == 1
                 kind = "alwaysinline #0" if inline else "#0"
-                text = f"define internal void @{name}({parameters}) {kind}{text}"
+                text = f"define {'internal' if small else linkage} void @{name}({parameters}) {kind}{text}"
                 module.functions.append(_described(k, text))
                 if small or size is None:
                     main.absorb(module)
                 else:
                     part.absorb(module)
-                    inside.append(f"@{name}({parameters})")
+                    inside.append(f"declare hidden void @{name}({parameters})")
                     waiting += sum(map(len, module.functions))
             calls[k] = (name, [b for b in shape.buffers if b.space != "const"], shape.variables)
             if size is not None and waiting > min(enough, size):
                 enough *= 2
-                yield self._text(part, inside)
-                for signature in inside:
-                    main.declares[f"declare void {signature}"] = None
+                main.declares.update(dict.fromkeys(inside))
+                main.spread |= part.spread
+                if part.spread:
+                    part.declares[f"declare hidden void {SPREAD}(ptr, ptr, i64, i64)"] = None
+                yield self._text(part)
                 part, inside, waiting = self._module(), [], 0
         main.absorb(part)
         main.functions += [self._run(calls), self._repeat()]
-        yield self._text(main, [])
+        if main.spread:
+            main.functions.append(_SPREAD_TEXT)
+        yield self._text(main)
 
-    def _text(self, module: Kernels, exported: list[str]) -> str:
+    def _text(self, module: Kernels) -> str:
         if module.zeros:
             module.globals[zeros_global()] = None
-        for signature in exported:
-            start = f"define internal void {signature}"
-            for i, text in enumerate(module.functions):
-                module.functions[i] = text.replace(start, f"define void {signature}", 1)
         header = f"; program {_plain(self.program.name)}\n"
         return f"{header}{module.text()}\n{self.attributes}\n"
 

@@ -78,7 +78,8 @@ class ShuffleWriter(IndexWriter):
         ty = vector_text(element, lanes)
         align = gcd(at.align, place.dtype.itemsize)
         if mask is None:
-            return self.load(f"load {ty}, ptr {at.ref}, align {align}", place.group, at.ref, hint=hint)
+            text = f"load {ty}, ptr {at.ref}, align {align}{place.apart}"
+            return self.load(text, place.group, at.ref, hint=hint)
         return self.masked_load(place, at._replace(align=align), lanes, mask, "zeroinitializer", hint)
 
     def masked_load(self, place: Place, at: Address, lanes: int, mask: str, rest: str, hint: str) -> str:
@@ -102,7 +103,10 @@ class ShuffleWriter(IndexWriter):
                 if self.never.get(mask, frozenset()).issuperset(range(start, start + width)):
                     pieces.append(r)
                     continue
-            text = f"call {part} {name}(ptr align {here.align} {here.ref}, <{width} x i1> {m}, {part} {r})"
+            text = (
+                f"call {part} {name}(ptr align {here.align} {here.ref}, <{width} x i1> {m}, {part} {r})"
+                f"{place.apart}"
+            )
             pieces.append(self.load(text, place.group, here.ref, m, r, hint=hint))
         while len(pieces) > 1:
             got, width = [], 2 * width

@@ -38,7 +38,7 @@ _REGISTER = {
 _SUFFIX = {"double": "f64", "float": "f32", "half": "f16"}
 #: what the math library says of branches to its slow paths
 BRANCH_WEIGHTS = '!{ !"branch_weights", i32 1, i32 10000 }'
-_BLOCK_LINES, _LOOP_LINES = 300, 1500
+_BLOCK_LINES, LOOP_LINES = 300, 1500  # after which a basic block ends
 _types: dict[tuple[str, int], str] = {}
 _iotas: dict[tuple[int, str, int], str] = {}
 
@@ -139,6 +139,7 @@ class Place(NamedTuple):
         private: for scratch declared inside a vector loop, that loop's variable: every lane has its own copy.
         lanes: how many copies there are, side by side (1: one).
         slots: for `register` buffers, collects the constant places that are accessed: (pointer, type).
+        apart: metadata of its accesses, ready to append: what else they never touch.
     """
 
     ref: str
@@ -149,6 +150,7 @@ class Place(NamedTuple):
     private: Any = None
     lanes: int = 1
     slots: dict[tuple[str, str], None] | None = None
+    apart: str = ""
 
 
 class Region:
@@ -173,7 +175,7 @@ class Region:
         self.loads: dict[int, dict[str, str]] = {}
         self.stores = stores
         self.conditional = conditional
-        self.limit = _LOOP_LINES
+        self.limit = LOOP_LINES
 
 
 class Module:
@@ -185,6 +187,7 @@ class Module:
         declares: declarations, without repeats.
         zeros: the block of zeros that skipped loads read is needed.
         math: definitions of math functions, without repeats.
+        metadata: definitions, !2 and on; !0 and !1 are the same in all modules.
         fma, f16: the target fuses multiply-add, and converts halves, in one instruction.
         vector_bytes: of the target's widest registers.
     """
@@ -200,6 +203,7 @@ class Module:
         self.names = 0
         self.zeros = False
         self.math: dict[str, str] = {}
+        self.metadata: list[str] = []
 
     def intrinsic(self, name: str, element: str, lanes: int, arity: int) -> str:
         """Declares an overloaded intrinsic of `arity` equal operands; its full name."""
@@ -217,12 +221,15 @@ class Module:
         self.globals.update(other.globals)
         self.declares.update(other.declares)
         self.math.update(other.math)
+        self.metadata += other.metadata
         self.zeros |= other.zeros
 
     def text(self) -> str:
         parts = ["\n".join(self.globals), *self.functions, *self.math.values(), "\n".join(self.declares)]
         if any("!prof !0" in m for m in self.math.values()):
             parts.append(f"!0 = {BRANCH_WEIGHTS}")
+        if self.metadata:
+            parts.append("\n".join(["!1 = distinct !{!1}", *self.metadata]))
         return "\n\n".join(filter(None, parts)) + "\n"
 
 
@@ -270,8 +277,9 @@ class Writer:
         depth = self.depth
         d = 0
         for r in refs:
-            if r in depth and depth[r] > d:
-                d = depth[r]
+            here = depth.get(r, 0)
+            if here > d:
+                d = here
         regions = self.regions
         if costly:
             for i in range(len(regions) - 1, d, -1):
@@ -321,7 +329,7 @@ class Writer:
     def _cut(self, region: Region) -> None:
         """Ends a long basic block: LLVM's instruction selection takes time quadratic in their length. The
         branch is never taken, but LLVM can't know and join the blocks again."""
-        region.limit = len(region.lines) + (_BLOCK_LINES if region is self.regions[0] else _LOOP_LINES)
+        region.limit = len(region.lines) + (_BLOCK_LINES if region is self.regions[0] else LOOP_LINES)
         if self.opaque:
             self._cuts += 1
             test, block = self.fresh("cut"), self.label("long")

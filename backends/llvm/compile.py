@@ -49,5 +49,5 @@ def compile_program(
     loops = (s for k in program.kernels for s in statements(k.body))
     parallel = any(isinstance(s, For) and s.kind == "parallel" for s in loops)
     facts = (program.arena_bytes, int(parallel))
-    module = engine.compile(texts, key=key, opt=opt, jobs=get_num_threads(), facts=facts)
+    module = engine.compile(texts, key=key, opt=opt, jobs=get_num_threads(), facts=facts, trusted=True)
     return NativeProgram(module, lambda: program, threads, engine.target)

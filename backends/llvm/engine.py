@@ -18,6 +18,7 @@ import ctypes
 import functools
 import itertools
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
@@ -36,6 +37,7 @@ Source = str | Any | Callable[[], Any]
 _MODULES_PER_LINKER = 32
 _lock = threading.RLock()  # one program is compiled at a time, and none while the process forks
 _names = itertools.count()
+_PUBLIC = re.compile(r"^define (?!internal |hidden )", re.MULTILINE)
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
@@ -95,14 +97,17 @@ class NativeModule:
     def optimized_ir(self) -> str:
         """The LLVM IR after the passes, made again on each call (compilation is deterministic)."""
         with _lock:
-            return "\n".join([str(_optimized(x, self._target, self._opt)[0]) for x in self._texts()])
+            machine = _machine(self._target, self._opt)
+            made = [_optimized(x, machine, self._target, self._opt) for x in self._texts()]
+            return "\n".join(map(str, made))
 
     def assembly(self) -> str:
         """The assembly text, made again on each call (compilation is deterministic)."""
         with _lock:
-            made = [_optimized(x, self._target, self._opt) for x in self._texts()]
+            machine = _machine(self._target, self._opt)
+            made = [_optimized(x, machine, self._target, self._opt) for x in self._texts()]
             with _flags():
-                return "\n".join([machine.emit_assembly(module) for module, machine in made])
+                return "\n".join([machine.emit_assembly(module) for module in made])
 
 
 class Engine:
@@ -129,7 +134,7 @@ class Engine:
 
     def compile(self, ir: Source, *, key: str | None = None, opt: Opt = "fast",
                 imports: Mapping[str, int] | None = None, jobs: int = 1,
-                facts: tuple[int, ...] = ()) -> NativeModule:
+                facts: tuple[int, ...] = (), trusted: bool = False) -> NativeModule:
         """Native code for LLVM IR, from the cache where it has it.
 
         - `key`: what identifies the content (any string); default the IR text itself. Target, pipeline,
@@ -143,6 +148,8 @@ class Engine:
         - `jobs`: threads that compile the parts of a program. Of several parts, the last one's symbols are
           the program's; the others' are for each other.
         - `facts`: numbers to keep with the code, for who finds it by `load_cached`.
+        - `trusted`: the IR is our own code generator's; what it is made of is then verified in tests and with
+          `TRACEGRAD_VERIFY=1` only.
 
         :raises CompileError: invalid IR, or a symbol that nothing defines.
         """
@@ -155,10 +162,21 @@ class Engine:
             return found
         target = self.target
 
-        def work(text: str) -> tuple[tuple[str, ...], bytes]:
-            module, machine = _optimized(text, target, opt)
-            return _defined_symbols(module), parts.emit(machine, module)
+        verify = not trusted or os.environ.get("TRACEGRAD_VERIFY") == "1"
+        machines: list[Any] = []  # one per thread: a new one looks at all features of the CPU again
 
+        def work(text: str) -> tuple[tuple[str, ...], bytes]:
+            try:
+                machine = machines.pop()
+            except IndexError:
+                machine = _machine(target, opt)
+            module = _optimized(text, machine, target, opt, verify)
+            code = parts.emit(machine, module)
+            machines.append(machine)
+            public = not trusted or _PUBLIC.search(text)
+            return _defined_symbols(module) if public else (), code
+
+        keep_scratch()
         with _lock:
             with _flags():
                 made = parts.each(_texts(ir), work, jobs)
@@ -241,28 +259,32 @@ def _texts(source: Source) -> Iterator[str]:
     return made if isinstance(made, Iterator) else iter([made if isinstance(made, str) else str(made)])
 
 
-def _parse(text: str, target: Target, opt: Opt = "fast") -> tuple[Any, Any]:
-    """A verified module in a context of its own, and the target machine whose layout it got."""
+def _machine(target: Target, opt: Opt) -> Any:
+    return target.machine(0 if opt == "quick" else 2)
+
+
+def _parse(text: str, machine: Any, target: Target, verify: bool = True) -> Any:
+    """A module in a context of its own, with the layout of a machine."""
     binding = llvm()
-    machine = target.machine(0 if opt == "quick" else 2)
     module = None
     try:
         module = parts.parse(text, binding.create_context())
         module.triple = target.triple
         module.data_layout = str(machine.target_data)
-        module.verify()
+        if verify:
+            module.verify()
     except RuntimeError as error:
         if module is not None:
             module.close()  # not left to whatever order the traceback's frames are collected in
         raise CompileError(f"invalid LLVM IR: {str(error).strip()}") from None
-    return module, machine
+    return module
 
 
-def _optimized(text: str, target: Target, opt: Opt) -> tuple[Any, Any]:
-    """The module after the passes of `opt`, and its target machine."""
+def _optimized(text: str, machine: Any, target: Target, opt: Opt, verify: bool = True) -> Any:
+    """The module after the passes of `opt`."""
     if opt not in ("quick", "fast", "full"):
         raise CompileError(f"opt={opt!r}: expected 'quick', 'fast' or 'full'")
-    module, machine = _parse(text, target, opt)
+    module = _parse(text, machine, target, verify)
     binding = llvm()
     tuning = binding.create_pipeline_tuning_options(2)
     # The code generator writes vectors, unrolls and fuses by itself; LLVM's heuristics would only undo its
@@ -280,7 +302,7 @@ def _optimized(text: str, target: Target, opt: Opt) -> tuple[Any, Any]:
         for function in module.functions:
             if not function.is_declaration:
                 scalar.run(function, builder)
-    return module, machine
+    return module
 
 
 @contextlib.contextmanager
@@ -301,7 +323,8 @@ def _defined_symbols(module: Any) -> tuple[str, ...]:
     """Names that other modules or Python can look up."""
     values = itertools.chain(module.functions, module.global_variables)
     return tuple(value.name for value in values
-                 if not value.is_declaration and value.linkage.name in ("external", "weak_odr", "weak_any"))
+                 if not value.is_declaration and value.linkage.name in ("external", "weak_odr", "weak_any")
+                 and value.visibility.name == "default")
 
 
 def _undefined(source: Source | None, target: Target, imports: Mapping[str, int] | None) -> str:
@@ -309,7 +332,8 @@ def _undefined(source: Source | None, target: Target, imports: Mapping[str, int]
     if source is None:
         return "unknown"
     binding = llvm()
-    modules = [_parse(text, target)[0] for text in _texts(source)]
+    machine = target.machine()
+    modules = [_parse(text, machine, target) for text in _texts(source)]
     defined = {function.name for module in modules for function in module.functions
                if not function.is_declaration}
     names = dict.fromkeys(function.name for module in modules for function in module.functions

@@ -247,11 +247,12 @@ class MathContext:
 
     def intrinsic(self, name: str, *args: Value, result: ir.Type | None = None) -> Value:
         """Call `llvm.<name>.<lane type>`, declared on first use."""
-        full = f"llvm.{name}.{_mangled(args[0].type)}"
+        return self._called(f"llvm.{name}.{_mangled(args[0].type)}", result or args[0].type, args)
+
+    def _called(self, full: str, result: ir.Type, args: tuple[Value, ...]) -> Value:
         fn = self.builder.module.globals.get(full)
         if fn is None:
-            fn_type = ir.FunctionType(result or args[0].type, [a.type for a in args])
-            fn = ir.Function(self.builder.module, fn_type, full)
+            fn = ir.Function(self.builder.module, ir.FunctionType(result, [a.type for a in args]), full)
         return self.builder.call(fn, args)
 
     def call(self, name: str, *args: Real) -> Real:
@@ -264,6 +265,16 @@ class MathContext:
         """a * b + c, with one rounding where the target can."""
         a, b, c = self.real(a), self.real(b), self.real(c)
         return self.call("fma", a, b, c) if self.fma else a * b + c
+
+    @property
+    def scales(self) -> bool:
+        """Whether one instruction multiplies by a power of two: of AVX-512, where vectors are as wide."""
+        return self.is32 and self.fma and self.count * self.width == 512
+
+    def scaled(self, x: Real, n: Bits) -> Real:
+        """x * 2**n, rounded once."""
+        name = f"llvm.ldexp.{_mangled(self.type)}.{_mangled(self.int_type)}"
+        return Real(self, self._called(name, self.type, (x.v, n.v)))
 
     def poly(self, x: Real, coefficients: Sequence[float]) -> Real:
         """sum c[i] * x**i by Horner's rule."""

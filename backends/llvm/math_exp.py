@@ -57,7 +57,10 @@ def _reduce(cx: MathContext, x: Real) -> tuple[Real, Real, Real]:
 
 
 def _scale(cx: MathContext, p: Real, t: Real) -> Real:
-    """p * 2**n in two exact-until-the-last steps, so that overflow, subnormals and NaN come out right."""
+    """p * 2**n, where `t` is n + magic. Rounded once, so that overflow, subnormals and NaN come out right."""
+    if cx.scales:
+        return cx.scaled(p, t.bits() - cx.magic_bits)
+    # Two steps, the first of them exact.
     e = t.bits() << cx.mant
     half = (e >> 1) & cx.exp_mask
     return p * (half + cx.one).real() * (e - half + cx.one).real()

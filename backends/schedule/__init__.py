@@ -27,6 +27,7 @@ from .control_steps import Ahead, control_steps, settle
 from .cumulative import CumulativeGroup, emit_cumulative
 from .elements import letter_sizes
 from .groups import Group, PointwiseGroup, domain_var
+from .indexing import forget
 from .joined import JoinedGroup
 from .nests import StoreSpec
 from .other_groups import ScatterGroup, TinyGroup
@@ -66,6 +67,7 @@ def schedule(graph: Graph, machine: MachineModel | None = None) -> LoopProgram:
         kernel.name = f"k{n}_{kernel.name}" if kernel.name else f"k{n}"
     program.temps = list(plan.constants)
     plan_memory(program)
+    forget()
     return program
 
 

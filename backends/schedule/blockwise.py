@@ -21,26 +21,21 @@ from collections.abc import Iterator, Sequence
 from math import gcd, lcm
 
 from ...ir.dataclass import dataclass
-from ...ir.expr import Expr, Load, Var, index_add, index_mul, terms, walk
+from ...ir.expr import Expr, Var, index_add, index_mul, mentions, terms
 from ...ir.loops import (
     Alloc,
     Buffer,
     For,
-    If,
     Kernel,
-    Let,
-    Prefetch,
     Step,
     Stmt,
-    Store,
-    While,
     control_buffers,
     statements,
     walk_steps,
 )
 from ..machine import MachineModel
 from .ratio import Ratio
-from .shared_loops import accesses, copied, flat_index, last_value, replace_variables, touched, value_range
+from .shared_loops import accesses, last_value, relocated, touched, value_range
 
 #: at most so many kernels become one, since their code is one function then
 MOST_KERNELS = 8
@@ -81,33 +76,41 @@ class _Nest:
             elif isinstance(s, For):
                 last[s.var] = last_value(s)
         self.uses: dict[Buffer, _Use] = {}
+        places: dict[tuple[Expr, Expr | None], tuple[int | None, frozenset[tuple[Expr, int]], int, int]] = {}
         for buffer, index, mask, writes in accesses(loop.body):
             if buffer in own:
                 continue
-            new = _use(index, mask, writes, loop.var, last)
+            place = places.get((index, mask))
+            if place is None:
+                place = places[index, mask] = _place(index, mask, loop.var, last)
             use = self.uses.get(buffer)
             if use is None:
-                self.uses[buffer] = new
-                continue
-            same = (new.stride, new.base) == (use.stride, use.base)
-            use.stride = use.stride if same else None
-            use.low, use.high = min(new.low, use.low), max(new.high, use.high)
-            use.stores += new.stores
-            use.reads |= new.reads
+                use = self.uses[buffer] = _Use(*place, [], False)
+            else:
+                stride, base, low, high = place
+                if stride != use.stride or base != use.base:
+                    use.stride = None
+                use.low, use.high = min(low, use.low), max(high, use.high)
+            if writes:
+                use.stores.append((index, mask))
+            else:
+                use.reads = True
         self.last = {**last, loop.var: last_value(loop)}
 
 
-def _use(index: Expr, mask: Expr | None, writes: bool, var: Var, last: dict[Var, int]) -> _Use:
-    """Of one access. `last`: the largest values of the variables inside the loop."""
+def _place(
+    index: Expr, mask: Expr | None, var: Var, last: dict[Var, int]
+) -> tuple[int | None, frozenset[tuple[Expr, int]], int, int]:
+    """Stride, base, low and high of one access. `last`: the largest values of the variables inside the
+    loop."""
     items, const = terms(index)
     stride = sum(c for t, c in items if t is var)
     base = frozenset((t, c) for t, c in items if isinstance(t, Var) and t is not var and t not in last)
     rest = [(t, c) for t, c in items if t is not var and (t, c) not in base]
     found = value_range(rest, const, last, mask)
-    stores: list[tuple[Expr, Expr | None]] = [(index, mask)] if writes else []
-    if stride <= 0 or found is None or any(x is var for t, _ in rest for x in walk(t)):
-        return _Use(None, base, 0, 0, stores, not writes)
-    return _Use(stride, base, *found, stores, not writes)
+    if stride <= 0 or found is None or any(mentions(t, var) for t, _ in rest if t.args):
+        return None, base, 0, 0
+    return stride, base, *found
 
 
 def _apart(b: Buffer, nests: Sequence[_Nest]) -> bool:
@@ -327,7 +330,7 @@ def _joined(
 ) -> Kernel:
     own = Counter(b for unit in nests for b in {b for n in unit for b in n.uses})
     private = {b for b, n in own.items() if users.get(b) == n}
-    whole = _fuse([n for unit in nests for n in unit], cut, _kind(nests), private, machine)
+    whole, _ = _fuse([n for unit in nests for n in unit], cut, _kind(nests), private, machine)
     gone = private.intersection(cut.spans)
     names = dict.fromkeys(name for k in kernels for name in k.comment.split("+"))
     moved = sum(k.bytes_moved for k in kernels) - 2 * sum(b.nbytes for b in gone)
@@ -338,23 +341,10 @@ def _joined(
 
 def _fuse(
     nests: Sequence[_Nest], cut: _Cut, kind: str, private: set[Buffer], machine: MachineModel
-) -> For:
-    """One loop over blocks. What is private to the loops is scratch of a block."""
+) -> tuple[For, set[Buffer]]:
+    """One loop over blocks, and the buffers it needs no more: what is private to the loops is scratch of a
+    block."""
     block = Var(f"{nests[0].loop.var.name}_block", cut.count)
-    body: list[Stmt] = []
-    for n, part in zip(nests, cut.parts):
-        start = index_mul(block, part)
-        inner = copied(n.loop.body)
-        if part == n.loop.step:
-            replace_variables(inner, {n.loop.var: start})
-            body += inner
-            continue
-        var = Var(n.loop.var.name, part)
-        replace_variables(inner, {n.loop.var: index_add(start, var)})
-        body.append(For(var, part, "serial", inner, n.loop.step))
-    for s in statements(body):
-        if isinstance(s, For) and s.kind == "parallel":
-            s.kind = "serial"
     used = 0
     scratch: dict[Buffer, tuple[Buffer, Expr]] = {}
     for b, span in cut.spans.items():
@@ -367,18 +357,28 @@ def _fuse(
             for outer, step in base:
                 shift = index_add(shift, index_mul(outer, -step))
             scratch[b] = Buffer(b.name, b.dtype, (span,), "local"), shift
-    _relocate(body, scratch)
+    body: list[Stmt] = []
+    for n, part in zip(nests, cut.parts):
+        start = index_mul(block, part)
+        if part == n.loop.step:
+            body += relocated(n.loop.body, {n.loop.var: start}, scratch)
+            continue
+        var = Var(n.loop.var.name, part)
+        inner = relocated(n.loop.body, {n.loop.var: index_add(start, var)}, scratch)
+        body.append(For(var, part, "serial", inner, n.loop.step))
     private = private | {new for new, _ in scratch.values()}
-    body = _fuse_inside(body, private, machine)
-    kept = touched(body) - {s.buffer for s in statements(body) if isinstance(s, Alloc)}
-    body[:0] = [Alloc(new) for new, _ in scratch.values() if new in kept]
-    return For(block, cut.count, kind, body)
+    body, gone = _fuse_inside(body, private, machine)
+    body[:0] = [Alloc(new) for new, _ in scratch.values() if new not in gone]
+    return For(block, cut.count, kind, body), set(scratch)
 
 
-def _fuse_inside(body: list[Stmt], private: set[Buffer], machine: MachineModel) -> list[Stmt]:
+def _fuse_inside(
+    body: list[Stmt], private: set[Buffer], machine: MachineModel
+) -> tuple[list[Stmt], set[Buffer]]:
     """Runs of a block's loops as loops over smaller blocks, where that brings what they hand on into the
-    first cache."""
+    first cache; and the buffers these need no more."""
     out: list[Stmt] = []
+    gone: set[Buffer] = set()
     all_units = [[_Nest(s)] if isinstance(s, For) and _cuttable(s) else None for s in body]
     i = 0
     while i < len(body):
@@ -390,50 +390,17 @@ def _fuse_inside(body: list[Stmt], private: set[Buffer], machine: MachineModel) 
             continue
         count, cut = found
         nests = [unit[0] for unit in units[:count] if unit is not None]
-        beside = touched([*body[:i], *body[i + count :]])
-        out.append(_fuse(nests, cut, "serial", private - beside, machine))
+        beside: set[Buffer] = set()
+        for k, unit in enumerate(all_units):
+            if not i <= k < i + count:
+                beside.update(unit[0].uses if unit is not None else touched([body[k]]))
+        loop, scratch = _fuse(nests, cut, "serial", private - beside, machine)
+        out.append(loop)
+        gone |= scratch
         i += count
-    return out
+    return out, gone
 
 
 def _whole(cut: _Cut) -> Iterator[tuple[Buffer, int]]:
     for b, span in cut.spans.items():
         yield b, span * cut.count
-
-
-def _relocate(body: list[Stmt], scratch: dict[Buffer, tuple[Buffer, Expr]]) -> None:
-    """Has accesses to buffers go to their place in scratch."""
-    memo: dict[int, Expr] = {}
-    alive: list[Expr] = []  # keeps the ids in `memo` valid
-
-    def go(e: Expr) -> Expr:
-        got = memo.get(id(e))
-        if got is None:
-            args = tuple([go(a) for a in e.args])
-            got = e if all(a is b for a, b in zip(args, e.args)) else e.rebuild(args)
-            if isinstance(got, Load) and got.buffer in scratch:
-                new, shift = scratch[got.buffer]
-                index = index_add(flat_index(got.index, got.buffer), shift)
-                got = Load(new, (index,), got.mask, got.other)
-            memo[id(e)] = got
-            alive.append(e)
-        return got
-
-    for k in range(len(body) - 1, -1, -1):
-        s = body[k]
-        if isinstance(s, Prefetch) and s.buffer in scratch:
-            del body[k]
-        elif isinstance(s, Store):
-            s.value = go(s.value)
-            s.mask = None if s.mask is None else go(s.mask)
-            s.index = tuple([go(i) for i in s.index])
-            if s.buffer in scratch:
-                new, shift = scratch[s.buffer]
-                s.index = (index_add(flat_index(s.index, s.buffer), shift),)
-                s.buffer = new
-        elif isinstance(s, Let):
-            s.value = go(s.value)
-        elif isinstance(s, (If, While)):
-            s.cond = go(s.cond)
-        if isinstance(s, (For, If, While)):
-            _relocate(s.body, scratch)

@@ -91,6 +91,8 @@ class ContractGroup(Group):
         self.acc = opmath(self.result.type.dtype)
         self.local = Local(self.result.name or "dot", self.acc)
         self.windows = (False, False)  # which operands have fewer elements in memory than in their type
+        self.masks: list[Expr | None] = [None, None]  # where the operands are not zero, by letters' variables
+        self.vars: dict[str, Expr] = {}  # of the letters
         self.by_shape: dict[tuple[int, ...], tuple[Expr, ...]] = {}
         self.shares: dict[Value, tuple[Value, Expr]] = {}
         self.machine = plan.machine
@@ -105,7 +107,7 @@ class ContractGroup(Group):
         loads: list[Load] = []
         for o, letters in zip(node.operands, (spec_a, spec_b)):
             e = self.elements.at(o, tuple(vars_[c] for c in letters))
-            if not isinstance(e, Load) or e.mask is not None or len(e.index) != 1:
+            if not isinstance(e, Load) or not self.takes(e) or len(e.index) != 1:
                 raise NotFusable("operand is not a load")
             loads.append(e)
         strides: dict[str, tuple[int, int, int]] = {}
@@ -117,6 +119,8 @@ class ContractGroup(Group):
             strides[letter] = (found[0] or 0, found[1] or 0, c_stride.get(letter, 0))
         self.offsets = [_constant_part(x.index[0], vars_) for x in loads]
         self.buffers = [x.buffer for x in loads]
+        self.masks = [x.mask for x in loads]
+        self.vars = vars_
         self.windows = _overlapping(node, [prod(b.shape) for b in self.buffers])
         self.arrange(spec_a, spec_b, out, sizes, strides)
         self.members.append(self.result)
@@ -124,6 +128,10 @@ class ContractGroup(Group):
         self.finish()
         if self.result in self.plan.live:
             self.plan.demand(self.result)
+
+    def takes(self, e: Load) -> bool:
+        """Whether an operand may be loaded so."""
+        return e.mask is None
 
     def estimate(self, sources: tuple[tuple[Value, tuple[int, ...]], ...]) -> float:
         """Cycles of one thread if the operands were loads from `sources` (values and the operands' strides in
@@ -282,10 +290,12 @@ def _overlapping(node: Node, counts: list[int]) -> tuple[bool, bool]:
     return x.type.numel > counts[0], y.type.numel > counts[1]
 
 
-def affine_source(v: Value, home: dict[Value, Group]) -> tuple[Value, tuple[int, ...]]:
+def affine_source(
+    v: Value, home: dict[Value, Group], padded: bool = False
+) -> tuple[Value, tuple[int, ...]]:
     """What to store so that elements of `v` are loads at places affine in its index: what the movement ops
     that make it move, or else the last of them that does more than reorder (padding). With the strides that
-    `v` then has."""
+    `v` then has. `padded`: zeros around it are looked through, too; who loads sees where they are."""
     vars_ = [Var("i", n) for n in v.type.shape]
     index: tuple[Expr, ...] = tuple(i if i.extent != 1 else ZERO for i in vars_)
     found = at = v
@@ -295,7 +305,8 @@ def affine_source(v: Value, home: dict[Value, Group]) -> tuple[Value, tuple[int,
         assert node.op.pull is not None
         types = tuple(o.type for o in node.operands)
         pieces = decided(node.op.pull(index, types, at.type, None, **node.attrs))
-        if len(pieces) != 1 or pieces[0].where is not None:
+        zeros = padded and node.op.name == "pad" and node.attrs.get("value", 0) == 0
+        if len(pieces) != 1 or not (pieces[0].where is None or zeros):
             break
         at, index = node.operands[pieces[0].operand], pieces[0].index
         flat = ravel(index, at.type.shape)

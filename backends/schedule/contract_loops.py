@@ -37,8 +37,8 @@ class ContractEmitter(ContractTurned):
     def emit(self) -> list[Stmt]:
         """The kernel's statements."""
         top = Scope(self.low)
-        if self.turns and (self.s.kc < self.K or self.s.pack_a):
-            self.again["a"] = False  # sums lie row by row, and would be added up twice
+        if self.turns and self.s.pack_a:
+            self.again["a"] = False  # parts of the rows begin where panels do
         for which, wanted in (("b", self.s.pack_b), ("a", self.s.pack_a)):
             if wanted and self.g.reuse(which) > 1:
                 once = Scope(self.low)

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from ...ir.expr import Const, Expr, Load, Var, index_add, index_div, index_mul, walk
 from ...ir.loops import Prefetch
 from .contract import Dim
-from .contract_operands import Block, ContractOperands
+from .contract_operands import Block
+from .contract_packing import ContractPacking
 from .indexing import ZERO
 from .scopes import Scope
 
@@ -20,7 +21,7 @@ def rounds(n: int, least: int) -> int:
     return next((r for r in range(least, 2 * least) if n % r == 0), least)
 
 
-class ContractSteps(ContractOperands):
+class ContractSteps(ContractPacking):
     """Adds the loops over k. A `step` is given a scope and the value of each variable of k."""
 
     def k_steps(

@@ -18,13 +18,14 @@ from ...ir.expr import (
     terms,
 )
 from ...ir.loops import Buffer, Store
+from .contract import LONG_SUM
 from .contract_operands import SHALLOW, Block
 from .contract_steps import ContractSteps
 from .elements import S
 from .indexing import ZERO
 from .nests import less, power_of_two
 from .scopes import Scope
-from .tiles import cover, splits
+from .tiles import cover
 
 
 class ContractTile(ContractSteps):
@@ -93,9 +94,19 @@ class ContractTile(ContractSteps):
             kept = scope
             if isinstance(part.last, Expr) and not self.region:
                 kept = scope.branch(S.prim("not_", part.last))
-            target = self.partial()
-            self.vectors(kept, mr * nr, lambda s, at: s.stmts.append(
-                Store(target, (sums(at),), Load(acc, (at,)))))  # fmt: skip
+            target, home = self.partial(), self.home(mb)
+            i = Var("i", mr)
+            rows = kept.loop(i, mr, "unroll")
+            # Sums of all rows lie one after the other: of those that have been, this block of k is in them.
+            late = self.region and home is not mb and part.size < self.K
+            mask = S.ge(index_add(mb, i), home) if late else None
+
+            def keep(s: Scope, at: Expr) -> None:
+                at = index_add(index_mul(i, nr * lanes), at)
+                s.stmts.append(Store(target, (sums(at),), Load(acc, (at,)), mask))
+
+            self.vectors(rows, nr, keep)
+            rows.close()
             if kept is not scope:
                 kept.close()
         if part.last is not False and not self.region:
@@ -232,17 +243,21 @@ class ContractTile(ContractSteps):
         if whole < last.size:
             step(block, Const(whole), last.size - whole)
         block.close_to(scope)
+        if mr > 1 and self.K >= LONG_SUM:  # the code that adds up lanes is not repeated for every row
+            sums = scope.alloc("sums", acc_type, mr * nr * lanes, "local")
+            self.vectors(scope, mr * nr, lambda s, at: s.stmts.append(Store(sums, (at,), Load(acc, (at,)))))
+            acc = sums
         wide = power_of_two(nr)
         tile = scope.alloc("tile", acc_type, mr * wide, "local")
         i, j = Var("i", mr), Var("j", nr)
-        rows = scope.loop(i, mr, "unroll")
+        rows = scope.loop(i, mr, "unroll" if acc.space == "register" else "serial")
         columns_ = rows.loop(j, nr, "unroll")
         lane = Var("v", lanes)
         total = LaneReduce("add", lane, Load(acc, (index_add(index_add(i * (nr * lanes), j * lanes), lane),)))
         columns_.stmts.append(Store(tile, (i * wide + j,), total))
         columns_.close()
         rows.close()
-        self.finish(scope, tile, mb, mr, nb, wide, columns, wide, serial=False)
+        self.finish(scope, tile, mb, mr, nb, wide, columns, wide, serial=True)
 
     # --- epilogue
 
@@ -295,28 +310,6 @@ class ContractTile(ContractSteps):
         self.squares(down, "c", columns, min(lanes, SHALLOW), self.again["b"], square)
         if down is not scope:
             down.close()
-
-    def squares(
-        self,
-        scope: Scope,
-        name: str,
-        size: int,
-        step: int,
-        again: bool,
-        body: Callable[[Scope, Expr, int], None],
-    ) -> None:
-        """`body(scope, start, size)` for a square's rows or columns after the other's; with `again` the last
-        may begin where the one before has been, so that all are whole."""
-        done = 0
-        for count, n in [(-(-size // step), step)] if again and size > step else splits(size, step):
-            inner, at = scope.inline(), Const(done)
-            if count > 1:
-                v = Var(name, count * n)
-                inner = scope.loop(v, count * n, "serial", n)
-                at = index_add(self.clamped(inner, v, size - n - done), at)
-            body(inner, at, n)
-            inner.close()
-            done += count * n
 
     def turn(
         self,

@@ -9,6 +9,7 @@ folder only.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from ...ir import dtypes
@@ -226,7 +227,12 @@ def negated(cond: Expr) -> Expr:
 
 def split_spec(node: Node) -> tuple[str, str, str]:
     """The letters of a contraction: first operand, second, result."""
-    operands, _, out = node.attrs["spec"].partition("->")
+    return _letters(node.attrs["spec"])
+
+
+@cache
+def _letters(spec: str) -> tuple[str, str, str]:
+    operands, _, out = spec.partition("->")
     a, _, b = operands.partition(",")
     return a, b, out
 

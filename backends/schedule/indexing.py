@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -22,19 +23,20 @@ from ...ir.expr import (
     Prim,
     Var,
     WarpReduce,
+    forget_arithmetic,
     from_terms,
     index_add,
     index_div,
     index_mod,
     index_mul,
     terms,
-    walk,
 )
 
 ZERO = Const(0)
 ONE = Const(1)
 
 
+@lru_cache(maxsize=1 << 12)
 def ravel(index: tuple[Expr, ...], shape: tuple[int, ...]) -> Expr:
     """The row-major position of `index` in `shape`."""
     if len(index) == 1:
@@ -48,6 +50,7 @@ def ravel(index: tuple[Expr, ...], shape: tuple[int, ...]) -> Expr:
     return out
 
 
+@lru_cache(maxsize=1 << 12)
 def unravel(flat: Expr, shape: tuple[int, ...]) -> tuple[Expr, ...]:
     """The index in `shape` of a row-major position."""
     out: list[Expr] = []
@@ -64,6 +67,13 @@ def unravel(flat: Expr, shape: tuple[int, ...]) -> tuple[Expr, ...]:
     return tuple(out)
 
 
+def forget() -> None:
+    """Lets go of the expressions that index arithmetic remembers."""
+    ravel.cache_clear()
+    unravel.cache_clear()
+    forget_arithmetic()
+
+
 def broadcast_index(index: tuple[Expr, ...], shape: tuple[int, ...]) -> tuple[Expr, ...]:
     """Where a broadcast operand of `shape` is read for the result's `index`."""
     tail = index[len(index) - len(shape) :]
@@ -76,20 +86,19 @@ class Numbering:
     """Numbers expressions so that structurally equal ones get equal numbers. Keeps what it numbered alive."""
 
     def __init__(self) -> None:
-        self.by_id: dict[int, int] = {}
+        self.known: dict[Expr, int] = {}
         self.by_key: dict[tuple[Any, ...], int] = {}
-        self.keep: list[Expr] = []
 
     def __call__(self, e: Expr) -> int:
-        by_id = self.by_id
-        got = by_id.get(id(e))
+        known = self.known
+        got = known.get(e)
         if got is not None:
             return got
-        if isinstance(e, Prim):
-            args = e._args
+        if type(e) is Prim:
+            args = e.args
             if len(args) == 2:  # much the most
                 a, b = args
-                x, y = by_id.get(id(a)), by_id.get(id(b))
+                x, y = known.get(a), known.get(b)
                 key: tuple[Any, ...] = (e.name, self(a) if x is None else x, self(b) if y is None else y)
             else:
                 key = (e.name, *[self(a) for a in args])
@@ -107,8 +116,7 @@ class Numbering:
             assert isinstance(e, LaneReduce)
             key = ("lanes", e.name, id(e.var), self(e.x))
         number = self.by_key.setdefault(key, len(self.by_key))
-        self.by_id[id(e)] = number
-        self.keep.append(e)
+        known[e] = number
         return number
 
     def index(self, index: Iterable[Expr]) -> tuple[int, ...]:
@@ -117,21 +125,24 @@ class Numbering:
 
 def is_index(e: Expr) -> bool:
     """Whether `e` is address arithmetic on loop variables: always cheap, never worth a name."""
-    if isinstance(e, (Const, Var)):
-        return e.dtype is dtypes.int64
-    if isinstance(e, Prim) and e.dtype is dtypes.int64 and e.name in ("add", "mul", "floordiv", "mod"):
-        return all(is_index(a) for a in e.args)
-    return False
+    if e.dtype is not dtypes.int64:
+        return False
+    kind = type(e)
+    if kind is not Prim:
+        return kind is Const or kind is Var
+    index_op = e.name in ("add", "mul", "floordiv", "mod")  # type: ignore[attr-defined]
+    # It must stop at the first that is none: a power of a number has its factors twice, and theirs too.
+    return index_op and all(is_index(a) for a in e.args)
 
 
 def divisors(e: Expr, var: Var, found: set[int]) -> None:
-    """Adds the k at which index arithmetic in `e` divides the flat variable `var`: `(f // 6) % 4` divides
-    at 6 and 24."""
-    for x in walk(e):
-        if isinstance(x, Prim) and x.name in ("floordiv", "mod") and isinstance(x.args[1], Const):
-            scale = _scale(x.args[0], var)
-            if scale is not None:
-                found.add(scale * int(x.args[1].value))
+    """Adds the k at which a quotient or remainder divides the flat variable `var`, if it does: `(f // 6) % 4`
+    divides at 24."""
+    a, b = e.args
+    if isinstance(b, Const):
+        scale = _scale(a, var)
+        if scale is not None:
+            found.add(scale * int(b.value))
 
 
 def _scale(e: Expr, var: Var) -> int | None:

@@ -12,7 +12,7 @@ from ...ir import dtypes
 from ...ir.dataclass import dataclass
 from ...ir.expr import Const, Expr, Load, Local, Prim, Var, index_add, stride_of, walk
 from ...ir.loops import Buffer
-from ...ir.substitute import substitute
+from ...ir.substitute import Memo, substitute
 from ..machine import MachineModel
 from .indexing import ZERO, chain, divisors, is_index, split_flat
 from .scopes import Lowering, Scope
@@ -38,7 +38,7 @@ class Split:
         if not isinstance(flat, Var):
             return cls(flat, [ZERO], [extent])
         found: set[int] = set(extra)
-        for e in exprs:
+        for e in divisions(exprs):
             divisors(e, flat, found)
         sizes = chain(found, extent)
         if sizes[-1] in FOLDED:
@@ -64,33 +64,39 @@ def resplit(
     env: dict[Expr, Expr] = {s.flat: s.value() for s in splits if s.changed}
     if not env:
         return bindings, specs
+    memo: Memo = {}
     return (
-        {local: substitute(e, env) for local, e in bindings.items()},
-        [(b, substitute(i, env), substitute(v, env)) for b, i, v in specs],
+        {local: substitute(e, env, memo) for local, e in bindings.items()},
+        [(b, substitute(i, env, memo), substitute(v, env, memo)) for b, i, v in specs],
     )
 
 
 def needed_exprs(bindings: dict[Local, Expr], roots: list[Expr]) -> list[Expr]:
     """`roots` and every binding they use."""
-    out, stack, seen = list(roots), list(roots), set()
+    out, stack = list(roots), list(roots)
+    seen: set[int] = set()
     while stack:
-        for x in walk(stack.pop()):
-            if isinstance(x, Local) and x in bindings and x not in seen:
-                seen.add(x)
-                out.append(bindings[x])
-                stack.append(bindings[x])
+        inner = [stack.pop()]
+        while inner:
+            x = inner.pop()
+            if id(x) in seen:
+                continue
+            seen.add(id(x))
+            inner += x.args
+            value = bindings.get(x) if type(x) is Local else None
+            if value is not None:
+                out.append(value)
+                stack.append(value)
     return out
 
 
 def loads_of(exprs: list[Expr]) -> list[Load]:
-    seen: set[int] = set()
-    out: list[Load] = []
-    for e in exprs:
-        for x in walk(e):
-            if isinstance(x, Load) and id(x) not in seen:
-                seen.add(id(x))
-                out.append(x)
-    return out
+    return [x for x in walk(*exprs) if isinstance(x, Load)]
+
+
+def divisions(exprs: list[Expr]) -> list[Expr]:
+    """Every quotient and remainder in `exprs`."""
+    return [x for x in walk(*exprs) if type(x) is Prim and x.name in ("floordiv", "mod")]
 
 
 def lanes_for(machine: MachineModel, dtypes_: list[dtypes.DType]) -> int:
@@ -185,13 +191,19 @@ def strides(loads: list[Load], var: Expr) -> list[int | None]:
     """How far each load moves with `var`; 1 too where it moves by known quotients and remainders of it."""
     if not isinstance(var, Var):
         return [0] * len(loads)
-    return [stride_of(x.index[0], var) if not _folded(x.index[0], var) else 1 for x in loads]
+    known: dict[Expr, int | None] = {}
+    out: list[int | None] = []
+    for x in loads:
+        index = x.index[0]
+        if index not in known:
+            stride = stride_of(index, var)
+            known[index] = 1 if stride is None and _folded(index, var) else stride
+        out.append(known[index])
+    return out
 
 
 def _folded(e: Expr, var: Var) -> bool:
-    """Whether index `e` moves within a vector's length, by quotients and remainders of the lane."""
-    if stride_of(e, var) is not None:
-        return False
+    """Whether an index moves within a vector's length, by quotients and remainders of the lane."""
     try:
         lanes = [_at(e, var, k) for k in range(LANES)]
     except TypeError:

@@ -15,6 +15,7 @@ from .indexing import ZERO, Numbering
 from .nests import (
     Split,
     StoreSpec,
+    divisions,
     lanes_for,
     loads_of,
     needed_exprs,
@@ -54,8 +55,9 @@ class RowPasses:
         self.O, self.R = group.O, group.R
         roots = [e for _, i, v in specs for e in (i, v)] + [r.element for r in group.reductions]
         exprs = needed_exprs(group.elements.bindings, roots)
-        self.o = Split.of(group.o, group.O, exprs)
-        self.r = Split.of(group.r, group.R, exprs)
+        divided = divisions(exprs)
+        self.o = Split.of(group.o, group.O, divided)
+        self.r = Split.of(group.r, group.R, divided)
         self.bindings, specs = resplit(group.elements.bindings, specs, [self.o, self.r])
         env: dict[Expr, Expr] = {s.flat: s.value() for s in (self.o, self.r) if s.changed}
         self.reductions = [Reduction(r.local, r.combine, substitute(r.element, env) if env else r.element)
@@ -110,7 +112,7 @@ class RowPasses:
             at(self.stage(r.element)).reductions.append(r)
         for spec in specs:
             _, index, value = spec
-            if any(v in self.r_vars for e in (index, value) for v in self.low.free(e)):
+            if not all(self.low.free(e).isdisjoint(self.r_vars) for e in (index, value)):
                 at(self.stage(value)).stores.append(spec)
             else:
                 self.row_stores.append(spec)

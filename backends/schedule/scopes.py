@@ -16,6 +16,9 @@ from ...ir.loops import Alloc, Buffer, For, If, Let, Stmt, Store, While
 from ...ir.substitute import substitute
 from .indexing import Numbering, is_index
 
+_NOTHING: frozenset[Expr] = frozenset()
+_LEAVES = frozenset((Const, Var, Local))
+
 
 class Lowering:
     """What the scopes of one kernel share.
@@ -56,20 +59,27 @@ class Lowering:
         n = self.number(e)
         got = self.free_memo.get(n)
         if got is None:
-            if isinstance(e, Local) and e in self.bindings:
-                got = self._free(self.bindings[e])
-            elif isinstance(e, (Var, Local)):
+            kind = type(e)
+            if kind is Local and e in self.bindings:
+                got = self._free(self.bindings[e])  # type: ignore[index]
+            elif kind is Var or kind is Local:
                 got = frozenset((e,))
             else:
-                parts = [self._free(a) for a in e.args]
-                got = frozenset().union(*parts) if len(parts) != 1 else parts[0]
+                got = _NOTHING
+                for a in e.args:
+                    more = self._free(a)
+                    if not more <= got:
+                        got = got | more if got else more
             self.free_memo[n] = got
         return got
 
     def level(self, e: Expr) -> int:
         """The depth of the outermost scope that knows everything `e` depends on."""
         depth = self.depth_of
-        return max([self.floor, *(depth[x] for x in self.free(e))])
+        level = self.floor
+        for x in self.free(e):
+            level = max(level, depth[x])
+        return level
 
     def needed(self, roots: Iterable[Expr], known: Callable[[Expr], bool]) -> list[Local]:
         """The bindings that `roots` use, definitions first, leaving out what is known already."""
@@ -81,12 +91,12 @@ class Lowering:
             if id(e) in seen:
                 continue
             seen.add(id(e))
-            if isinstance(e, Local):
+            if type(e) is Local:
                 if e in self.bindings and e not in found and not known(e):
                     found.add(e)
                     stack.append(self.bindings[e])
             else:
-                stack.extend(e.args)
+                stack += [a for a in e.args if a.args or type(a) is Local]
         return sorted(found, key=self.order.__getitem__)
 
     def count(self, roots: Iterable[Expr]) -> None:
@@ -104,7 +114,7 @@ class Lowering:
                 continue
             self.counted.add(n)
             for a in e.args:
-                if isinstance(a, (Const, Var, Local)):
+                if not a.args and type(a) in _LEAVES:
                     continue
                 m = self.number(a)
                 self.uses[m] = self.uses.get(m, 0) + 1

@@ -20,7 +20,6 @@ from ...ir.expr import (
     Const,
     Expr,
     Load,
-    Local,
     Prim,
     Var,
     bounds,
@@ -86,9 +85,6 @@ def _shared(loop: Repeat, machine: MachineModel) -> Kernel | None:
     block = Var(f"{nests[0].loop.var.name}_block", count + 1)
     inside = _turns(loop, [s for n in nests for s in n.block(block)])
     rest = _turns(loop, [s for n in nests for s in n.rest(count)])
-    for s in statements([inside, rest]):
-        if isinstance(s, For) and s.kind == "parallel":
-            s.kind = "serial"
     body: list[Stmt] = [inside]
     if rest.body:  # rows that fill no block are one more task
         body = [
@@ -109,8 +105,7 @@ def _turns(loop: Repeat, body: list[Stmt]) -> For:
     now: Expr = turn
     if loop.reverse:
         now = index_add(index_mul(turn, -1), Const(loop.extent - 1))
-    replace_variables(body, {loop.var: now})
-    return For(turn, loop.extent, "serial", body)
+    return For(turn, loop.extent, "serial", relocated(body, {loop.var: now}))
 
 
 class _Nest:
@@ -132,23 +127,20 @@ class _Nest:
         """The main loop's statements for one block."""
         loop = self.loop
         start = index_mul(block, self.part)
-        body = copied(loop.body)
         if self.part == loop.step:
-            replace_variables(body, {loop.var: start})
-            return body
+            return relocated(loop.body, {loop.var: start})
         inner = Var(loop.var.name, self.part)
-        replace_variables(body, {loop.var: index_add(start, inner)})
+        body = relocated(loop.body, {loop.var: index_add(start, inner)})
         return [For(inner, self.part, "serial", body, loop.step)]
 
     def rest(self, count: int) -> list[Stmt]:
         """The statements for what no block has."""
         loop = self.loop
         done = count * self.part
-        out = copied(self.body[1:])
+        out = relocated(self.body[1:], {})
         if done < loop.extent:
             inner = Var(loop.var.name, loop.extent - done)
-            body = copied(loop.body)
-            replace_variables(body, {loop.var: index_add(inner, Const(done))})
+            body = relocated(loop.body, {loop.var: index_add(inner, Const(done))})
             out.insert(0, For(inner, loop.extent - done, "serial", body, loop.step))
         return out
 
@@ -265,12 +257,11 @@ def _touching(body: list[Stmt]) -> Iterator[Load | Store]:
         stack = list(expressions(s))
         while stack:
             x = stack.pop()
-            kind = type(x)
-            if kind is Const or kind is Var or kind is Local or id(x) in seen:
+            if (not x.args and type(x) is not Load) or id(x) in seen:
                 continue
             seen.add(id(x))
-            if kind is Load:
-                yield x  # type: ignore[misc]
+            if type(x) is Load:
+                yield x
             stack += x.args
         if type(s) is Store:
             yield s
@@ -315,30 +306,49 @@ def _limits(mask: Expr | None) -> Iterable[tuple[Expr, int]]:
         yield mask.args[0], int(mask.args[1].value)
 
 
-def copied(body: list[Stmt]) -> list[Stmt]:
-    """Statements that can be changed by themselves; their expressions and names are the same objects."""
-    out: list[Stmt] = []
-    for s in body:
-        s = copy(s)
-        if isinstance(s, (For, If, While)):
-            s.body = copied(s.body)
-        out.append(s)
-    return out
+def relocated(
+    body: list[Stmt], env: dict[Expr, Expr], scratch: dict[Buffer, tuple[Buffer, Expr]] | None = None
+) -> list[Stmt]:
+    """New statements with variables replaced, for a loop inside a parallel one. Accesses to buffers of
+    `scratch` go to another one, so much further."""
+    moved = {} if scratch is None else scratch
+    memo: Memo = {}
 
+    def go(e: Expr) -> Expr:
+        return substitute(e, env, memo, load if moved else None)
 
-def replace_variables(body: list[Stmt], env: dict[Expr, Expr], memo: Memo | None = None) -> None:
-    """Replaces variables in every expression of the statements."""
-    memo = {} if memo is None else memo
-    for s in body:
-        if isinstance(s, Store):
-            s.index = tuple([substitute(i, env, memo) for i in s.index])
-            s.mask = None if s.mask is None else substitute(s.mask, env, memo)
-            s.value = substitute(s.value, env, memo)
-        elif isinstance(s, Prefetch):
-            s.index = tuple([substitute(i, env, memo) for i in s.index])
-        elif isinstance(s, Let):
-            s.value = substitute(s.value, env, memo)
-        elif isinstance(s, (If, While)):
-            s.cond = substitute(s.cond, env, memo)
-        if isinstance(s, (For, If, While)):
-            replace_variables(s.body, env, memo)
+    def load(e: Load) -> Expr:
+        if e.buffer not in moved:
+            return e
+        new, shift = moved[e.buffer]
+        return Load(new, (index_add(flat_index(e.index, e.buffer), shift),), e.mask, e.other)
+
+    def block(body: list[Stmt]) -> list[Stmt]:
+        out: list[Stmt] = []
+        for s in body:
+            kind = type(s)
+            if kind is Prefetch and s.buffer in moved:  # type: ignore[attr-defined]
+                continue
+            s = copy(s)
+            if isinstance(s, Store):
+                s.index = tuple([go(i) for i in s.index])
+                s.mask = None if s.mask is None else go(s.mask)
+                s.value = go(s.value)
+                if s.buffer in moved:
+                    new, shift = moved[s.buffer]
+                    s.index = (index_add(flat_index(s.index, s.buffer), shift),)
+                    s.buffer = new
+            elif isinstance(s, Prefetch):
+                s.index = tuple([go(i) for i in s.index])
+            elif isinstance(s, Let):
+                s.value = go(s.value)
+            elif isinstance(s, (For, If, While)):
+                if not isinstance(s, For):
+                    s.cond = go(s.cond)
+                elif s.kind == "parallel":
+                    s.kind = "serial"
+                s.body = block(s.body)
+            out.append(s)
+        return out
+
+    return block(body)

@@ -19,6 +19,8 @@ from .ways import Problem, Strategy
 COPY, TURN, GATHER, COPY_FAR = 0.35, 0.45, 1.4, 0.65
 #: cycles per multiply-add of vectors where two can begin at once, and per load of vectors this wide
 PER_FMA, PER_LOAD = 1.04, 1.04
+#: a tile of few vectors, whose loads and multiply-adds are about as many, takes this part longer, at most
+SMALL = 0.08
 #: cycles more per vector that begins anywhere and so is in two lines
 CROSSING = 0.35
 #: cycles more per vector of B that comes from the second cache, as all do where a panel exceeds the first
@@ -51,7 +53,7 @@ PER_VECTOR = 3.0
 FEW = 4
 #: rows of B in a block that is read in place, at least: as many streams as the hardware follows
 STREAMS = 32
-#: of ways that take about as long, up to so many times the least, the one with the least code is taken
+#: among tiles of about one size, up to so many times the least time, the way with the least code is taken
 SLOWER = 1.02
 #: of so many rows or columns one may be computed twice, for tiles of one size
 TWICE = 25
@@ -109,9 +111,11 @@ def _best(found: list[Strategy], p: Problem, machine: MachineModel) -> Strategy:
     if best.dot:
         return best
     # All other ways add up in the same order: they may be chosen by the number of threads.
-    times = [(s.cycles * _share(p, s, machine), s) for s in found if not s.dot]
-    most = SLOWER * min(t for t, _ in times)
-    return min((s.code, t, k, s) for k, (t, s) in enumerate(times) if t <= most)[-1]
+    times = [(s.cycles * _share(p, s, machine), k, s) for k, s in enumerate(found) if not s.dot]
+    least, _, best = min(times)
+    few = best.tile * 7 / 8  # smaller tiles load more for what they multiply, which caches may not give
+    same = [x for x in times if x[0] <= SLOWER * least and x[2].tile >= few]
+    return min(same, key=lambda x: (x[2].code, x[0]))[2]
 
 
 def _share(p: Problem, s: Strategy, machine: MachineModel) -> float:
@@ -162,6 +166,7 @@ def _outer(
     filled = lanes * -(-rows // lanes) / rows
     out: list[Strategy] = []
     registers = machine.vector_registers
+    full = registers * 3 / 4
     # Rows so far apart that they share one of 64 sets of the first cache, or two, or four...
     ways = (machine.l1_bytes // 4096 - 2) * (4096 // gcd(p.am * p.itemsize, 4096) if p.ak == 1 else p.M)
     for nr in range(1, min(vectors, 6) + 1):
@@ -183,7 +188,9 @@ def _outer(
                 down = rows_first(pack_b and blocks == 1, p.K * p.N * p.itemsize, machine)
                 for count_m, m in cover(p.M, mr):
                     for count_n, n in cover(vectors, nr):
-                        step = max(m * n * per_fma, (m + n) * per_load, 4.0) + 0.3 + extra * n
+                        step = max(m * n * per_fma, (m + n) * per_load, 4.0)
+                        step *= 1 + min(SMALL, max(0.0, 1 - m * n / full) / 4)
+                        step += 0.3 + extra * n
                         again = nc if nc and not pack_b else n * lanes  # columns until the next tile of rows
                         if pack_b and nc and row_tiles < 4:
                             again = 2 * nc  # all that is packed, and what from
@@ -234,6 +241,7 @@ def _outer(
                             nc=nc,
                             ahead=ahead,
                             code=_code(p, mr, nr, vectors, pack_a, pack_b, kc),
+                            tile=p.M / row_tiles * vectors / column_tiles,
                         )
                     )
     return out
@@ -405,11 +413,19 @@ def _k_block(p: Problem, row_tiles: int, width: int, machine: MachineModel) -> i
 
 
 def _dot(p: Problem, swap: bool, machine: MachineModel) -> Strategy:
+    found = [
+        _dot_tile(p, swap, machine, mr, nr)
+        for nr in range(1, min(5, p.N) + 1)
+        for mr in range(1, min(p.M, (machine.vector_registers - 1 - nr) // nr, 6) + 1)
+    ]
+    least = min(s.cycles for s in found)
+    return min((s for s in found if s.cycles <= SLOWER * least), key=lambda s: s.code)
+
+
+def _dot_tile(p: Problem, swap: bool, machine: MachineModel, mr: int, nr: int) -> Strategy:
     per_fma = PER_FMA / max(1.0, machine.flops_per_cycle / (2 * machine.lanes(4)))
     per_load = PER_LOAD * machine.vector_bytes / 64
     lanes = machine.lanes(p.itemsize)
-    nr = min(4, p.N)
-    mr = max(1, min(p.M, (machine.vector_registers - 1 - nr) // nr, 6))
     last = p.k_last or p.K
     rows = p.K // max(last, 1)
     steps = rows * -(-last // lanes)
@@ -418,10 +434,12 @@ def _dot(p: Problem, swap: bool, machine: MachineModel) -> Strategy:
     line = 0.0 if size <= machine.l1_bytes // 2 else LINE_L2 if size <= machine.l2_bytes // 2 else STREAM
     size_a = p.M * p.K * p.itemsize
     cycles = STREAM * size_a / 64 if size_a > machine.l2_bytes // 2 else 0.0
-    for count_m, m in splits(p.M, mr):
+    code = 0
+    for count_m, m in cover(p.M, mr):
         cycles += count_m * line * size / 64
-        for count_n, n in splits(p.N, nr):
+        for count_n, n in cover(p.N, nr):
             step = max(m * n * per_fma, (m + n) * per_load, 4.0)
             once = m * n * 6 + 20 + (PER_ROW * rows if rows > 1 else 0)
             cycles += count_m * count_n * (step * steps + once)
-    return Strategy(swap, True, mr, nr, lanes, False, False, p.K, cycles * p.batch)
+            code += 18 * m * n + 30
+    return Strategy(swap, True, mr, nr, lanes, False, False, p.K, cycles * p.batch, code=code)

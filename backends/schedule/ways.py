@@ -92,6 +92,7 @@ class Strategy:
         merge: the number, from 1, of the dimension of rows that is one with the last in the tiles; 0: none.
         cycles: estimate.
         code: instructions to compile, roughly.
+        tile: vectors of a tile, on average.
     """
 
     swap: bool
@@ -109,3 +110,4 @@ class Strategy:
     merge: int = 0
     ahead: bool = False
     code: int = 0
+    tile: float = 0.0

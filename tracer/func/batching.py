@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ...ir.op import REGISTRY
+from ..callers import user_location
 from ..functions.shaping import cat
 from ..level import Level, moved
 from ..library import ArgumentError
-from ..recording import user_location
 from ..tensor import Tensor
 from ..values import TracedValue
 from .transforms import begin, output_tensors, refilled, tensors_of

@@ -12,10 +12,11 @@ from ...ir.forward import push_forward
 from ...ir.grad import backward as walk_back
 from ...ir.graph import Node
 from ..autograd import callbacks_of
+from ..callers import user_location
 from ..hooks import active
 from ..level import Kept, Level
 from ..library import ArgumentError, ArgumentTypeError
-from ..recording import STATE, LazyTrace, user_location
+from ..recording import STATE, LazyTrace
 from ..tensor import Tensor, ready
 from ..tree import map_tensors
 from ..values import TracedValue

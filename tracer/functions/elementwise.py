@@ -50,7 +50,12 @@ def _unary(name: str, *, floating: bool = False) -> None:
     op = REGISTRY[name]
 
     def fn(input: Tensor) -> Tensor:
-        if input.__class__ is not Tensor:
+        if input.__class__ is Tensor:
+            trace = STATE.trace
+            x: Any = input._storage.value if input._view is None else input._value()
+            if x.type.dtype.kind == "f" and not trace.walked_back:
+                return record(trace, op, (x,), {})
+        else:
             tensor_operand(input, f"{name}(): input")
         trace, args = values(input, floating=floating)
         return record(trace, op, (args[0],), {})

@@ -13,9 +13,10 @@ import numpy as np
 from ...ir.errors import IndexOutOfRange
 from ...runtime.buffers import copy_of
 from ...tracer import mt19937
+from ...tracer.callers import warn
 from ...tracer.library import ArgumentError, ArgumentTypeError, MissingForward, device_name
 from ...tracer.random import Generator, default_generator, generator_of
-from ...tracer.recording import STATE, warn
+from ...tracer.recording import STATE
 from ...tracer.tensor import Tensor, concrete
 
 T_co = TypeVar("T_co", covariant=True)

@@ -9,7 +9,8 @@ from typing import Any
 
 from ...ir.dataclass import dataclass
 from ...tracer.lazy import run_pending
-from ...tracer.recording import STATE, LazyTrace, TrieNode
+from ...tracer.recording import STATE, LazyTrace
+from ...tracer.trie import TrieNode
 from .collate import default_collate
 from .dataset import IterableDataset, samples_of
 
@@ -55,9 +56,9 @@ class DataTrace(LazyTrace):
         super().__init__(run_pending)
         self.grown = 0
 
-    def _grow(self, key: Any) -> TrieNode:
+    def _grow(self, key: Any, place: TrieNode) -> TrieNode:
         self.grown += 1
-        return super()._grow(key)
+        return super()._grow(key, place)
 
     def forget(self) -> None:
         """Called where nothing is pending."""

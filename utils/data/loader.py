@@ -7,9 +7,9 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from ...tracer.callers import warn
 from ...tracer.library import ArgumentError, ArgumentTypeError
 from ...tracer.random import Generator
-from ...tracer.recording import warn
 from .collate import default_collate, default_convert, pinned_batch
 from .dataset import Dataset, IterableDataset, sized
 from .fetch import Fetcher

@@ -1,0 +1,121 @@
+"""Ctrl-C in the middle of a training step: an interrupt at any moment leaves a program that goes on.
+
+Python raises KeyboardInterrupt where a function is entered or a call of native code returns. A profiler sees
+the same moments, so it raises there: at the n-th of one step, for many n.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import tracegrad as tg
+from tracegrad.tracer.callers import is_ours
+
+Step = Callable[[], Any]
+
+
+class InterruptAt:
+    """A profiler that raises at the n-th moment, of those inside the package, at which an interrupt can."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+        self.count = 0
+
+    def __call__(self, frame: Any, event: str, arg: Any) -> None:
+        code = frame.f_code
+        # What is raised in a finalizer, Python only prints; at the start of an `__exit__`, nobody can help.
+        skipped = code.co_name in ("__del__", "__exit__", "<genexpr>")
+        if event in ("call", "c_return") and is_ours(code.co_filename) and not skipped:
+            self.count += 1
+            if self.count == self.n:
+                raise KeyboardInterrupt
+
+
+def moments(step: Step) -> int:
+    watch = InterruptAt(-1)
+    sys.setprofile(watch)
+    try:
+        step()
+    finally:
+        sys.setprofile(None)
+    return watch.count
+
+
+def interrupted(step: Step, n: int) -> bool:
+    """Runs a step that is interrupted at its n-th moment; False if it ended before."""
+    try:
+        sys.setprofile(InterruptAt(n))
+        try:
+            step()
+        finally:
+            sys.setprofile(None)
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
+def training(compiled: bool) -> tuple[tg.nn.Module, Any, Step]:
+    tg.manual_seed(0)
+    nn = tg.nn
+    model = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Dropout(0.1), nn.BatchNorm1d(16), nn.Linear(16, 5))
+    optimizer = tg.optim.Adam(model.parameters(), lr=1e-3)
+    x, y = tg.randn(32, 12), tg.randint(0, 5, (32,))
+
+    def step() -> Any:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return model, optimizer, tg.compile(step) if compiled else step
+
+
+def check(model: Any, optimizer: Any, step: Step) -> None:
+    """The next steps work, and everything can be read, as for a checkpoint."""
+    losses = [float(step().item()) for _ in range(2)]
+    assert all(0 < loss < 2.5 for loss in losses)
+    tensors = [*model.state_dict().values()]
+    tensors += [v for s in optimizer.state.values() for v in s.values() if isinstance(v, tg.Tensor)]
+    for t in tensors:
+        assert math.isfinite(float(t.detach().double().sum().item()))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_anywhere_in_a_step(compiled: bool) -> None:
+    model, optimizer, step = training(compiled)
+    for _ in range(4):
+        step().item()
+    total = moments(lambda: step().item())
+    assert total > 10
+    for n in range(1, total + 1, 1 if compiled else 3):
+        interrupted(lambda: step().item(), n)
+        check(model, optimizer, step)
+
+
+def test_anywhere_in_the_first_steps() -> None:
+    """Where programs are met for the first time, and the optimiser's state is made."""
+    total = moments(lambda: training(False)[2]().item())
+    reached = 0
+    for n in range(50, total, max(total // 40, 1)):
+        model, optimizer, step = training(False)
+        reached += interrupted(lambda step=step: step().item(), n)
+        check(model, optimizer, step)
+    assert reached > 5
+
+
+def test_values_of_before_are_still_computed() -> None:
+    """Nothing that was pending is lost when the interrupt comes before it has run."""
+    total = moments(lambda: (tg.arange(7.0) * 2 + 1).sum().item())
+    reached = 0
+    for n in range(1, total, max(total // 150, 1)):
+        x = tg.arange(6.0)
+        y = x * 2 + 1
+        reached += interrupted(lambda y=y: y.sum().item(), n)
+        assert y.tolist() == [1, 3, 5, 7, 9, 11]
+        assert (y - x).sum().item() == 21
+    assert reached > 20
