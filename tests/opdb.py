@@ -288,7 +288,7 @@ class Sweep:
         ]
         weights = [weight(tuple(w.shape)) for w in want]
         total = sum((w * torch.from_numpy(k)).sum() for w, k in zip(want, weights))
-        theirs = torch.autograd.grad(total, wrt, allow_unused=True)  # type: ignore[arg-type]
+        theirs = torch.autograd.grad(total, wrt, allow_unused=True)
 
         def mine(x: Any, args: Any, kwargs: Any, inputs: list[Any]) -> list[Any]:
             out = ours(sample.output_process_fn_grad)(f(x, *args, **kwargs))

@@ -416,7 +416,11 @@ def test_ctrl_c_leaves_no_process(tmp_path: Any) -> None:
     assert run.stdout is not None
     pid, directory = run.stdout.readline().split()
     os.killpg(run.pid, signal.SIGINT)
-    _, err = run.communicate(timeout=60)
+    try:
+        _, err = run.communicate(timeout=20)
+    except subprocess.TimeoutExpired:  # it came while a finalizer ran, where Python only prints it
+        os.killpg(run.pid, signal.SIGINT)
+        _, err = run.communicate(timeout=40)
     assert "KeyboardInterrupt" in err and run.returncode != 0
     assert not os.path.exists(directory)
     with pytest.raises(ProcessLookupError):
