@@ -287,7 +287,7 @@ class Sweep:
             t for t in leaves((sample.input, sample.args, list(sample.kwargs.values()))) if differentiated(t)
         ]
         weights = [weight(tuple(w.shape)) for w in want]
-        total = sum((w * torch.from_numpy(k)).sum() for w, k in zip(want, weights))
+        total: Any = sum((w * torch.from_numpy(k)).sum() for w, k in zip(want, weights))
         theirs = torch.autograd.grad(total, wrt, allow_unused=True)
 
         def mine(x: Any, args: Any, kwargs: Any, inputs: list[Any]) -> list[Any]:
