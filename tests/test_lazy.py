@@ -262,3 +262,15 @@ def test_a_number_beside_a_tensor_is_what_it_always_was(trace: LazyTrace, number
                 np.testing.assert_array_equal(ours.numpy(), theirs)
         assert (x < number).tolist() == (a < number).tolist()
         assert (n * number).dtype is (tg.float32 if isinstance(number, float) else tg.int64)
+
+
+def test_constant_arrays_are_there_for_a_second_gradient_after_a_read() -> None:
+    """The divisors of a pool whose last windows are cut are an array; numbers alone are known anyway."""
+    x = tg.rand(1, 6, 6, requires_grad=True)
+    out = tg.nn.functional.avg_pool2d(x * 1, 3, 2, ceil_mode=True, count_include_pad=False) ** 3
+    (first,) = tg.autograd.grad(out.sum(), [x], create_graph=True)
+    assert first.detach().numpy().shape == (1, 6, 6)
+    (second,) = tg.autograd.grad(first.sum(), [x])
+    again = tg.nn.functional.avg_pool2d(x * 1, 3, 2, ceil_mode=True, count_include_pad=False) ** 3
+    (unread,) = tg.autograd.grad(again.sum(), [x], create_graph=True)
+    assert second.tolist() == pytest.approx(tg.autograd.grad(unread.sum(), [x])[0].tolist(), rel=1e-5)

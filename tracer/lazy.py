@@ -21,7 +21,6 @@ import numpy as np
 from ..ir.dtypes import float32
 from ..ir.grad import reads
 from ..ir.graph import Graph, Node
-from ..ir.op import REGISTRY
 from ..ir.types import Type
 from ..runtime.buffers import Buffer, empty
 from ..runtime.executable import Executable, Lowered, cached, host_machine, interpret
@@ -34,7 +33,6 @@ from .segments import stand_in
 from .trie import TrieNode
 from .values import Storage, TracedValue, let_go, without_contents
 
-_CONSTANT = REGISTRY["constant"]
 _LOOKED_UP = 0.03
 #: takes the contents of a program's outputs, and those of updated inputs if they were not written in place
 HandOut = Callable[..., None]
@@ -191,6 +189,7 @@ def _saved_for_backward(
     keep: dict[TracedValue, None] = {}
     held: set[Any] = set()
     seen: set[Any] = set()
+    numbers = {slot for slot, _, _ in trace.literals}
     stack: list[Any] = [v for v in live if v.requires_grad]
     while stack:
         v = stack.pop()
@@ -204,7 +203,7 @@ def _saved_for_backward(
         operands, results = reads(node, needs)
         for i in operands:
             operand: Any = node.operands[i]
-            if operand.trace is trace and operand.node.op is not _CONSTANT:  # whose contents we know
+            if operand.trace is trace and trace.slots[operand] not in numbers:  # whose contents we know
                 keep[operand] = None
         for i in results:
             keep[node.results[i]] = None
