@@ -93,6 +93,13 @@ class Node:
         """The only result; for ops with one."""
         return self.results[0]
 
+    def over(self, operands: tuple[Value, ...], regions: tuple[Graph, ...] | None = None) -> Node:
+        """The same op on other operands of the same types (and with other regions), with own results."""
+        regions = self.regions if regions is None else regions
+        new = Node(self.op, operands, self.attrs, self.loc, self.phase, regions)
+        new.results = tuple([Value(r.type, new, r.index, r.name) for r in self.results])
+        return new
+
     def __repr__(self) -> str:
         return f"<{self.op.name} {', '.join(str(v.type) for v in self.operands)} {self.attrs}>"
 

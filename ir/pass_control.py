@@ -79,8 +79,7 @@ def apply(graph: Graph, rewrite: Rewrite) -> Graph:
                             new.name = old.name
                 continue
         if operands != node.operands:
-            copy = Node(node.op, operands, node.attrs, node.loc, node.phase, node.regions)
-            copy.results = tuple([Value(r.type, copy, r.index, r.name) for r in node.results])
+            copy = node.over(operands)
             env.update(zip(node.results, copy.results))
             node = copy
         out.nodes.append(node)
@@ -124,8 +123,7 @@ def merge_equal(graph: Graph) -> Graph:
                 new.name = new.name or old.name
             continue
         if operands != node.operands:
-            copy = Node(node.op, operands, node.attrs, node.loc, node.phase, node.regions)
-            copy.results = tuple([Value(r.type, copy, r.index, r.name) for r in node.results])
+            copy = node.over(operands)
             env.update(zip(node.results, copy.results))
             node = copy
         out.nodes.append(node)

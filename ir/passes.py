@@ -212,9 +212,7 @@ class _Regions(Rewriter):
         if node.regions:
             regions = tuple(run_pass(self.run_one, r, self.options) for r in node.regions)
             if any(new is not old for new, old in zip(regions, node.regions)):
-                made = Node(node.op, node.operands, node.attrs, node.loc, node.phase, regions)
-                made.results = tuple(Value(r.type, made, r.index, r.name) for r in node.results)
-                node = made
+                node = node.over(node.operands, regions)
         return self.place(node)
 
 

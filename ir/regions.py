@@ -136,8 +136,7 @@ def unshared(graph: Graph, seen: set[int] | None = None) -> Graph:
     for node in graph.nodes:
         operands = tuple([env.get(v, v) for v in node.operands])
         if node in changed or operands != node.operands:
-            copy = Node(node.op, operands, node.attrs, node.loc, node.phase, changed.get(node, node.regions))
-            copy.results = tuple([Value(r.type, copy, r.index, r.name) for r in node.results])
+            copy = node.over(operands, changed.get(node))
             env.update(zip(node.results, copy.results))
             node = copy
         out.nodes.append(node)

@@ -250,7 +250,7 @@ class Rewriter(Builder):
             if env:
                 operands = tuple([env.get(v, v) for v in node.operands])
                 if operands != node.operands:
-                    node = _rebuilt(node, operands)
+                    node = node.over(operands)
             before = len(out.nodes)
             new = self.visit(node)
             if new is not old:
@@ -340,10 +340,3 @@ class Rewriter(Builder):
             uses[v] = uses.get(v, 0) - 1
             if uses[v] == 0 and v.node is not None and len(v.node.results) == 1:
                 stack.extend(v.node.operands)
-
-
-def _rebuilt(node: Node, operands: tuple[Value, ...]) -> Node:
-    """The node over other operands of the same types, hence with the same result types."""
-    new = Node(node.op, operands, node.attrs, node.loc, node.phase, node.regions)
-    new.results = tuple([Value(r.type, new, r.index, r.name) for r in node.results])
-    return new

@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 import tracegrad as tg
+from tracegrad.backends.cuda import emulate as emulation
+from tracegrad.runtime.cuda_emulated import emulated
+from tracegrad.tracer import generator
 from tracegrad.tracer.callers import is_ours
 
 Step = Callable[[], Any]
@@ -95,6 +98,61 @@ def test_anywhere_in_a_step(compiled: bool) -> None:
     for n in range(1, total + 1, 1 if compiled else 3):
         interrupted(lambda: step().item(), n)
         check(model, optimizer, step)
+
+
+def test_no_update_is_lost_or_done_twice() -> None:
+    """An interrupted step was made or not: weights have moved by whole steps."""
+    x = tg.zeros(4, requires_grad=True)
+    optimizer = tg.optim.SGD([x], lr=1.0)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        x.sum().backward()
+        optimizer.step()
+        x.detach()[0].item()
+
+    for _ in range(4):
+        step()
+    total = moments(step)
+    expected = x.tolist()[0]
+    between = set()
+    for n in range(1, total + 1):
+        done = interrupted(step, n)
+        computed = (x.detach() * 2).tolist()  # recorded after what may still be there of the step
+        now = x.tolist()
+        assert len(set(now)) == 1 and computed == [2 * v for v in now], n
+        assert expected - now[0] in ((0, 1) if done else (1,)), n
+        between.add(expected - now[0])
+        step()
+        assert x.tolist()[0] == now[0] - 1
+        expected = now[0] - 1
+    assert between == {0, 1}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # (in finalizers)
+@pytest.mark.skipif(not emulation.available(), reason="emulating takes g++")
+def test_anywhere_in_a_step_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An update is there or not, but never pending still, to be done twice; and all can be read."""
+    monkeypatch.setattr(generator, "_ON_DEVICES", {})
+    with emulated():
+        x = tg.zeros(4, device="cuda", requires_grad=True)
+        optimizer = tg.optim.SGD([x], lr=1.0)
+
+        def step() -> None:
+            optimizer.zero_grad()
+            x.sum().backward()
+            optimizer.step()
+            x.detach()[0].item()
+
+        for _ in range(4):
+            step()
+        for n in range(1, moments(step) + 1, 2):
+            before = x.tolist()[0]
+            done = interrupted(step, n)
+            now = x.tolist()
+            assert len(set(now)) == 1 and before - now[0] in ((0, 1) if done else (1,)), n
+            step()
+            assert x.tolist() == [now[0] - 1] * 4, n
 
 
 def test_anywhere_in_the_first_steps() -> None:

@@ -22,7 +22,10 @@ def compiled_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def without_replay(monkeypatch: pytest.MonkeyPatch, run: Callable[[], Any]) -> Any:
     with monkeypatch.context() as m:
-        run_it = lambda self, key, operands, procedure, *given, numbers=(): procedure(*given)  # noqa: E731
+
+        def run_it(self: Any, key: Any, operands: Any, procedure: Any, *given: Any, numbers: Any = ()) -> Any:
+            return procedure(*given)
+
         m.setattr(LazyTrace, "segment", run_it)
         m.setattr(autograd, "backward_again", lambda t: False)
         return run()

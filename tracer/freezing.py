@@ -68,8 +68,8 @@ def only_wanted(graph: Graph) -> Graph:
         env: dict[Value, Value] = dict(zip(parts.inputs, node.operands))
         for part in parts.nodes:
             operands = tuple([env[v] for v in part.operands])
-            copy = Node(part.op, operands, part.attrs, node.loc, node.phase, part.regions)
-            copy.results = tuple([Value(r.type, copy, i) for i, r in enumerate(part.results)])
+            copy = part.over(operands)
+            copy.loc, copy.phase = node.loc, node.phase
             env.update(zip(part.results, copy.results))
             todo.append(copy)
         stands.update({r: env[v] for r, v in zip(node.results, parts.outputs)})

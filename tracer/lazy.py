@@ -33,6 +33,7 @@ from .segments import stand_in
 from .trie import TrieNode
 from .values import Storage, TracedValue, let_go, without_contents
 
+#: seconds of interpreting from which on the compile cache is asked first
 _LOOKED_UP = 0.03
 #: takes the contents of a program's outputs, and those of updated inputs if they were not written in place
 HandOut = Callable[..., None]
@@ -101,7 +102,7 @@ class LazyProgram:
         written in place. The first runs are `interpreted` unless that is `dear`, the next compiles.
 
         An interrupt (Ctrl-C) leaves everything as it was, or comes when the results are handed out; then
-        `hand_out` may be called a second time.
+        `hand_out` may be called a second time. That holds for the CPU: see `LazyTrace.unclear`.
         """
         self.runs += 1
         executable = self.executable
@@ -293,6 +294,7 @@ def run_pending(trace: LazyTrace, at: TrieNode) -> None:
         buffers = [inputs[i][2] for i in program.input_positions]
         for i, dtype in zip(program.literal_positions, program.scalars):
             buffers.append(scalar_buffer(trace.literals[i][1], dtype))
+        trace.unclear = program.placed is not None
         program.run(buffers, trace.interpreted, hand_out)
     else:
         _completed(hand_out)

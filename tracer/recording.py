@@ -37,6 +37,8 @@ class LazyTrace(Trace):
         outside: it reads values whose graph goes on outside of it, where walks back depend on more than the
             way through the trie.
         ran: its results have been handed out, or are about to be.
+        unclear: it runs where nobody can tell whether an interrupt came before or after (on a GPU), so it must
+            not run again: it counts as failed, though it may have written its updates in place.
 
     A new forward computation after a `backward()` starts a new program (a training loop's body is one), as
     does a trace of `LIMIT` ops; otherwise it ends when a value is needed.
@@ -76,7 +78,8 @@ class LazyTrace(Trace):
             self.own_attrs = {}
         if self.flags:
             self.flags = {}
-        self.walked_back = self.overlong = self.transformed = self.outside = self.ran = False
+        self.walked_back = self.overlong = self.transformed = self.outside = False
+        self.ran = self.unclear = False
 
     @property
     def nodes(self) -> list[Node]:
@@ -328,13 +331,17 @@ class LazyTrace(Trace):
             except BaseException as error:
                 if self.ran:
                     self._reset()
-                elif isinstance(error, Exception):  # (after an interrupt all is pending as before)
+                elif self.unclear or isinstance(error, Exception):  # (else all is pending as before)
                     for storage, old in reversed(self.undo):  # a failed run leaves every tensor as it was
                         storage.hold(old)
                         storage.version += 1
                     self._reset()
                 raise
-            self._reset()
+            try:
+                self._reset()
+            except BaseException:  # an interrupt, before anything was reset; the program must not run again
+                self._reset()
+                raise
             if self.places > min(self.PLACES, self.tidy + self.ONCE):
                 keep = self.PLACES // 2 if self.places > self.PLACES else self.PLACES
                 self.tidy = self.places = prune(self.root, keep, self.ONCE // 2)

@@ -74,23 +74,42 @@ class ContractSteps(ContractPacking):
         columns: they come from far apart, and nothing else would fetch them ahead."""
         dim = self.g.inner[-1]
         share = rounds(self.K, -(-self.K // -(-self.m.size // self.s.mr)))
-        steps = self.K // share
-        v = Var("row", share)
-        inner = scope.loop(v, share, "serial") if share > 1 else scope.inline()
-        at: Expr = v if share > 1 else ZERO
-        row = index_add(index_mul(index_div(self.home(mb), self.s.mr), share), at)
-        row = self.limited(inner, row, self.K - 1)
-        for j in range(nr + (dim.b * self.g.buffers[1].dtype.itemsize % self.machine.vector_bytes != 0)):
-            column = index_add(nb, Const((nr + j) * self.lanes))
-            for x in walk(self.load("b", ZERO, column, {dim.var: row}, inner)):
-                if isinstance(x, Load):
-                    inner.stmts.append(Prefetch(x.buffer, x.index))
-        part = Block(((index_mul(at, steps), steps),))
-        self.k_steps(inner, dim, mr * nr, {}, step, part)
-        inner.close()
-        if share * steps < self.K:
-            rest = Block(((Const(share * steps), self.K - share * steps),))
-            self.k_steps(scope, dim, mr * nr, {}, step, rest)
+
+        def ahead(inner: Scope, at: Expr) -> None:
+            row = index_add(index_mul(index_div(self.home(mb), self.s.mr), share), at)
+            row = self.limited(inner, row, self.K - 1)
+            for j in range(nr + (dim.b * self.g.buffers[1].dtype.itemsize % self.machine.vector_bytes != 0)):
+                column = index_add(nb, Const((nr + j) * self.lanes))
+                for x in walk(self.load("b", ZERO, column, {dim.var: row}, inner)):
+                    if isinstance(x, Load):
+                        inner.stmts.append(Prefetch(x.buffer, x.index))
+
+        self.k_rounds(scope, Var("row", share), mr * nr, step, self.whole, ahead)
+
+    def k_rounds(
+        self,
+        scope: Scope,
+        turn: Var,
+        tile: int,
+        step: Callable[[Scope, dict[Expr, Expr]], None],
+        part: Block,
+        first: Callable[[Scope, Expr], None],
+    ) -> None:
+        """The loop over k in as many rounds of equal length as `turn` counts, each of which begins with
+        `first`; then what is left over. `tile`: vectors of the tile."""
+        dim = self.g.inner[-1]
+        start, n = part.ranges[-1]
+        count = turn.extent
+        steps = n // count
+        outer = scope.loop(turn, count, "serial") if count > 1 else scope.inline()
+        at: Expr = turn if count > 1 else ZERO
+        first(outer, at)
+        here = index_add(index_mul(at, steps), start)
+        self.k_steps(outer, dim, tile, {}, step, Block(((here, steps),)))
+        outer.close()
+        if steps * count < n:
+            rest = Block(((index_add(Const(steps * count), start), n - steps * count),))
+            self.k_steps(scope, dim, tile, {}, step, rest)
 
     def comes_row_by_row(self, mr: int, part: Block) -> bool:
         """Whether k is long enough for `k_bringing`."""
@@ -108,21 +127,14 @@ class ContractSteps(ContractPacking):
         part: Block,
     ) -> None:
         """The loop over k, in which that comes row by row: all at once would wait for one another."""
-        dim = self.g.inner[-1]
-        start, n = part.ranges[-1]
-        count = rounds(n, mr)
-        steps = n // count
-        i = Var("i", count)
-        outer = scope.loop(i, count, "serial")
-        row = outer.inline()
-        self.bring_row(row, index_add(mb, self.limited(row, i, mr - 1)), nb, lines)
-        row.close()
-        here = index_add(index_mul(i, steps), start)
-        self.k_steps(outer, dim, mr * nr, {}, step, Block(((here, steps),)))
-        outer.close()
-        if steps * count < n:
-            rest = Block(((index_add(Const(steps * count), start), n - steps * count),))
-            self.k_steps(scope, dim, mr * nr, {}, step, rest)
+
+        def bring(inner: Scope, at: Expr) -> None:
+            row = inner.inline()
+            self.bring_row(row, index_add(mb, self.limited(row, at, mr - 1)), nb, lines)
+            row.close()
+
+        turn = Var("i", rounds(part.ranges[-1][1], mr))
+        self.k_rounds(scope, turn, mr * nr, step, part, bring)
 
     def bring(self, scope: Scope, mb: Expr, mr: int, nb: Expr, nr: int) -> None:
         """Prefetches what the epilogue of a tile will read and write, where that is large: it comes while

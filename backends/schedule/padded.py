@@ -97,8 +97,7 @@ def _rewritten(graph: Graph, pads: dict[Value, Node]) -> tuple[Graph, set[Value]
 
     def emit(node: Node, operands: tuple[Value, ...]) -> None:
         if operands != node.operands:
-            copy = Node(node.op, operands, node.attrs, node.loc, node.phase, node.regions)
-            copy.results = tuple([Value(r.type, copy, r.index, r.name) for r in node.results])
+            copy = node.over(operands)
             env.update(zip(node.results, copy.results))
             node = copy
         out.nodes.append(node)

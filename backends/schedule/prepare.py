@@ -43,8 +43,7 @@ def in_few_parts(graph: Graph, most: int) -> Graph:
             rows = [operands[i : i + most] for i in range(0, len(operands), most)]
             operands = tuple([_concat(out, node, row) for row in rows])
         if operands != node.operands or regions != node.regions:
-            copy = Node(node.op, operands, node.attrs, node.loc, node.phase, regions)
-            copy.results = tuple([Value(r.type, copy, r.index, r.name) for r in node.results])
+            copy = node.over(operands, regions)
             env.update(zip(node.results, copy.results))
             node = copy
         out.nodes.append(node)
