@@ -37,8 +37,8 @@ class LazyTrace(Trace):
         outside: it reads values whose graph goes on outside of it, where walks back depend on more than the
             way through the trie.
         ran: its results have been handed out, or are about to be.
-        unclear: it runs where nobody can tell whether an interrupt came before or after (on a GPU), so it must
-            not run again: it counts as failed, though it may have written its updates in place.
+        unclear: it runs where nobody can tell whether an interrupt came before or after (on a GPU), so it
+            must not run again: it counts as failed, though it may have written its updates in place.
 
     A new forward computation after a `backward()` starts a new program (a training loop's body is one), as
     does a trace of `LIMIT` ops; otherwise it ends when a value is needed.
