@@ -12,6 +12,7 @@ _gc.disable()
 
 from . import ir as ir
 from .ir import ops as _ops
+from .ir.collector import settle as _settle
 from .ir.dtypes import (
     DType as dtype,
 )
@@ -140,4 +141,5 @@ _sys.modules[f"{__name__}.autograd.function"] = autograd.function
 _sys.modules[f"{__name__}.autograd.functional"] = autograd.functional
 _sys.modules[f"{__name__}.autograd.forward_ad"] = autograd.forward_ad
 if _collecting:
+    _settle()
     _gc.enable()

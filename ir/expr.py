@@ -248,18 +248,17 @@ def terms(e: Expr) -> tuple[list[tuple[Expr, int]], int]:
     got = e._terms
     if got is None:
         a = e.args
-        found: list[tuple[Expr, int]]
         if e.name == "add":
             out, const = terms(a[0])
             more, c = terms(a[1])
-            found, total = _merge(out, more), const + c
+            got = _merge(out, more), const + c
         elif e.name == "mul" and type(a[1]) is Const:
             k = int(a[1].value)
             inner, c = terms(a[0])
-            found, total = [(t, n * k) for t, n in inner], c * k
+            got = [(t, n * k) for t, n in inner], c * k
         else:
-            found, total = list[tuple[Expr, int]]([(e, 1)]), 0
-        got = e._terms = found, total
+            return [(e, 1)], 0  # not kept: what knows itself is left to the collector
+        e._terms = got
     return got
 
 

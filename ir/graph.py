@@ -129,6 +129,11 @@ class Graph:
         """Everything the graph must compute: outputs, then new values of updated inputs."""
         return [*self.outputs, *self.updates.values()]
 
+    @property
+    def trains(self) -> bool:
+        """Whether an optimiser's step is part of it."""
+        return any(n.phase == "update" or any(r.trains for r in n.regions) for n in self.nodes)
+
     def __str__(self) -> str:
         from .text import print_graph
 

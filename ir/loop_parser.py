@@ -321,6 +321,8 @@ class _Parser(Tokens):
                 p.updated = self.buffer_list()
             elif word == "arena_bytes":
                 p.arena_bytes = self.integer()
+            elif word == "flushes":
+                p.flushes = True
             elif word in SPACES:
                 self.declare(p, word)
             else:

@@ -115,7 +115,7 @@ class _Names:
 
 _RESERVED = {
     "for", "in", "step", "let", "if", "while", "alloc", "barrier", "true", "false", "kernel", "program",
-    "reduce", "warp", "bits", "returns", "updates", *dtypes.BY_NAME, *LOOP_KINDS, *SPACES,
+    "reduce", "warp", "bits", "returns", "updates", "flushes", *dtypes.BY_NAME, *LOOP_KINDS, *SPACES,
 }  # fmt: skip
 
 
@@ -250,6 +250,8 @@ def print_program(program: LoopProgram) -> str:
         out.append("  updates " + ", ".join(names.get(b) for b in program.updated))
     if program.arena_bytes:
         out.append(f"  arena_bytes {program.arena_bytes}")
+    if program.flushes:
+        out.append("  flushes")
     _steps(program.steps, names, "  ", out)
     out.append("}")
     return "\n".join(out) + "\n"

@@ -322,6 +322,7 @@ class LoopProgram:
             is the same Buffer object (the executable copies).
         updated: inputs that the program overwrites with their new value, in place.
         arena_bytes: size of the workspace all `arena` buffers are placed in.
+        flushes: subnormal numbers are zeros in it, where the processor is slow with them.
     """
 
     name: str
@@ -331,6 +332,7 @@ class LoopProgram:
     temps: list[Buffer] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     arena_bytes: int = 0
+    flushes: bool = False
 
     @property
     def kernels(self) -> list[Kernel]:

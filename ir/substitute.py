@@ -19,35 +19,32 @@ def substitute(
     """`e` with the given nodes (by identity) replaced; index sums are simplified again. `memo`: a dictionary,
     empty at first, for all expressions that the same is replaced in: what they share is then done once.
     `load`: what becomes of loads, when that is done."""
-    done: Memo = {} if memo is None else memo
+    return _substituted(e, env, {} if memo is None else memo, load)
 
-    def go(x: Expr) -> Expr:
-        new = env.get(x)
-        if new is not None:
-            return new
-        old = x.args
-        if not old and type(x) is not Load:
-            return x
-        known = done.get(id(x))
-        if known is not None:
-            return known[1]
-        args = tuple([go(a) for a in old])
-        for a, b in zip(args, old):
-            if a is not b:
-                new = (
-                    _reindex(x.name, args)
-                    if type(x) is Prim and x.dtype is dtypes.int64 and x.name in _INDEX_OPS
-                    else x.rebuild(args)
-                )
-                break
-        else:
-            new = x
-        if load is not None and type(new) is Load:
-            new = load(new)
-        done[id(x)] = x, new  # with x, or another could get its id
+
+def _substituted(x: Expr, env: dict[Expr, Expr], done: Memo, load: Callable[[Load], Expr] | None) -> Expr:
+    new = env.get(x)
+    if new is not None:
         return new
-
-    return go(e)
+    old = x.args
+    if not old and type(x) is not Load:
+        return x
+    known = done.get(id(x))
+    if known is not None:
+        return known[1]
+    args = tuple([_substituted(a, env, done, load) for a in old])
+    new = x
+    for a, b in zip(args, old):
+        if a is not b:
+            if type(x) is Prim and x.dtype is dtypes.int64 and x.name in _INDEX_OPS:
+                new = _reindex(x.name, args)
+            else:
+                new = x.rebuild(args)
+            break
+    if load is not None and type(new) is Load:
+        new = load(new)
+    done[id(x)] = x, new  # with x, or another could get its id
+    return new
 
 
 def _reindex(name: str, args: tuple[Expr, ...]) -> Expr:

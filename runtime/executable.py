@@ -91,16 +91,25 @@ class Lowered:
     @cached_property
     def native(self) -> NativeProgram:
         with collector_paused():
-            key = _key(self.graph, self.machine)
-            found = cached(self.graph, self.machine, key)
-            if found is not None:
-                return found
-            from ..backends.llvm.compile import compile_program
-            from ..backends.llvm.pool import prepare
+            return self._native()
 
-            if any(v.type.numel >= _SHARED for n in self.graph.nodes for v in (*n.operands, *n.results)):
-                prepare()
-            return compile_program(self.loops, key=key)
+    def _native(self) -> NativeProgram:
+        graph, machine = self.graph, self.machine
+        key = _key(graph, machine)
+        found = cached(graph, machine, key)
+        if found is not None:
+            return found
+        from ..backends.llvm.compile import compile_program
+        from ..backends.llvm.pool import prepare
+
+        if any(v.type.numel >= _SHARED for n in graph.nodes for v in (*n.operands, *n.results)):
+            prepare()
+        if key is None:
+            return compile_program(self.loops)
+        # Stages that nobody has asked for are not kept but made again for who asks: they are large, and the
+        # collector would look through them ever after.
+        loops = self.__dict__.get("loops") or _loops(graph, machine)
+        return compile_program(loops, key=key, make=lambda: _loops(graph, machine))
 
     @cached_property
     def _cuda(self) -> dict[str, CudaLowered]:
@@ -162,7 +171,7 @@ def _key(graph: Graph, machine: MachineModel) -> str | None:
     if any(os.environ.get(f"TRACEGRAD_{name}") == "1" for name in ("TUNE", "VERIFY")):
         return None
     text = fingerprint(graph)
-    return None if text is None else f"graph for {machine}\n{text}"
+    return None if text is None else f"graph for {machine}{' to train' * graph.trains}\n{text}"
 
 
 def cached(graph: Graph, machine: MachineModel, key: str | None = None) -> NativeProgram | None:

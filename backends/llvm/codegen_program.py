@@ -11,6 +11,10 @@ of some length become several modules, so that several threads can compile them.
 of `tg_parallel_for` (0: run serially). An output that the program does not write itself (an input, or the
 same buffer as an earlier output) is copied to its slot's pointer at the end of a run, unless that is null.
 `repeat` does not change the table. Called by compile.py.
+
+Programs that train have zeros in place of subnormal numbers on x86, which would take a hundred times as long:
+the running means of what has no gradient any more fade into those, and stay there. The caller's modes are as
+they were when a run ends.
 """
 
 from __future__ import annotations
@@ -55,6 +59,28 @@ done:
   ret void
 }}"""
 _MEMMOVE = "declare void @llvm.memmove.p0.p0.i64(ptr, ptr, i64, i1)"
+# Zeros for subnormal operands (1 << 6) and results (1 << 15), and the modes as they were.
+_FLUSHING = """define internal i32 @flush() #0 {
+  %slot = alloca i32, align 4
+  call void @llvm.x86.sse.stmxcsr(ptr %slot)
+  %modes = load i32, ptr %slot, align 4
+  %flushing = or i32 %modes, 32832
+  store i32 %flushing, ptr %slot, align 4
+  call void @llvm.x86.sse.ldmxcsr(ptr %slot)
+  ret i32 %modes
+}
+define internal void @restore(i32 %modes) #0 {
+  %slot = alloca i32, align 4
+  store i32 %modes, ptr %slot, align 4
+  call void @llvm.x86.sse.ldmxcsr(ptr %slot)
+  ret void
+}
+define void @run(ptr %table) #0 {
+  %modes = call i32 @flush()
+  call void @execute(ptr %table)
+  call void @restore(i32 %modes)
+  ret void
+}"""
 
 
 def generate(program: LoopProgram, target: Target, threads: bool = True) -> str:
@@ -81,6 +107,9 @@ class _Program:
         self.fma = target.has_fma
         self.vector_bytes = target.vector_bytes
         self.threads = threads
+        # `run`'s body is a function that nothing is moved into or out of, where it runs in other modes.
+        self.flushes = program.flushes and target.arch == "x86_64"
+        self.body = "execute" if self.flushes else "run"
         self.numbers = itertools.count(2)
         self.module = self._module()
         self.attributes = f"attributes #0 = {{ nounwind {target.attribute_text()} }}"
@@ -132,7 +161,12 @@ class _Program:
                 yield self._text(part)
                 part, inside, waiting = self._module(), [], 0
         main.absorb(part)
-        main.functions += [self._run(calls), self._repeat()]
+        main.functions.append(self._run(calls))
+        if self.flushes:
+            main.functions.append(_FLUSHING)
+            for name in ("stmxcsr", "ldmxcsr"):
+                main.declares[f"declare void @llvm.x86.sse.{name}(ptr)"] = None
+        main.functions.append(self._repeat())
         if main.spread:
             main.functions.append(_SPREAD_TEXT)
         yield self._text(main)
@@ -197,7 +231,8 @@ class _Program:
     # --- entry points ---------------------------------------------------------------------------------------
 
     def _run(self, calls: dict[Kernel, Call]) -> str:
-        lines = ["define void @run(ptr %table) #0 {", "entry:"]
+        kind = ("internal ", " noinline") if self.flushes else ("", "")
+        lines = [f"define {kind[0]}void @{self.body}(ptr %table){kind[1]} #0 {{", "entry:"]
         pointers: dict[Buffer, str] = {}
 
         def slot(i: int, ty: str = "ptr") -> str:
@@ -284,16 +319,18 @@ class _Program:
                 "entry:",
                 f"  %slots = alloca [{count} x i64], align 64",
                 f"  call void @llvm.memcpy.p0.p0.i64(ptr %slots, ptr align 8 %table, i64 {size}, i1 false)",
+                *["  %modes = call i32 @flush()"] * self.flushes,
                 "  %some = icmp sgt i64 %n, 0",
                 "  br i1 %some, label %loop, label %exit",
                 "loop:",
                 "  %i = phi i64 [ 0, %entry ], [ %next, %loop ]",
-                "  call void @run(ptr %slots)",
+                f"  call void @{self.body}(ptr %slots)",
                 *advance,
                 "  %next = add nuw nsw i64 %i, 1",
                 "  %more = icmp slt i64 %next, %n",
                 "  br i1 %more, label %loop, label %exit",
                 "exit:",
+                *["  call void @restore(i32 %modes)"] * self.flushes,
                 "  ret void",
                 "}",
             ]

@@ -8,7 +8,7 @@ Object code is cached on disk, under the program's text or a key that the caller
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from ...ir.loop_text import print_program
 from ...ir.loops import For, LoopProgram, statements
@@ -28,6 +28,7 @@ def compile_program(
     use_cache: bool = True,
     opt: Opt = "fast",
     key: str | None = None,
+    make: Callable[[], LoopProgram] | None = None,
 ) -> NativeProgram:
     """Native code for a loop program.
 
@@ -36,13 +37,16 @@ def compile_program(
     - `use_cache`: look for object code on disk, and leave it there.
     - `opt`: see `Engine.compile`.
     - `key`: what `load_program` shall find it by; default a text of the whole program.
+    - `make`: gives the program again, for those who want to look at it; without, it is kept for them.
 
     :raises CompileError: statements or buffers that only GPUs have.
     """
     engine = engine_for(target, use_cache)
+    make = make or (lambda: program)
+    first = [program]
 
     def texts() -> Iterator[str]:
-        return generate_parts(program, engine.target, threads)
+        return generate_parts(first.pop() if first else make(), engine.target, threads)
 
     if key is None:
         key = f"loops threads={threads}\n{print_program(program)}" if use_cache else "-"
@@ -50,4 +54,5 @@ def compile_program(
     parallel = any(isinstance(s, For) and s.kind == "parallel" for s in loops)
     facts = (program.arena_bytes, int(parallel))
     module = engine.compile(texts, key=key, opt=opt, jobs=get_num_threads(), facts=facts, trusted=True)
-    return NativeProgram(module, lambda: program, threads, engine.target)
+    first.clear()
+    return NativeProgram(module, make, threads, engine.target)

@@ -66,8 +66,13 @@ def schedule(graph: Graph, machine: MachineModel | None = None) -> LoopProgram:
     for n, kernel in enumerate(program.kernels):
         kernel.name = f"k{n}_{kernel.name}" if kernel.name else f"k{n}"
     program.temps = list(plan.constants)
+    program.flushes = graph.trains
     plan_memory(program)
     forget()
+    # The plan and its groups know each other and hold most of what was made on the way: the collector would
+    # look through all of that to find out that it is garbage.
+    for x in (*plan.groups, plan.number, plan):
+        vars(x).clear()
     return program
 
 

@@ -137,6 +137,7 @@ class ContractGroup(Group):
         """Cycles of one thread if the operands were loads from `sources` (values and the operands' strides in
         them); for a group that is not used further."""
         self.machine = replace(self.plan.machine, threads=1)
+        del self.elements  # they know the group, which so goes when it has been asked
         node = self.node
         sizes = letter_sizes(node)
         spec_a, spec_b, out = split_spec(node)

@@ -253,39 +253,33 @@ class ContractEmitter(ContractTurned):
         block = min(self.s.nc, self.n.size)
         self.tiles(scope, letters, self.n.size, block, panels, self.s.flat, self.again["b"])
 
-    def k_blocks(self, scope: Scope, body: Callable[[Scope, Block], None]) -> None:
+    def k_blocks(
+        self,
+        scope: Scope,
+        body: Callable[[Scope, Block], None],
+        done: tuple[tuple[Expr, int], ...] = (),
+        first: bool | Expr = True,
+        last: bool | Expr = True,
+    ) -> None:
         """`body` for every block of k whose panels fit the cache; one block where all of k does. Of several
         contracted dimensions the first are stepped through one by one and the last are whole."""
-        tail = self.K
-        done: list[tuple[Expr, int]] = []
-
-        def level(at: Scope, first: bool | Expr, last: bool | Expr) -> None:
-            nonlocal tail
-            depth = len(done)
-            dims = self.g.inner[depth:]
-            if not dims or self.s.kc >= tail:
-                body(at, Block((*done, *((ZERO, d.size) for d in dims)), first, last))
-                return
-            size, outer_tail = dims[0].size, tail
-            tail //= size
-            chunk = max(1, self.s.kc // tail)
-            start = 0
-            for count, n in splits(size, chunk):
-                inner, where = at.inline(), Const(start)
-                if count > 1:
-                    v = Var("kb", count * n)
-                    inner = at.loop(v, count * n, "serial", n)
-                    where = index_add(v, where)
-                begins = start == 0 and (S.eq(where, ZERO) if count > 1 else True)
-                ends = start + count * n == size and (S.eq(where, Const(size - n)) if count > 1 else True)
-                done.append((where, n))
-                level(inner, _both(first, begins), _both(last, ends))
-                done.pop()
-                inner.close()
-                start += count * n
-            tail = outer_tail
-
-        level(scope, True, True)
+        dims = self.g.inner[len(done) :]
+        all_k = prod(d.size for d in dims)
+        if not dims or self.s.kc >= all_k:
+            body(scope, Block((*done, *((ZERO, d.size) for d in dims)), first, last))
+            return
+        size, start = dims[0].size, 0
+        for count, n in splits(size, max(1, self.s.kc * size // all_k)):
+            inner, where = scope.inline(), Const(start)
+            if count > 1:
+                v = Var("kb", count * n)
+                inner = scope.loop(v, count * n, "serial", n)
+                where = index_add(v, where)
+            begins = start == 0 and (S.eq(where, ZERO) if count > 1 else True)
+            ends = start + count * n == size and (S.eq(where, Const(size - n)) if count > 1 else True)
+            self.k_blocks(inner, body, (*done, (where, n)), _both(first, begins), _both(last, ends))
+            inner.close()
+            start += count * n
 
     def row_tiles(self, scope: Scope, body: Callable[[Scope, Expr, int], None]) -> None:
         self.tiles(scope, self.m.letters, self.m.size, self.s.mr, body, bool(self.m.sub), self.again["a"])

@@ -20,6 +20,9 @@ from .nests import less, power_of_two
 from .scopes import Scope
 from .tiles import COPY, cover, splits
 
+#: what the turns of loops over k begin with, given the scope, values of k so far, which turn of this loop and
+#: those around it, how many there are, and how many without this loop
+Turns = Callable[[Scope, dict[Expr, Expr], Expr, int, int], None]
 #: cache lines of a narrow panel that are packed at a time
 ROWS = 12
 
@@ -253,9 +256,16 @@ class ContractPacking(ContractOperands):
         if full < size:
             vector(scope, Const(full), size - full)
 
-    def k_loops(self, scope: Scope, count: int, block: Block) -> tuple[Scope, dict[Expr, Expr]]:
-        """Loops over the first `count` contracted dimensions of a block."""
+    def k_loops(
+        self,
+        scope: Scope,
+        count: int,
+        block: Block,
+        begin: Turns | None = None,
+    ) -> tuple[Scope, dict[Expr, Expr]]:
+        """Loops over the first `count` contracted dimensions of a block; each begins with `begin`."""
         k: dict[Expr, Expr] = {}
+        done, turn = 1, ZERO
         for d, (start, n) in zip(self.g.inner[:count], block.ranges):
             if isinstance(d.var, Var):
                 value = start
@@ -264,6 +274,10 @@ class ContractPacking(ContractOperands):
                     scope = scope.loop(v, n, "serial")
                     value = index_add(v, start)
                 k[d.var] = value
+                if n > 1 and begin is not None:
+                    turn = index_add(index_mul(turn, n), v)
+                    begin(scope, k, turn, done * n, done)
+                    done *= n
         return scope, k
 
     def squares(

@@ -11,9 +11,12 @@ from .contract_operands import Block
 from .contract_packing import ContractPacking
 from .indexing import ZERO
 from .scopes import Scope
+from .tiles import shared
 
 #: what a tile's epilogue needs comes between so many steps of k at least
 FEW_STEPS = 4
+#: lines that a tile fetches ahead at a time, at most
+AT_ONCE = 8
 
 
 def rounds(n: int, least: int) -> int:
@@ -32,12 +35,23 @@ class ContractSteps(ContractPacking):
         k: dict[Expr, Expr],
         step: Callable[[Scope, dict[Expr, Expr]], None],
         part: Block,
+        share: int = 1,
+        together: Callable[[Scope, list[dict[Expr, Expr]]], None] | None = None,
     ) -> None:
         """The innermost loop over k. Unrolled a little: more would have LLVM mix the steps and run out of
-        registers."""
+        registers. With `together`, so many steps at a time that `share` elements."""
         start, n = part.ranges[-1]
         if not isinstance(dim.var, Var):
             step(scope, k)
+            return
+        if together is not None:
+            outer, base = scope, ZERO
+            if n > share:
+                v = Var(dim.var.name, n)
+                outer, base = scope.loop(v, n, "serial", share), v
+            at = index_add(base, start)
+            together(outer, [{**k, dim.var: index_add(at, Const(u))} for u in range(share)])
+            outer.close_to(scope)
             return
         # LLVM loads the rows of B for all steps before it begins.
         registers = self.machine.vector_registers
@@ -60,6 +74,13 @@ class ContractSteps(ContractPacking):
             inner = scope.loop(v, n - whole, "serial")
             step(inner, {**k, dim.var: index_add(index_add(v, Const(whole)), start)})
             inner.close()
+
+    def sharing(self, mr: int, nr: int, part: Block) -> int:
+        """How many steps of k to take together because they need the same elements of A."""
+        rows = self.m.sub[-1] if self.m.sub else self.m
+        if "a" in self.packed or rows.a != self.g.inner[-1].a or rows.size == 1:
+            return 1
+        return shared(mr, nr, part.ranges[-1][1], self.machine.vector_registers)
 
     def k_ahead(
         self,
@@ -145,6 +166,67 @@ class ContractSteps(ContractPacking):
             outer = scope.loop(i, mr, "serial")
         self.bring_row(outer, index_add(mb, i), nb, nr)
         outer.close_to(scope)
+
+    def bring_image(self, scope: Scope, mb: Expr, k: dict[Expr, Expr], part: Block) -> None:
+        """Where A is windows of more images than the second cache holds: prefetches the line that the tile
+        begins with in the next image, at the values of k that are known."""
+        g, half = self.g, self.machine.l2_bytes // 2
+        images = max((d for d in self.outer if d not in self.inside), key=lambda d: d.a, default=None)
+        buffer = g.buffers[0]
+        size = buffer.dtype.itemsize
+        if images is None or "a" in self.packed or not g.windows[1 if self.s.swap else 0]:
+            return
+        whole = sum((d.size - 1) * d.a for d in g.inner) < images.a  # else the next one is here already
+        if not whole or images.a * size > half or self.source("a").nbytes <= 2 * half:
+            return
+        first = {d.var: start for d, (start, _) in zip(g.inner, part.ranges) if isinstance(d.var, Var)}
+        for x in walk(self.load("a", mb, ZERO, {**first, **k}, scope)):
+            if isinstance(x, Load):
+                scope.stmts.append(Prefetch(x.buffer, (index_add(x.index[0], Const(images.a)),)))
+
+    def bring_block(
+        self, scope: Scope, mb: Expr, mr: int, nb: Expr, columns: int, k: dict[Expr, Expr], part: Block
+    ) -> None:
+        """Where blocks of B come from beyond the second cache to be packed: prefetches the share of
+        this tile in what the next block has for these values of k but the last."""
+        g, n, line = self.g, self.n, self.machine.vector_bytes // self.g.acc.itemsize
+        last, (start, steps) = g.inner[-1], part.ranges[-1]
+        panel, size = self.packed.get("b"), self.machine.l2_bytes
+        if self.corner is None or panel is None or 3 * panel.nbytes > size or self.source("b").nbytes <= size:
+            return
+        if n.parts or (n.b != 1 and last.b != 1):
+            return
+        where: dict[Expr, Expr] = {**k, last.var: start}
+        first = nb
+        cut = [(d, size) for d, (_, size) in zip(g.inner, part.ranges) if size < d.size]
+        if cut:
+            where[cut[-1][0].var] = index_add(where[cut[-1][0].var], Const(cut[-1][1]))
+        else:
+            first = index_add(nb, Const(self.s.nc))
+        turn, turns = ZERO, 1
+        for d in self.inside:
+            if isinstance(d.var, Var):
+                value = scope.find(self.low.number(d.var))
+                assert value is not None
+                turn, turns = index_add(index_mul(turn, d.size), value), turns * d.size
+        tiles = -(-self.m.size // mr)
+        turn, turns = index_add(index_mul(turn, tiles), index_div(self.home(mb), mr)), turns * tiles
+        count, lines = (steps, columns) if n.b == 1 else (columns, steps)
+        each = -(-count // turns)
+        if each * lines > AT_ONCE * line:
+            return
+        corner, self.corner = self.corner, None
+        for j in range(each):
+            one = scope.inline()
+            at = self.limited(one, index_add(index_mul(turn, each), Const(j)), count - 1)
+            for i in map(Const, range(0, lines, line)):
+                step, column = (at, i) if n.b == 1 else (i, at)
+                here = {**where, last.var: index_add(where[last.var], step)}
+                for x in walk(self.load("b", ZERO, index_add(first, column), here, one)):
+                    if isinstance(x, Load):
+                        one.stmts.append(Prefetch(x.buffer, x.index))
+            one.close()
+        self.corner = corner
 
     def bring_row(self, scope: Scope, m: Expr, nb: Expr, nr: int) -> None:
         """Prefetches it for one row of a tile."""

@@ -16,10 +16,12 @@ from ...ir.expr import (
     index_mod,
     index_mul,
     terms,
+    walk,
 )
 from ...ir.loops import Buffer, Store
 from .contract import LONG_SUM
 from .contract_operands import SHALLOW, Block
+from .contract_packing import Turns
 from .contract_steps import ContractSteps
 from .elements import S
 from .indexing import ZERO
@@ -38,18 +40,19 @@ class ContractTile(ContractSteps):
         lanes, acc_type = self.lanes, self.g.acc
         self.tile_vars = {x for e in (mb, nb) for x, _ in terms(self.home(e))[0] if isinstance(x, Var)}
         acc = scope.alloc("acc", acc_type, mr * nr * lanes, "register")
-        row = scope.alloc("b", acc_type, nr * lanes, "register")
+        share = self.sharing(mr, nr, part)
+        row = scope.alloc("b", acc_type, share * nr * lanes, "register")
         zero = Const(0, acc_type)
         sums = self.sums_at(scope, mb, nb, nr)
 
-        def begin(s: Scope, at: Expr) -> None:
+        def start(s: Scope, at: Expr) -> None:
             value: Expr = zero
             if part.first is not True:
                 mask = S.prim("not_", part.first) if isinstance(part.first, Expr) else None
                 value = Load(self.partial(), (sums(at),), mask, zero if mask is not None else None)
             s.stmts.append(Store(acc, (at,), value))
 
-        self.vectors(scope, mr * nr, begin)
+        self.vectors(scope, mr * nr, start)
         lines = -(-columns // lanes)
         ahead = self.s.ahead and part.size == self.K and len(self.g.inner) == 1 and "b" not in self.packed
         spread = not ahead and self.comes_row_by_row(mr, part)
@@ -57,38 +60,56 @@ class ContractTile(ContractSteps):
             near = scope if part.last is True else scope.branch(part.last)
             self.bring(near, mb, mr, nb, lines)
             near.close_to(scope)
-        block, k = self.k_loops(scope, len(self.g.inner) - 1, part)
+        block, k = self.k_loops(scope, len(self.g.inner) - 1, part, self.turns_of(mb, mr, nb, columns, part))
 
-        def step(s: Scope, where: dict[Expr, Expr]) -> None:
-            def load_row(inner: Scope, at: Expr) -> None:
+        def load_row(s: Scope, where: dict[Expr, Expr], to: int) -> None:
+            def vector(inner: Scope, at: Expr) -> None:
                 mask = None
                 if self.row is not None:
                     mask = less(index_mod(at, lanes), self.n.size) if self.n.size < lanes else None
                 elif columns < nr * lanes and "b" not in self.packed:
                     mask = less(at, columns)
-                inner.stmts.append(
-                    Store(row, (at,), self.load("b", ZERO, index_add(nb, at), where, inner, mask))
-                )
+                value = self.load("b", ZERO, index_add(nb, at), where, inner, mask)
+                inner.stmts.append(Store(row, (index_add(at, Const(to)),), value))
 
-            self.vectors(s, nr, load_row)
-            i = Var("i", mr)
-            rows = s.loop(i, mr, "unroll")
-            a = rows.let(self.load("a", index_add(mb, i), ZERO, where, rows), "a")
+            self.vectors(s, nr, vector)
 
-            def multiply(inner: Scope, at: Expr) -> None:
+        def multiply(s: Scope, a: Expr, i: Expr, where: int) -> None:
+            def vector(inner: Scope, at: Expr) -> None:
                 place = (index_add(index_mul(i, nr * lanes), at),)
-                product = S.prim("mul", a, Load(row, (at,)))
+                product = S.prim("mul", a, Load(row, (index_add(at, Const(where)),)))
                 inner.stmts.append(Store(acc, place, S.prim("add", Load(acc, place), product)))
 
-            self.vectors(rows, nr, multiply)
+            self.vectors(s, nr, vector)
+
+        def step(s: Scope, where: dict[Expr, Expr]) -> None:
+            load_row(s, where, 0)
+            i = Var("i", mr)
+            rows = s.loop(i, mr, "unroll")
+            multiply(rows, rows.let(self.load("a", index_add(mb, i), ZERO, where, rows), "a"), i, 0)
             rows.close()
+
+        def together(s: Scope, steps: list[dict[Expr, Expr]]) -> None:
+            users: dict[object, tuple[Expr, list[tuple[int, int]]]] = {}
+            for u, where in enumerate(steps):
+                load_row(s, where, u * nr * lanes)
+            for i in range(mr):  # first users first: so every row takes its steps in order
+                for u, where in enumerate(steps):
+                    element = self.load("a", index_add(mb, Const(i)), ZERO, where, s)
+                    at, const = terms(next(x for x in walk(element) if isinstance(x, Load)).index[0])
+                    users.setdefault((const, *at), (element, []))[1].append((i, u))
+            for element, found in users.values():
+                a = s.let(element, "a")
+                for i, u in found:
+                    multiply(s, a, Const(i), u * nr * lanes)
 
         if ahead:
             self.k_ahead(block, mb, mr, nb, nr, step)
         elif self.far and spread:
             self.k_bringing(block, mb, mr, nb, nr, lines, step, part)
         else:
-            self.k_steps(block, self.g.inner[-1], mr * nr, k, step, part)
+            several = together if share > 1 else None
+            self.k_steps(block, self.g.inner[-1], mr * nr, k, step, part, share, several)
         block.close_to(scope)
         if part.last is not True or self.region:
             kept = scope
@@ -150,6 +171,10 @@ class ContractTile(ContractSteps):
         return (self.m.var, *(d.var for d in self.inside))
 
     def region_row(self, scope: Scope, m: Expr) -> Expr:
+        """See contract_turned.py."""
+        raise NotImplementedError  # pragma: no cover - abstract
+
+    def turns_of(self, mb: Expr, mr: int, nb: Expr, columns: int, part: Block) -> Turns | None:
         """See contract_turned.py."""
         raise NotImplementedError  # pragma: no cover - abstract
 

@@ -13,13 +13,18 @@ from __future__ import annotations
 
 from math import lcm, prod
 
-from ...ir.expr import Expr, Var, index_add, index_div, index_mul
-from ...ir.loops import Buffer
+from ...ir.expr import Const, Expr, Var, index_add, index_div, index_mul
+from ...ir.loops import Buffer, Prefetch
 from .contract import Dim
-from .contract_operands import SHALLOW, Part
+from .contract_operands import SHALLOW, Block, Part
+from .contract_packing import Turns
+from .contract_steps import AT_ONCE
 from .contract_tile import ContractTile
-from .indexing import ZERO, ravel, unravel
+from .indexing import ZERO, is_index, ravel, unravel
 from .scopes import Scope
+
+#: how many squares of rows to turn before those of other columns, where their sums exceed the first cache
+SQUARES = (4, 3, 5)
 
 
 class ContractTurned(ContractTile):
@@ -132,11 +137,79 @@ class ContractTurned(ContractTile):
             self.turn(s, tile, start, self.pitch, rows, width, index_add(nb, first), at_row, kept)
 
         again = self.again["b"]
-        self.squares(each, "c", columns, min(lanes, SHALLOW), again, lambda s, where, width:
-            self.squares(s, "p", size, lanes, again, lambda inner, at, rows:
-                squares(inner, where, width, at, rows)))  # fmt: skip
-        each.close_to(scope)
+        part, start = each, ZERO
+        many = -(-size // lanes)
+        some = min(SQUARES, key=lambda q: -(-many // q) * q)
+        apart = again and many > some and tile.nbytes > self.machine.l1_bytes
+        if apart:
+            start = Var("g", -(-many // some) * some * lanes)
+            part = each.loop(start, start.extent, "serial", some * lanes)
+
+        def rows_of(s: Scope, where: Expr, width: int) -> None:
+            if apart:
+                v = Var("p", some * lanes)
+                inner = s.loop(v, some * lanes, "serial", lanes)
+                at = index_add(start, v)
+                if many % some or size % lanes:
+                    at = self.limited(inner, at, size - lanes)
+                squares(inner, where, width, at, lanes)
+                inner.close()
+            else:
+                self.squares(s, "p", size, lanes, again, lambda inner, at, rows:
+                    squares(inner, where, width, at, rows))  # fmt: skip
+
+        self.squares(part, "c", columns, min(lanes, SHALLOW), again, rows_of)
+        part.close_to(scope)
         self.parallel = shared
+
+    def turns_of(self, mb: Expr, mr: int, nb: Expr, columns: int, part: Block) -> Turns | None:
+        """Prefetching in a tile's loops over k: of the next image, and of what the region's epilogue will
+        write of the tile, some columns at a time."""
+        if mr < self.s.mr:  # that is mostly in lines of the tiles before
+            return None
+        written = [] if part.last is False else self.region_places()
+        lines = -(-mr * self.g.acc.itemsize // self.machine.vector_bytes) * len(written)
+        if part.size < columns * lines:
+            written = []
+        wanted = max(2, -(-columns * lines // AT_ONCE))
+
+        def begin(scope: Scope, k: dict[Expr, Expr], turn: Expr, turns: int, around: int) -> None:
+            if around == 1:
+                self.bring_image(scope, mb, k, part)
+            if len(k) == len(self.g.inner) - 1:
+                self.bring_block(scope, mb, mr, nb, columns, k, part)
+            if not written or not around < wanted <= turns:
+                return
+            near = scope.branch(part.last) if isinstance(part.last, Expr) else scope
+            each = -(-columns // turns)
+            for j in range(each):
+                one = near.inline()
+                column = index_add(index_mul(turn, each), Const(j))
+                if turns * each > columns:
+                    column = self.limited(one, column, columns - 1)
+                if isinstance(self.n.var, Var):
+                    one.define(self.n.var, index_add(nb, column))
+                for i in range(0, mr, self.machine.vector_bytes // self.g.acc.itemsize):
+                    inner = one.inline()
+                    if isinstance(self.m.var, Var):
+                        inner.define(self.m.var, index_add(mb, Const(i)))
+                    for buffer, index in written:
+                        inner.stmts.append(Prefetch(self.low.place(buffer), (inner.lower(index),), True))
+                    inner.close()
+                one.close()
+            near.close_to(scope)
+
+        return begin
+
+    def region_places(self) -> list[tuple[Buffer, Expr]]:
+        """Where in large buffers the region's epilogue writes, if lines of it stay in the second cache until
+        then. A tile's rows must be neighbours there."""
+        size, m = self.machine.l2_bytes, self.m
+        if not self.region or 4 * self.partial().nbytes > size or len(self.g.inner) < 2:
+            return []
+        if m.sub and m.sub[0].c != m.sub[1].c * m.sub[1].size:
+            return []
+        return [(b, at) for b, at, _ in self.specs if 2 * self.place(b).nbytes > size and is_index(at)]
 
     def region_base(self, scope: Scope, nb: Expr) -> Expr:
         """Where the region's sums of the columns from `nb` on begin."""

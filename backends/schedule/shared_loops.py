@@ -311,44 +311,49 @@ def relocated(
 ) -> list[Stmt]:
     """New statements with variables replaced, for a loop inside a parallel one. Accesses to buffers of
     `scratch` go to another one, so much further."""
-    moved = {} if scratch is None else scratch
-    memo: Memo = {}
+    return _Relocation(env, scratch or {}).block(body)
 
-    def go(e: Expr) -> Expr:
-        return substitute(e, env, memo, load if moved else None)
 
-    def load(e: Load) -> Expr:
-        if e.buffer not in moved:
+class _Relocation:
+    def __init__(self, env: dict[Expr, Expr], moved: dict[Buffer, tuple[Buffer, Expr]]) -> None:
+        self.env = env
+        self.moved = moved
+        self.memo: Memo = {}
+
+    def expr(self, e: Expr) -> Expr:
+        return substitute(e, self.env, self.memo, self.load if self.moved else None)
+
+    def load(self, e: Load) -> Expr:
+        if e.buffer not in self.moved:
             return e
-        new, shift = moved[e.buffer]
+        new, shift = self.moved[e.buffer]
         return Load(new, (index_add(flat_index(e.index, e.buffer), shift),), e.mask, e.other)
 
-    def block(body: list[Stmt]) -> list[Stmt]:
+    def block(self, body: list[Stmt]) -> list[Stmt]:
         out: list[Stmt] = []
+        moved, expr = self.moved, self.expr
         for s in body:
             kind = type(s)
             if kind is Prefetch and s.buffer in moved:  # type: ignore[attr-defined]
                 continue
             s = copy(s)
             if isinstance(s, Store):
-                s.index = tuple([go(i) for i in s.index])
-                s.mask = None if s.mask is None else go(s.mask)
-                s.value = go(s.value)
+                s.index = tuple([expr(i) for i in s.index])
+                s.mask = None if s.mask is None else expr(s.mask)
+                s.value = expr(s.value)
                 if s.buffer in moved:
                     new, shift = moved[s.buffer]
                     s.index = (index_add(flat_index(s.index, s.buffer), shift),)
                     s.buffer = new
             elif isinstance(s, Prefetch):
-                s.index = tuple([go(i) for i in s.index])
+                s.index = tuple([expr(i) for i in s.index])
             elif isinstance(s, Let):
-                s.value = go(s.value)
+                s.value = expr(s.value)
             elif isinstance(s, (For, If, While)):
                 if not isinstance(s, For):
-                    s.cond = go(s.cond)
+                    s.cond = expr(s.cond)
                 elif s.kind == "parallel":
                     s.kind = "serial"
-                s.body = block(s.body)
+                s.body = self.block(s.body)
             out.append(s)
         return out
-
-    return block(body)

@@ -8,6 +8,7 @@ loaded as vectors, elements of A are broadcast.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import gcd, prod
 
 from ...ir.dataclass import replace
@@ -61,19 +62,18 @@ TWICE = 25
 
 def choose(p: Problem, machine: MachineModel) -> Strategy:
     """The cheapest way by the model."""
-    return _best(_ways(p, machine), p, machine)
+    return _best(_candidates(p, machine), p, machine)
 
 
 def contenders(p: Problem, machine: MachineModel, most: int) -> list[Strategy]:
     """The model's choice, and after it the best of every other kind and the next best of all, up to `most`:
     what is worth measuring. All add up in one order, as ways of one number of threads and another must."""
-    found = _ways(p, machine)
+    found = _candidates(p, machine)
     best = _best(found, p, machine)
-    if best.dot:
-        return [best]
     out = [best]
+    sides = p, p.swapped()
     by_time = sorted(
-        (s for s in found if not s.dot and s != best), key=lambda s: s.cycles * _share(p, s, machine)
+        (s for s in found if s != best), key=lambda s: s.cycles * _share(sides[s.swap], s, machine)
     )
     kinds = {_kind(best)}
     for s in by_time:
@@ -88,6 +88,17 @@ def _kind(s: Strategy) -> tuple[bool | int, ...]:
     return s.swap, s.pack_a, s.pack_b, s.nc > 0, s.kc, s.spread, s.flat, s.merge, s.ahead
 
 
+def _candidates(p: Problem, machine: MachineModel) -> list[Strategy]:
+    """The ways that add up in the order that is cheapest. Threads have no say in that, but may choose among
+    them."""
+    found = _ways(p, replace(machine, threads=1))
+    best = min(found, key=lambda s: s.cycles)
+    if best.dot:
+        return [best]
+    return [s for s in found if not s.dot and (machine.threads > 1 or not s.halved)]
+
+
+@lru_cache(maxsize=4)  # the same problem comes next for another number of threads
 def _ways(p: Problem, machine: MachineModel) -> list[Strategy]:
     found: list[Strategy] = []
     for swap in (False, True):
@@ -97,7 +108,7 @@ def _ways(p: Problem, machine: MachineModel) -> list[Strategy]:
             if machine.masked_memory:
                 found += _outer(q, swap, machine, spread=True)
         if q.flat_n is not None:
-            found += _flat(q, swap, machine)
+            found += [replace(s, flat=True) for s in _outer(_as_flat(q), swap, machine, run=q.flat_n.run)]
         if q.M <= FEW and q.m_others:
             found += _merged(q, swap, machine)
     if p.ak == p.bk == 1 and 2 * machine.lanes(p.itemsize) <= p.K:
@@ -107,22 +118,22 @@ def _ways(p: Problem, machine: MachineModel) -> list[Strategy]:
 
 
 def _best(found: list[Strategy], p: Problem, machine: MachineModel) -> Strategy:
-    best = min(found, key=lambda s: s.cycles)
-    if best.dot:
-        return best
-    # All other ways add up in the same order: they may be chosen by the number of threads.
-    times = [(s.cycles * _share(p, s, machine), k, s) for k, s in enumerate(found) if not s.dot]
+    sides = p, p.swapped()
+    most = SLOWER * machine.threads * min(s.cycles for s in found)  # threads save no more than that
+    times = [
+        (s.cycles * _share(sides[s.swap], s, machine), k, s) for k, s in enumerate(found) if s.cycles <= most
+    ]
     least, _, best = min(times)
-    few = best.tile * 7 / 8  # smaller tiles load more for what they multiply, which caches may not give
-    same = [x for x in times if x[0] <= SLOWER * least and x[2].tile >= few]
-    return min(same, key=lambda x: (x[2].code, x[0]))[2]
+    # Smaller tiles load more for what they multiply, which caches may not give.
+    few = _average(p, best) * 7 / 8
+    same = [x for x in times if x[0] <= SLOWER * least and _average(p, x[2]) >= few]
+    return min(same, key=lambda x: (_code(p, x[2]), x[0]))[2]
 
 
-def _share(p: Problem, s: Strategy, machine: MachineModel) -> float:
+def _share(q: Problem, s: Strategy, machine: MachineModel) -> float:
     """The part of the time that is left where threads share the outermost loop."""
     if s.cycles < machine.parallel_cycles:
         return 1.0
-    q = p.swapped() if s.swap else p
     columns = q.flat_n.size if s.flat and q.flat_n is not None else q.N
     outer = (q.each_b if s.nc else q.batch) * q.N // columns
     width = s.nc or (s.nr if s.dot else s.nr * s.lanes)
@@ -156,102 +167,112 @@ def _outer(
     lanes = machine.lanes(p.itemsize)
     per_fma = PER_FMA / max(1.0, machine.flops_per_cycle / (2 * machine.lanes(4)))
     per_load = PER_LOAD * machine.vector_bytes / 64
-    vectors = p.n_rows if spread else -(-p.N // lanes)
+    M, N, K, itemsize, l1, half_l2 = p.M, p.N, p.K, p.itemsize, machine.l1_bytes, machine.l2_bytes // 2
+    vectors = p.n_rows if spread else -(-N // lanes)
     batch = p.batch // p.n_rows if spread else p.batch
-    strided_store = p.cn != 1
-    far_b = p.K * p.N * p.itemsize > machine.l2_bytes // 2
-    far_c = RESULT if p.M * p.N * p.itemsize > machine.l2_bytes // 2 else 0.0
-    # Rows of a region are turned together, in squares.
-    rows = p.M * prod(p.m_others)
-    filled = lanes * -(-rows // lanes) / rows
+    far_b = K * N * itemsize > half_l2
+    far_c = RESULT if M * N * itemsize > half_l2 else 0.0
+    strided = p.cn != 1
+    if strided and p.cm == 1 and machine.masked_memory:
+        # Rows of a region are turned together, in squares.
+        rows = M * prod(p.m_others)
+        store, store_row = TURNED * (lanes * -(-rows // lanes) / rows) + far_c, SCATTER * lanes
+    else:
+        store = store_row = SCATTER * lanes if strided else far_c
     out: list[Strategy] = []
     registers = machine.vector_registers
     full = registers * 3 / 4
     # Rows so far apart that they share one of 64 sets of the first cache, or two, or four...
-    ways = (machine.l1_bytes // 4096 - 2) * (4096 // gcd(p.am * p.itemsize, 4096) if p.ak == 1 else p.M)
+    ways = (l1 // 4096 - 2) * (4096 // gcd(p.am * itemsize, 4096) if p.ak == 1 else M)
     for nr in range(1, min(vectors, 6) + 1):
         most = max(1, (registers - 1 - nr) // nr)
         if nr == 1 and vectors > 3 and registers >= 16 and not p.windows_b:
             continue  # a load for every multiply-add
-        least = most * 2 // 3 if 4 * most < p.M else most - 8  # many tiles: small ones are no better a fit
-        for mr in {*range(max(1, least), min(most, p.M) + 1), min(p.M, most)}:
-            if mr < 1 or mr > p.M:
-                continue
-            row_tiles, column_tiles = -(-p.M // mr), -(-vectors // nr)
-            kc = _k_block(p, row_tiles, nr * lanes, machine)
-            ways_b = [(False, 0.0, 0.0, kc, 0, False)]
-            if not spread:
-                ways_b = _b_ways(p, row_tiles, nr * lanes, kc, machine, run)
-            for pack_b, cost_b, extra, kc, nc, ahead in ways_b:
+        width, column_tiles, across = nr * lanes, -(-vectors // nr), cover(vectors, nr)
+        k_block = _k_block(p, width, machine)
+        by_use: dict[tuple[int, bool], list[tuple[bool, float, float, int, int, bool, bool]]] = {}
+        least = most * 2 // 3 if 4 * most < M else most - 8  # many tiles: small ones are no better a fit
+        for mr in {*range(max(1, least), min(most, M) + 1), min(M, most)}:
+            row_tiles = -(-M // mr)
+            kc = K if row_tiles * (p.batch // p.each_b) < 6 else k_block
+            use = kc, row_tiles > 1
+            if use not in by_use:
+                by_use[use] = (
+                    [(False, 0.0, 0.0, kc, 0, False, False)]
+                    if spread
+                    else _b_ways(p, row_tiles > 1, width, kc, machine, run)
+                )
+            tiles: list[tuple[int, int, int, float, float, float]] = []
+            for count_m, m in cover(M, mr):
+                for count_n, n in across:
+                    u = shared(m, n, p.k_last, registers) if p.windows_a and p.am == p.ak else 1
+                    step = max(m * n * per_fma, ((m + u - 1) / u + n) * per_load, 4.0)
+                    step *= 1 + min(SMALL, max(0.0, 1 - m * n / full) / 4)
+                    once = PER_VECTOR * m * n + 12 + (store if m > 1 else store_row) * m * n
+                    tiles.append((count_m * count_n, m, n, step, COLLIDE * m if m > ways else 0.0, once))
+            # What reads a row of tiles from end to end goes to as many lines of the result, a page apart.
+            apart = far_c and column_tiles > 1 and not strided
+            for pack_b, cost_b, extra, kc, nc, ahead, halved in by_use[use]:
                 cycles = 0.0
-                blocks = -(-p.K // kc)
-                down = rows_first(pack_b and blocks == 1, p.K * p.N * p.itemsize, machine)
-                for count_m, m in cover(p.M, mr):
-                    for count_n, n in cover(vectors, nr):
-                        step = max(m * n * per_fma, (m + n) * per_load, 4.0)
-                        step *= 1 + min(SMALL, max(0.0, 1 - m * n / full) / 4)
-                        step += 0.3 + extra * n
-                        again = nc if nc and not pack_b else n * lanes  # columns until the next tile of rows
-                        if pack_b and nc and row_tiles < 4:
-                            again = 2 * nc  # all that is packed, and what from
-                        if kc * again * p.itemsize > machine.l1_bytes and (pack_b or row_tiles > 1):
-                            step = max(step, L2_VECTOR * n) + FROM_L2 * n
-                        if pack_b and kc * n * lanes * p.itemsize > machine.l2_bytes // 2:
-                            step += FROM_L3 * n
-                        if m > ways:
-                            step += COLLIDE * m
-                        once = PER_VECTOR * m * n + 12
-                        if strided_store and p.cm == 1 and m > 1 and machine.masked_memory:
-                            once += (TURNED * filled + far_c) * m * n
-                        elif strided_store:
-                            once += SCATTER * lanes * m * n
-                        else:
-                            once += far_c * m * n
-                            if far_c and not nc and column_tiles > 1 and not down:
-                                once += JUMP * m  # rows of the result a page apart
-                        if not pack_b and nc:
-                            inside = p.M * nc * p.itemsize <= machine.l1_bytes
-                            once += (blocks - 1) * ((PARTIAL if inside else PARTIAL_FAR) * m * n + 12)
-                        cycles += count_m * count_n * (step * p.K + once)
-                    if not pack_b and far_b and not spread and not ahead and not p.windows_b:
-                        line = STREAM if nc or p.bk <= nr * lanes else JUMP
-                        line *= 1.0 if kc <= STREAMS else 1.3
-                        cycles += line * count_m / row_tiles * p.K * p.N * p.itemsize / 64
+                blocks = -(-K // kc)
+                down = rows_first(pack_b and blocks == 1, K * N * itemsize, machine)
+                in_place = nc and not pack_b
+                jump = JUMP if apart and not nc and not down else 0.0
+                partial = PARTIAL if M * nc * itemsize <= l1 else PARTIAL_FAR
+                # Columns until the next tile of rows, of a block: all that is packed, and what from.
+                again = nc if in_place else 2 * nc if row_tiles < 4 else 0
+                near = l1 // (kc * itemsize) if pack_b or row_tiles > 1 else N + width
+                inside = half_l2 // (kc * itemsize * lanes) if pack_b else nr
+                for count, m, n, step, collide, once in tiles:
+                    step += 0.3 + extra * n
+                    if (again or n * lanes) > near:
+                        step = (step if step > L2_VECTOR * n else L2_VECTOR * n) + FROM_L2 * n
+                    if n > inside:
+                        step += FROM_L3 * n
+                    if in_place:
+                        once += (blocks - 1) * (partial * m * n + 12)
+                    cycles += count * ((step + collide) * K + once + jump * m)
+                if not pack_b and far_b and not spread and not ahead and not p.windows_b:
+                    line = STREAM if nc or p.bk <= width else JUMP
+                    line *= 1.0 if kc <= STREAMS else 1.3
+                    cycles += line * K * N * itemsize / 64
                 if ahead:
-                    lines = p.K * p.N * p.itemsize / 64
-                    cycles = max(cycles, STREAM * lines + JUMP * p.K * column_tiles)
+                    lines = K * N * itemsize / 64
+                    cycles = max(cycles, STREAM * lines + JUMP * K * column_tiles)
                 total = batch * cycles + p.each_b * cost_b
                 passes = -(-vectors * lanes // nc) if nc else column_tiles
-                for pack_a, cost_a in _a_ways(p, mr, nr * lanes, batch, passes, kc, machine):
+                for pack_a, cost_a in _a_ways(p, mr, width, batch, passes, kc, machine):
                     if (pack_a or p.am == 1) and not room_for_packed_a(mr, nr, registers):
                         continue
-                    cycles = total + cost_a
                     out.append(
                         Strategy(
-                            swap,
-                            False,
-                            mr,
-                            nr,
-                            lanes,
-                            pack_a,
-                            pack_b,
-                            kc,
-                            cycles,
-                            spread,
-                            nc=nc,
-                            ahead=ahead,
-                            code=_code(p, mr, nr, vectors, pack_a, pack_b, kc),
-                            tile=p.M / row_tiles * vectors / column_tiles,
+                            swap, False, mr, nr, lanes, pack_a, pack_b, kc, total + cost_a, spread,
+                            nc=nc, ahead=ahead, halved=halved,
                         )
-                    )
+                    )  # fmt: skip
     return out
 
 
-def _code(p: Problem, mr: int, nr: int, vectors: int, pack_a: bool, pack_b: bool, kc: int) -> int:
+def _done(p: Problem, s: Strategy) -> tuple[Problem, int]:
+    """The problem as `s` does it, and how many vectors its columns are."""
+    q = p.swapped() if s.swap else p
+    q = _as_flat(q) if s.flat else _as_merged(q, s.merge) if s.merge else q
+    return q, q.n_rows if s.spread else -(-q.N // s.lanes)
+
+
+def _average(p: Problem, s: Strategy) -> float:
+    """Vectors of a tile, on average."""
+    q, vectors = _done(p, s)
+    return q.M / -(-q.M // s.mr) * vectors / -(-vectors // s.nr)
+
+
+def _code(p: Problem, s: Strategy) -> int:
     """Instructions of the tiles of every size, and of what packs."""
-    each = 5 + 3 * (kc < p.K)
-    tiles = sum(each * m * n + 4 * m + 2 * n + 30 for _, m in cover(p.M, mr) for _, n in cover(vectors, nr))
-    packs = [(pack_a, p.am), (pack_b, p.bn)]
+    q, vectors = _done(p, s)
+    each = 5 + 3 * (s.kc < q.K)
+    rows, columns = cover(q.M, s.mr), cover(vectors, s.nr)
+    tiles = sum(each * m * n + 4 * m + 2 * n + 30 for _, m in rows for _, n in columns)
+    packs = [(s.pack_a, q.am), (s.pack_b, q.bn)]
     return tiles + sum(30 if along == 1 else 90 for packed, along in packs if packed)
 
 
@@ -261,22 +282,38 @@ def rows_first(packed: bool, b_bytes: int, machine: MachineModel) -> bool:
     return packed and b_bytes <= machine.l2_bytes * 7 // 8
 
 
+def shared(mr: int, nr: int, steps: int, registers: int) -> int:
+    """How many of `steps` to take together where rows need the elements of A that others need at the next,
+    as neighbouring pixels and taps do, and loads are what a tile of mr x nr vectors waits for. Rows of B for
+    all of them have to be in registers; LLVM would keep elements for steps left over: none may be."""
+    if mr < 2 or 2 * (mr + nr) <= mr * nr:
+        return 1
+    room = (registers - 1) // nr - mr
+    return next((u for u in (3, 2, 5, 7) if u <= room and steps % u == 0), 1)
+
+
 def room_for_packed_a(mr: int, nr: int, registers: int) -> bool:
     """Whether the tile leaves registers for elements of A that lie side by side: LLVM may broadcast some of
     them ahead, and would spill accumulators for it."""
     return nr < 5 or mr * nr + nr < registers - 2
 
 
-def _flat(p: Problem, swap: bool, machine: MachineModel) -> list[Strategy]:
-    """The ways with all columns as one dimension. B is packed whatever its layout is."""
+def _as_flat(p: Problem) -> Problem:
+    """All columns as one dimension. B is packed whatever its layout is."""
     f = p.flat_n
     assert f is not None
-    batch = p.batch * p.N // f.size
-    one = replace(
-        p, N=f.size, batch=batch, each_b=max(1, p.each_b * p.N // f.size), bn=0,
+    return replace(
+        p, N=f.size, batch=p.batch * p.N // f.size, each_b=max(1, p.each_b * p.N // f.size), bn=0,
         cn=f.stride or 2, windows_b=False, n_rows=1, flat_n=None,
     )  # fmt: skip
-    return [replace(s, flat=True) for s in _outer(one, swap, machine, run=f.run)]
+
+
+def _as_merged(p: Problem, which: int) -> Problem:
+    """Rows of another dimension, numbered from 1, among those of the last."""
+    size = p.m_others[which - 1]
+    return replace(
+        p, M=p.M * size, batch=p.batch // size, m_rows=1, each_a=max(1, p.each_a // size), flat_m=None
+    )
 
 
 def _merged(p: Problem, swap: bool, machine: MachineModel) -> list[Strategy]:
@@ -284,13 +321,9 @@ def _merged(p: Problem, swap: bool, machine: MachineModel) -> list[Strategy]:
     vectors of B are loaded for more multiply-adds."""
     out: list[Strategy] = []
     for k, size in enumerate(p.m_others, 1):
-        if size in p.m_others[: k - 1]:
-            continue
-        one = replace(
-            p, M=p.M * size, batch=p.batch // size, m_rows=1, each_a=max(1, p.each_a // size), flat_m=None
-        )
-        found = [s for s in _outer(one, swap, machine) if s.mr % p.M == 0 and s.mr > p.M and not s.pack_a]
-        out += [replace(s, merge=k) for s in found]
+        if size not in p.m_others[: k - 1]:
+            found = _outer(_as_merged(p, k), swap, machine)
+            out += [replace(s, merge=k) for s in found if s.mr % p.M == 0 and s.mr > p.M and not s.pack_a]
     return out
 
 
@@ -304,46 +337,50 @@ def packing(bk: int, run: int, k_last: int, lanes: int) -> float:
 
 
 def _b_ways(
-    p: Problem, row_tiles: int, width: int, kc: int, machine: MachineModel, run: int
-) -> list[tuple[bool, float, float, int, int, bool]]:
+    p: Problem, several: bool, width: int, kc: int, machine: MachineModel, run: int
+) -> list[tuple[bool, float, float, int, int, bool, bool]]:
     """Ways to read B: whether rows of it are copied into panels, what that costs, what every vector of B
-    costs beyond a load, blocks of k and of columns, and whether the next tile's are brought ahead."""
+    costs beyond a load, blocks of k and of columns, whether the next tile's are brought ahead, and whether
+    the blocks of columns are half as large as they could be."""
     size = p.K * p.N
     far = COPY_FAR if size * p.itemsize > machine.l2_bytes // 2 else 0.0
     nc = _n_block(p, width, kc, machine)
     if p.bn != 1:
         per = packing(p.bk, run, p.k_last, machine.lanes(p.itemsize)) + far
         per += COPY * (p.bn * p.itemsize % 4096 == 0)  # rows of a square fall into few cache sets
-        return [(True, (per * size + 20) / p.reuse_b, 0.0, kc, nc, False)]
+        found = [(True, (per * size + 20) / p.reuse_b, 0.0, kc, nc, False, False)]
+        if nc == p.N and nc % (2 * width) == 0:
+            found.append((True, (per * size + 20) / p.reuse_b, 0.0, kc, nc // 2, False, True))
+        return found
     line = machine.vector_bytes
     crossing = p.bk * p.itemsize % line != 0  # vectors that begin anywhere are in two lines each
     if p.windows_b:  # a panel would be many times as large as what it is packed from
-        return [(False, 0.0, CROSSING * crossing, kc, 0, False)]
+        return [(False, 0.0, CROSSING * crossing, kc, 0, False, False)]
     # Rows a page apart fall into few cache sets and cost a TLB entry each.
     big = p.K * (width * p.itemsize + line * crossing) > machine.l1_bytes * 2 // 3
     collide = p.bk * p.itemsize % 1024 == 0 and p.K >= 64
     extra = CROSSING * crossing + APART * ((big and p.bk > width) * (1 + crossing) + collide)
     found = [
-        (True, ((COPY + far) * size + 20) / p.reuse_b, 0.0, kc, nc, False),
-        (False, 0.0, extra, kc, 0, False),
+        (True, ((COPY + far) * size + 20) / p.reuse_b, 0.0, kc, nc, False, False),
+        (False, 0.0, extra, kc, 0, False, False),
     ]
     if len(p.inner) > 1 or p.bk <= width:
         return found
     panel = p.K * width * p.itemsize
     far_off = size * p.itemsize > 2 * machine.l2_bytes and p.each_b == p.batch
-    if far_off and row_tiles > 1 and 4 * width <= p.N and 6 * panel <= 5 * machine.l1_bytes:
+    if far_off and several and 4 * width <= p.N and 6 * panel <= 5 * machine.l1_bytes:
         # Two panels, and what has the same place in the second cache. With fewer rows the result's places are
         # most of those to go to.
         if 16 * (65536 // gcd(p.bk * p.itemsize, 65536)) >= 2 * p.K >= 6 * STREAMS:
-            found.append((False, 0.0, CROSSING * crossing + APART / 2, kc, 0, True))
+            found.append((False, 0.0, CROSSING * crossing + APART / 2, kc, 0, True, False))
     # A few rows at a time, along memory, as far as a block of the result stays in the second cache.
     room = min(machine.l2_bytes // 4 // (p.M * p.itemsize), 1056)
     most = -(-p.N // width) * width if room >= p.N else max(1, room // width) * width
     for rows in (STREAMS, 2 * STREAMS):
-        for nc in {most, -(-min(most, p.N) // 2 // width) * width} if machine.threads > 1 else {most}:
+        for nc in {most, -(-min(most, p.N) // 2 // width) * width}:
             if 2 * rows <= p.K and nc >= min(p.N // 2, 64):
                 cost = 3 * CROSSING * crossing + APART / 2 * (collide and nc * p.itemsize < 4096)
-                found.append((False, 0.0, cost, rows, nc, False))
+                found.append((False, 0.0, cost, rows, nc, False, nc != most))
     return found
 
 
@@ -391,16 +428,15 @@ def _n_block(p: Problem, width: int, kc: int, machine: MachineModel) -> int:
     return next((t for t in range(min(most, tiles), 0, -1) if tiles % t == 0), 1) * width
 
 
-def _k_block(p: Problem, row_tiles: int, width: int, machine: MachineModel) -> int:
-    """How much of k at a time: a panel of B of about the first cache's size, if it is used often; else all
-    of it."""
+def _k_block(p: Problem, width: int, machine: MachineModel) -> int:
+    """How much of k at a time where a panel of B is used often: one of about the first cache's size."""
     best = max(64, machine.l2_bytes // 4 // (width * p.itemsize))
     if p.windows_a and p.reuse_b == 1 and _n_block(p, width, p.K, machine) == 0:
         # Lines of A come again for the tiles beside and below: they and a block of B should stay in the first
         # cache until then.
         lines = 64 * (p.M * p.am * p.itemsize // 64 + 2) // max(p.k_last, 1)
         best = max(64, machine.l1_bytes // (width * p.itemsize + lines))
-    if row_tiles * (p.batch // p.each_b) < 6 or best * 3 // 2 >= p.K:
+    if best * 3 // 2 >= p.K:
         return p.K
     tail = p.K
     for n in p.inner:
@@ -418,11 +454,12 @@ def _dot(p: Problem, swap: bool, machine: MachineModel) -> Strategy:
         for nr in range(1, min(5, p.N) + 1)
         for mr in range(1, min(p.M, (machine.vector_registers - 1 - nr) // nr, 6) + 1)
     ]
-    least = min(s.cycles for s in found)
-    return min((s for s in found if s.cycles <= SLOWER * least), key=lambda s: s.code)
+    least = min(s.cycles for s, _ in found)
+    return min((x for x in found if x[0].cycles <= SLOWER * least), key=lambda x: x[1])[0]
 
 
-def _dot_tile(p: Problem, swap: bool, machine: MachineModel, mr: int, nr: int) -> Strategy:
+def _dot_tile(p: Problem, swap: bool, machine: MachineModel, mr: int, nr: int) -> tuple[Strategy, int]:
+    """Tiles of one size, and their instructions."""
     per_fma = PER_FMA / max(1.0, machine.flops_per_cycle / (2 * machine.lanes(4)))
     per_load = PER_LOAD * machine.vector_bytes / 64
     lanes = machine.lanes(p.itemsize)
@@ -442,4 +479,4 @@ def _dot_tile(p: Problem, swap: bool, machine: MachineModel, mr: int, nr: int) -
             once = m * n * 6 + 20 + (PER_ROW * rows if rows > 1 else 0)
             cycles += count_m * count_n * (step * steps + once)
             code += 18 * m * n + 30
-    return Strategy(swap, True, mr, nr, lanes, False, False, p.K, cycles * p.batch, code=code)
+    return Strategy(swap, True, mr, nr, lanes, False, False, p.K, cycles * p.batch), code

@@ -89,10 +89,9 @@ class Strategy:
         nc: B is used in blocks of this many columns (and `kc` rows), each packed before, if it is; 0: as a
             whole.
         ahead: while a tile of columns is computed, the next one's rows of B are fetched.
+        halved: `nc` is half of what it could be, so that threads have a block each.
         merge: the number, from 1, of the dimension of rows that is one with the last in the tiles; 0: none.
         cycles: estimate.
-        code: instructions to compile, roughly.
-        tile: vectors of a tile, on average.
     """
 
     swap: bool
@@ -109,5 +108,4 @@ class Strategy:
     nc: int = 0
     merge: int = 0
     ahead: bool = False
-    code: int = 0
-    tile: float = 0.0
+    halved: bool = False
