@@ -126,13 +126,14 @@ def _zero(dtype: DType) -> Const:
 class Prim(Expr):
     """A scalar primitive (ir/scalar.py) of sub-expressions."""
 
-    __slots__ = ("_terms", "args", "name")
+    __slots__ = ("_is_index", "_terms", "args", "name")
 
     def __init__(self, name: str, args: tuple[Expr, ...], dtype: DType) -> None:
         self.name = name
         self.args = args
         self.dtype = dtype
         self._terms: tuple[list[tuple[Expr, int]], int] | None = None  # see `terms`
+        self._is_index: bool | None = None  # see schedule/indexing.py
 
     def rebuild(self, args: tuple[Expr, ...]) -> Expr:
         return Prim(self.name, args, self.dtype)
@@ -306,17 +307,13 @@ def _merge(items: list[tuple[Expr, int]], more: list[tuple[Expr, int]]) -> list[
     return [t for t in out if t[1]] if cancelled else out
 
 
-def _size(term: tuple[Expr, int]) -> int:
-    return -abs(term[1])
-
-
 def from_terms(items: list[tuple[Expr, int]], const: int) -> Expr:
     """The canonical sum: larger coefficients first, the constant last."""
     if not items:
         return index_const(const)
     count = len(items)
     if count > 2:
-        items = sorted(items, key=_size)
+        items = sorted(items, key=lambda t: -abs(t[1]))
     elif count == 2 and abs(items[0][1]) < abs(items[1][1]):
         items = [items[1], items[0]]
     i64 = dtypes.int64
@@ -341,13 +338,25 @@ def index_add(a: Expr, b: Expr) -> Expr:
         return b
     x, c = terms(a)
     y, d = terms(b)
-    items = _merge(x, y)
-    if len(items) > 1:
-        for t, _ in items:
-            if type(t) is Prim and t.name == "mod":
-                items = _recombine(items)
-                break
-    return from_terms(items, c + d)
+    return _sum(_merge(x, y), c + d)
+
+
+def index_sum(parts: list[tuple[Expr, int]], const: int) -> Expr:
+    """All parts times their factors, and a constant."""
+    items: list[tuple[Expr, int]] = []
+    for e, n in parts:
+        more, c = terms(e)
+        items = _merge(items, more if n == 1 else [(t, k * n) for t, k in more])
+        const += c * n
+    return _sum(items, const)
+
+
+def _sum(items: list[tuple[Expr, int]], const: int) -> Expr:
+    for t, _ in items if len(items) > 1 else ():
+        if type(t) is Prim and t.name == "mod":
+            items = _recombine(items)
+            break
+    return from_terms(items, const)
 
 
 def _recombine(items: list[tuple[Expr, int]]) -> list[tuple[Expr, int]]:

@@ -79,28 +79,24 @@ class Shape:
             if id(x) in numbers:
                 stack.pop()
                 continue
-            if type(x) is Prim:
-                key: list[Any] = [x.name]
-                operands = x.args
-            else:
-                key, operands = self._head(x), _operands(x)
-            ready = True
+            prim = type(x) is Prim
+            operands = x.args if prim else _operands(x)
+            waiting = [a for a in operands if id(a) not in numbers and type(a) not in _LEAVES]
+            if waiting:
+                if not prim:
+                    self._head(x)  # its buffer, or the variable it brings, comes before what is inside
+                stack += waiting
+                continue
+            stack.pop()
+            key: list[Any] = [x.name] if prim else self._head(x)
             for a in operands:
                 n = numbers.get(id(a))
-                if n is not None:
-                    key.append(n)
-                elif type(a) in _LEAVES:
+                if n is None:
                     self._keep.append(a)
-                    leaf = tuple(self._head(a))
-                    n = numbers[id(a)] = nodes.setdefault(leaf, len(nodes))
-                    key.append(n)
-                else:
-                    stack.append(a)
-                    ready = False
-            if ready:
-                stack.pop()
-                self._keep.append(x)  # or another could get its id
-                numbers[id(x)] = nodes.setdefault(tuple(key), len(nodes))
+                    n = numbers[id(a)] = nodes.setdefault(tuple(self._head(a)), len(nodes))
+                key.append(n)
+            self._keep.append(x)  # or another could get its id
+            numbers[id(x)] = nodes.setdefault(tuple(key), len(nodes))
         return numbers[id(root)]
 
     def _head(self, x: Any) -> list[Any]:

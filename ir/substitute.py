@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from . import dtypes
-from .expr import Const, Expr, Load, Prim, index_add, index_div, index_mod, index_mul
+from .expr import (
+    Const,
+    Expr,
+    Load,
+    Prim,
+    index_add,
+    index_div,
+    index_mod,
+    index_mul,
+    index_sum,
+    terms,
+)
 
 _INDEX_OPS = ("add", "mul", "floordiv", "mod")
 
@@ -32,6 +43,13 @@ def _substituted(x: Expr, env: dict[Expr, Expr], done: Memo, load: Callable[[Loa
     known = done.get(id(x))
     if known is not None:
         return known[1]
+    if type(x) is Prim and x.name == "add" and x.dtype is dtypes.int64:
+        items, const = terms(x)  # at once: the sums on the way are nobody's
+        parts = [(_substituted(a, env, done, load), n) for a, n in items]
+        same = all([a is b for (a, _), (b, _) in zip(parts, items)])
+        new = x if same else index_sum(parts, const)
+        done[id(x)] = x, new
+        return new
     args = tuple([_substituted(a, env, done, load) for a in old])
     new = x
     for a, b in zip(args, old):

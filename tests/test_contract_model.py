@@ -92,3 +92,11 @@ def test_large_results_are_made_row_after_row(m: int, k: int, n: int) -> None:
 def test_far_rows_of_few_products_are_fetched_ahead(m: int, k: int, n: int) -> None:
     _, way = chosen("mk", "kn", m, k, n)
     assert way.ahead and not way.pack_b and way.kc == k
+
+
+@pytest.mark.parametrize("m,k,n", [(128, 1024, 512), (48, 4096, 512), (96, 3072, 768)])
+def test_the_next_rows_of_a_far_block_are_fetched_ahead(m: int, k: int, n: int) -> None:
+    """By many tiles of rows; few would do little else, and near rows need nobody to fetch them."""
+    _, way = chosen("km", "kn", m, k, n)
+    assert way.ahead and not way.pack_b and way.kc < k and way.nc
+    assert not chosen("km", "kn", 8, k, n)[1].ahead and not chosen("km", "kn", m, 300, 128)[1].ahead

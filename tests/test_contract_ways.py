@@ -72,9 +72,9 @@ def run(graph: Graph, way: Strategy, arrays: list[np.ndarray], machine: MachineM
         merge = min(way.merge, len(q.m_others)) if not way.pack_a else 0
         if merge:
             mr = q.M * max(1, min(way.mr // q.M, q.m_others[merge - 1]))
-        ahead = way.ahead and not nc
+        ahead, lanes = way.ahead, way.lanes
         return Strategy(
-            way.swap, False, mr, way.nr, way.lanes, way.pack_a, pack_b, kc, 1.0, False, flat, nc, merge, ahead
+            way.swap, False, mr, way.nr, lanes, way.pack_a, pack_b, kc, 1.0, False, flat, nc, merge, ahead
         )
 
     held = contract._choose

@@ -475,10 +475,11 @@ def _free(s: For, nodes: Callable[[Stmt], list[Expr]]) -> Iterator[Var | Local |
     for x in statements(s.body):
         found: list[Var | Local | Buffer] = [x.buffer] if isinstance(x, (Store, Prefetch)) else []
         for e in nodes(x):
-            if isinstance(e, (Var, Local)):
-                found.append(e)
-            elif isinstance(e, Load):
-                found.append(e.buffer)
+            kind = type(e)
+            if kind is Var or kind is Local:
+                found.append(e)  # type: ignore[arg-type]
+            elif kind is Load:
+                found.append(e.buffer)  # type: ignore[attr-defined]
         for item in found:
             if id(item) not in seen:
                 seen.add(id(item))

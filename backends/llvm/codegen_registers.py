@@ -278,9 +278,10 @@ class Scan:
                 self.loop(s)
                 continue
             for e in self.nodes(s):
-                if isinstance(e, Load) and e.buffer.space == "register":
-                    self.access(e.buffer, e.index)
-                elif isinstance(e, LaneReduce):
+                if type(e) is Load:
+                    if e.buffer.space == "register":
+                        self.access(e.buffer, e.index)
+                elif type(e) is LaneReduce:
                     self.lanes.add(e.var)
             if isinstance(s, Store):
                 if s.buffer.space == "register":

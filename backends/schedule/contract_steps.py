@@ -78,9 +78,9 @@ class ContractSteps(ContractPacking):
     def sharing(self, mr: int, nr: int, part: Block) -> int:
         """How many steps of k to take together because they need the same elements of A."""
         rows = self.m.sub[-1] if self.m.sub else self.m
-        if "a" in self.packed or rows.a != self.g.inner[-1].a or rows.size == 1:
+        if "a" in self.packed or rows.a != self.g.inner[-1].a:
             return 1
-        return shared(mr, nr, part.ranges[-1][1], self.machine.vector_registers)
+        return shared(mr, nr, rows.size, part.ranges[-1][1], self.machine.vector_registers)
 
     def k_ahead(
         self,
@@ -90,22 +90,29 @@ class ContractSteps(ContractPacking):
         nb: Expr,
         nr: int,
         step: Callable[[Scope, dict[Expr, Expr]], None],
+        part: Block,
     ) -> None:
-        """The loop over k, in which every tile of rows prefetches its share of B's rows for the next tile of
-        columns: they come from far apart, and nothing else would fetch them ahead."""
+        """The loop over k, in which every tile of rows prefetches its share of the rows of B that come next,
+        those of the next block of k or else of the next tile of columns: they come from far apart, and
+        nothing else would fetch them ahead."""
         dim = self.g.inner[-1]
-        share = rounds(self.K, -(-self.K // -(-self.m.size // self.s.mr)))
+        start, n = part.ranges[-1]
+        share = rounds(n, -(-n // -(-self.m.size // self.s.mr)))
+        crossing = dim.b * self.g.buffers[1].dtype.itemsize % self.machine.vector_bytes != 0
+        skipped = nr if n == self.K else 0
 
         def ahead(inner: Scope, at: Expr) -> None:
             row = index_add(index_mul(index_div(self.home(mb), self.s.mr), share), at)
-            row = self.limited(inner, row, self.K - 1)
-            for j in range(nr + (dim.b * self.g.buffers[1].dtype.itemsize % self.machine.vector_bytes != 0)):
-                column = index_add(nb, Const((nr + j) * self.lanes))
+            row = index_add(self.limited(inner, row, n - 1), start)
+            if n < self.K:
+                row = self.limited(inner, index_add(row, Const(n)), self.K - 1)
+            for j in range(nr + crossing):
+                column = index_add(nb, Const((skipped + j) * self.lanes))
                 for x in walk(self.load("b", ZERO, column, {dim.var: row}, inner)):
                     if isinstance(x, Load):
                         inner.stmts.append(Prefetch(x.buffer, x.index))
 
-        self.k_rounds(scope, Var("row", share), mr * nr, step, self.whole, ahead)
+        self.k_rounds(scope, Var("row", share), mr * nr, step, part, ahead)
 
     def k_rounds(
         self,

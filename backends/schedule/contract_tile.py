@@ -54,7 +54,7 @@ class ContractTile(ContractSteps):
 
         self.vectors(scope, mr * nr, start)
         lines = -(-columns // lanes)
-        ahead = self.s.ahead and part.size == self.K and len(self.g.inner) == 1 and "b" not in self.packed
+        ahead = self.s.ahead and len(self.g.inner) == 1 and "b" not in self.packed
         spread = not ahead and self.comes_row_by_row(mr, part)
         if self.far and part.last is not False and not spread:
             near = scope if part.last is True else scope.branch(part.last)
@@ -104,7 +104,7 @@ class ContractTile(ContractSteps):
                     multiply(s, a, Const(i), u * nr * lanes)
 
         if ahead:
-            self.k_ahead(block, mb, mr, nb, nr, step)
+            self.k_ahead(block, mb, mr, nb, nr, step, part)
         elif self.far and spread:
             self.k_bringing(block, mb, mr, nb, nr, lines, step, part)
         else:

@@ -257,8 +257,8 @@ def scalar_cost(node: Node) -> float:
 
 
 def _scalar_cost(node: Node) -> float:
-    key = (node.op.name, node.results[0].type.dtype.name, *(o.type.dtype.name for o in node.operands),
-           *sorted((k, str(a)) for k, a in node.attrs.items()))  # fmt: skip
+    attrs = str(node.attrs) if node.attrs else ""
+    key = (node.op.name, attrs, node.results[0].type.dtype, *[o.type.dtype for o in node.operands])
     got = _costs.get(key)
     if got is None:
         args = [Local("x", o.type.dtype) for o in node.operands]

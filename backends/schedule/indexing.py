@@ -127,12 +127,13 @@ def is_index(e: Expr) -> bool:
     """Whether `e` is address arithmetic on loop variables: always cheap, never worth a name."""
     if e.dtype is not dtypes.int64:
         return False
-    kind = type(e)
-    if kind is not Prim:
-        return kind is Const or kind is Var
-    index_op = e.name in ("add", "mul", "floordiv", "mod")  # type: ignore[attr-defined]
-    # It must stop at the first that is none: a power of a number has its factors twice, and theirs too.
-    return index_op and all(is_index(a) for a in e.args)
+    if type(e) is not Prim:
+        return type(e) is Const or type(e) is Var
+    got = e._is_index
+    if got is None:
+        got = e.name in ("add", "mul", "floordiv", "mod") and is_index(e.args[0]) and is_index(e.args[1])
+        e._is_index = got
+    return got
 
 
 def divisors(e: Expr, var: Var, found: set[int]) -> None:

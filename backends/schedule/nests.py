@@ -79,7 +79,7 @@ def needed_exprs(bindings: dict[Local, Expr], roots: list[Expr]) -> list[Expr]:
         inner = [stack.pop()]
         while inner:
             x = inner.pop()
-            if id(x) in seen:
+            if id(x) in seen or is_index(x):
                 continue
             seen.add(id(x))
             inner += x.args
@@ -91,7 +91,19 @@ def needed_exprs(bindings: dict[Local, Expr], roots: list[Expr]) -> list[Expr]:
 
 
 def loads_of(exprs: list[Expr]) -> list[Load]:
-    return [x for x in walk(*exprs) if isinstance(x, Load)]
+    out: list[Load] = []
+    seen: set[int] = set()
+    for root in exprs:
+        stack = [root]
+        while stack:
+            x = stack.pop()
+            if id(x) in seen or is_index(x):
+                continue
+            seen.add(id(x))
+            if type(x) is Load:
+                out.append(x)
+            stack += x.args
+    return out
 
 
 def divisions(exprs: list[Expr]) -> list[Expr]:

@@ -11,7 +11,7 @@ from ...ir.expr import Expr, Load, Local, Var, index_add, index_mul
 from ...ir.loops import Buffer, Store
 from ...ir.substitute import substitute
 from ..machine import MachineModel
-from .indexing import ZERO, Numbering
+from .indexing import ZERO, Numbering, is_index
 from .nests import (
     Split,
     StoreSpec,
@@ -87,6 +87,9 @@ class RowPasses:
             x, visited = stack.pop()
             if id(x) in memo:
                 continue
+            if is_index(x):
+                memo[id(x)] = 0
+                continue
             if isinstance(x, Local) and x in self.by_local:
                 inner, add = (self.by_local[x].element,), 1
             elif isinstance(x, Local) and x in self.bindings:
@@ -130,11 +133,15 @@ class RowPasses:
             return set(self.low.needed(roots, lambda e: e in kept))
 
         for k, p in enumerate(self.passes[:-1]):
+            later: set[Local] | None = None
             for local in sorted(needs(p), key=self.low.order.__getitem__, reverse=True):
                 if work([self.bindings[local]]) < HEAVY or not (self.low.free(local) & self.r_vars):
                     continue
-                if any(local in needs(q) for q in self.passes[k + 1 :]):
+                if later is None:
+                    later = set().union(*[needs(q) for q in self.passes[k + 1 :]])
+                if local in later:
                     kept[local] = k
+                    later = None  # what it is made of may be needed no more
         return kept
 
     def kept_before(

@@ -40,7 +40,7 @@ class Lowering:
         self.place = place
         self.floor = 0
         self.depth_of: dict[Expr, int] = {}  # of domain variables and anchors, while they have a value
-        self.free_memo: dict[int, frozenset[Expr]] = {}
+        self.free_memo: dict[Expr, frozenset[Expr]] = {}
         self.uses: dict[int, int] = {}
         self.counted: set[int] = set()
         self.rooted: set[int] = set()
@@ -56,8 +56,7 @@ class Lowering:
         return self._free(e)
 
     def _free(self, e: Expr) -> frozenset[Expr]:
-        n = self.number(e)
-        got = self.free_memo.get(n)
+        got = self.free_memo.get(e)
         if got is None:
             kind = type(e)
             if kind is Local and e in self.bindings:
@@ -70,7 +69,7 @@ class Lowering:
                     more = self._free(a)
                     if not more <= got:
                         got = got | more if got else more
-            self.free_memo[n] = got
+            self.free_memo[e] = got
         return got
 
     def level(self, e: Expr) -> int:
@@ -88,7 +87,7 @@ class Lowering:
         stack = list(roots)
         while stack:
             e = stack.pop()
-            if id(e) in seen:
+            if id(e) in seen or is_index(e):
                 continue
             seen.add(id(e))
             if type(e) is Local:
@@ -114,7 +113,7 @@ class Lowering:
                 continue
             self.counted.add(n)
             for a in e.args:
-                if not a.args and type(a) in _LEAVES:
+                if is_index(a) or (not a.args and type(a) in _LEAVES):
                     continue
                 m = self.number(a)
                 self.uses[m] = self.uses.get(m, 0) + 1

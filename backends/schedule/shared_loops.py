@@ -12,7 +12,6 @@ bits. Called by schedule/__init__.py, before memory is laid out.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from copy import copy
 from math import gcd
 
 from ...ir.expr import (
@@ -47,7 +46,7 @@ from ...ir.loops import (
 )
 from ...ir.substitute import Memo, substitute
 from ..machine import MachineModel
-from .indexing import ravel
+from .indexing import is_index, ravel
 from .ratio import Ratio
 
 #: at most so many kernels in a loop: their code is one function then
@@ -257,7 +256,7 @@ def _touching(body: list[Stmt]) -> Iterator[Load | Store]:
         stack = list(expressions(s))
         while stack:
             x = stack.pop()
-            if (not x.args and type(x) is not Load) or id(x) in seen:
+            if is_index(x) or (not x.args and type(x) is not Load) or id(x) in seen:
                 continue
             seen.add(id(x))
             if type(x) is Load:
@@ -333,27 +332,25 @@ class _Relocation:
         out: list[Stmt] = []
         moved, expr = self.moved, self.expr
         for s in body:
-            kind = type(s)
-            if kind is Prefetch and s.buffer in moved:  # type: ignore[attr-defined]
+            if isinstance(s, Prefetch) and s.buffer in moved:
                 continue
-            s = copy(s)
             if isinstance(s, Store):
-                s.index = tuple([expr(i) for i in s.index])
-                s.mask = None if s.mask is None else expr(s.mask)
-                s.value = expr(s.value)
-                if s.buffer in moved:
-                    new, shift = moved[s.buffer]
-                    s.index = (index_add(flat_index(s.index, s.buffer), shift),)
-                    s.buffer = new
+                buffer, index = s.buffer, tuple([expr(i) for i in s.index])
+                mask = None if s.mask is None else expr(s.mask)
+                if buffer in moved:
+                    buffer, shift = moved[s.buffer]
+                    index = (index_add(flat_index(index, s.buffer), shift),)
+                s = Store(buffer, index, expr(s.value), mask, s.ahead)
             elif isinstance(s, Prefetch):
-                s.index = tuple([expr(i) for i in s.index])
+                s = Prefetch(s.buffer, tuple([expr(i) for i in s.index]), s.write)
             elif isinstance(s, Let):
-                s.value = expr(s.value)
-            elif isinstance(s, (For, If, While)):
-                if not isinstance(s, For):
-                    s.cond = expr(s.cond)
-                elif s.kind == "parallel":
-                    s.kind = "serial"
-                s.body = self.block(s.body)
+                s = Let(s.local, expr(s.value))
+            elif isinstance(s, For):
+                kind = "serial" if s.kind == "parallel" else s.kind
+                s = For(s.var, s.extent, kind, self.block(s.body), s.step)
+            elif isinstance(s, (If, While)):
+                s = type(s)(expr(s.cond), self.block(s.body))
+            elif isinstance(s, Alloc):
+                s = Alloc(s.buffer)
             out.append(s)
         return out

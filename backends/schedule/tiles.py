@@ -42,6 +42,12 @@ PARTIAL, PARTIAL_FAR = 3.0, 4.0
 COLLIDE = 0.6
 #: and where every step of k needs another line of A, and these are more than the first cache holds
 FAR = 3.0
+#: cycles to begin to bring a line, between multiply-adds
+BRING = 1.0
+#: tiles of rows that share in bringing a block, at least: fewer would do little else
+TILES = 8
+#: and how much longer all takes where A is columns, whose lines the rows of B push out of the first cache
+PUSHED = 1.08
 #: cycles of a vector store to scattered places, per lane; of keeping a row and turning it with others
 SCATTER, TURNED = 5.0, 7.0
 #: and for every line of the result that is not in the second cache
@@ -162,7 +168,7 @@ def splits(n: int, tile: int) -> list[tuple[int, int]]:
 
 
 def _outer(
-    p: Problem, swap: bool, machine: MachineModel, spread: bool = False, run: int = 1
+    p: Problem, swap: bool, machine: MachineModel, spread: bool = False, run: int = 1, beside: int = 0
 ) -> list[Strategy]:
     lanes = machine.lanes(p.itemsize)
     per_fma = PER_FMA / max(1.0, machine.flops_per_cycle / (2 * machine.lanes(4)))
@@ -190,22 +196,22 @@ def _outer(
             continue  # a load for every multiply-add
         width, column_tiles, across = nr * lanes, -(-vectors // nr), cover(vectors, nr)
         k_block = _k_block(p, width, machine)
-        by_use: dict[tuple[int, bool], list[tuple[bool, float, float, int, int, bool, bool]]] = {}
+        by_use: dict[tuple[int, int], list[tuple[bool, float, float, int, int, bool, bool]]] = {}
         least = most * 2 // 3 if 4 * most < M else most - 8  # many tiles: small ones are no better a fit
         for mr in {*range(max(1, least), min(most, M) + 1), min(M, most)}:
             row_tiles = -(-M // mr)
             kc = K if row_tiles * (p.batch // p.each_b) < 6 else k_block
-            use = kc, row_tiles > 1
+            use = kc, min(row_tiles, 2 if row_tiles < TILES else TILES)
             if use not in by_use:
                 by_use[use] = (
                     [(False, 0.0, 0.0, kc, 0, False, False)]
                     if spread
-                    else _b_ways(p, row_tiles > 1, width, kc, machine, run)
+                    else _b_ways(p, row_tiles, width, kc, machine, run)
                 )
             tiles: list[tuple[int, int, int, float, float, float]] = []
             for count_m, m in cover(M, mr):
                 for count_n, n in across:
-                    u = shared(m, n, p.k_last, registers) if p.windows_a and p.am == p.ak else 1
+                    u = shared(m, n, beside or m, p.k_last, registers) if p.windows_a and p.am == p.ak else 1
                     step = max(m * n * per_fma, ((m + u - 1) / u + n) * per_load, 4.0)
                     step *= 1 + min(SMALL, max(0.0, 1 - m * n / full) / 4)
                     once = PER_VECTOR * m * n + 12 + (store if m > 1 else store_row) * m * n
@@ -238,15 +244,19 @@ def _outer(
                     cycles += line * K * N * itemsize / 64
                 if ahead:
                     lines = K * N * itemsize / 64
-                    cycles = max(cycles, STREAM * lines + JUMP * K * column_tiles)
+                    pages = 0.0 if nc else JUMP * K * column_tiles
+                    cycles = max(cycles + BRING * lines, STREAM * lines + pages)
                 total = batch * cycles + p.each_b * cost_b
                 passes = -(-vectors * lanes // nc) if nc else column_tiles
                 for pack_a, cost_a in _a_ways(p, mr, width, batch, passes, kc, machine):
                     if (pack_a or p.am == 1) and not room_for_packed_a(mr, nr, registers):
                         continue
+                    if pack_a and ahead:  # LLVM would load the elements of A first, and spill
+                        continue
+                    pushed = PUSHED if ahead and nc and p.am == 1 else 1.0
                     out.append(
                         Strategy(
-                            swap, False, mr, nr, lanes, pack_a, pack_b, kc, total + cost_a, spread,
+                            swap, False, mr, nr, lanes, pack_a, pack_b, kc, (total + cost_a) * pushed, spread,
                             nc=nc, ahead=ahead, halved=halved,
                         )
                     )  # fmt: skip
@@ -282,14 +292,16 @@ def rows_first(packed: bool, b_bytes: int, machine: MachineModel) -> bool:
     return packed and b_bytes <= machine.l2_bytes * 7 // 8
 
 
-def shared(mr: int, nr: int, steps: int, registers: int) -> int:
+def shared(mr: int, nr: int, rows: int, steps: int, registers: int) -> int:
     """How many of `steps` to take together where rows need the elements of A that others need at the next,
-    as neighbouring pixels and taps do, and loads are what a tile of mr x nr vectors waits for. Rows of B for
-    all of them have to be in registers; LLVM would keep elements for steps left over: none may be."""
-    if mr < 2 or 2 * (mr + nr) <= mr * nr:
+    as neighbouring pixels and taps do, and loads are what a tile of mr x nr vectors waits for. Of the tile's
+    rows so many, `rows`, are neighbours. Rows of B for all steps have to be in registers. LLVM would keep
+    elements for steps left over, and from one run of rows to the next where no loop is between."""
+    if min(mr, rows) < 2 or 2 * (mr + nr) <= mr * nr:
         return 1
     room = (registers - 1) // nr - mr
-    return next((u for u in (3, 2, 5, 7) if u <= room and steps % u == 0), 1)
+    most = min(room, steps - (mr > rows))
+    return next((u for u in (3, 2, 5, 7) if u <= most and steps % u == 0), 1)
 
 
 def room_for_packed_a(mr: int, nr: int, registers: int) -> bool:
@@ -322,7 +334,7 @@ def _merged(p: Problem, swap: bool, machine: MachineModel) -> list[Strategy]:
     out: list[Strategy] = []
     for k, size in enumerate(p.m_others, 1):
         if size not in p.m_others[: k - 1]:
-            found = _outer(_as_merged(p, k), swap, machine)
+            found = _outer(_as_merged(p, k), swap, machine, beside=p.M)
             out += [replace(s, merge=k) for s in found if s.mr % p.M == 0 and s.mr > p.M and not s.pack_a]
     return out
 
@@ -337,7 +349,7 @@ def packing(bk: int, run: int, k_last: int, lanes: int) -> float:
 
 
 def _b_ways(
-    p: Problem, several: bool, width: int, kc: int, machine: MachineModel, run: int
+    p: Problem, row_tiles: int, width: int, kc: int, machine: MachineModel, run: int
 ) -> list[tuple[bool, float, float, int, int, bool, bool]]:
     """Ways to read B: whether rows of it are copied into panels, what that costs, what every vector of B
     costs beyond a load, blocks of k and of columns, whether the next tile's are brought ahead, and whether
@@ -368,19 +380,25 @@ def _b_ways(
         return found
     panel = p.K * width * p.itemsize
     far_off = size * p.itemsize > 2 * machine.l2_bytes and p.each_b == p.batch
-    if far_off and several and 4 * width <= p.N and 6 * panel <= 5 * machine.l1_bytes:
+    if far_off and row_tiles > 1 and 4 * width <= p.N and 6 * panel <= 5 * machine.l1_bytes:
         # Two panels, and what has the same place in the second cache. With fewer rows the result's places are
         # most of those to go to.
         if 16 * (65536 // gcd(p.bk * p.itemsize, 65536)) >= 2 * p.K >= 6 * STREAMS:
             found.append((False, 0.0, CROSSING * crossing + APART / 2, kc, 0, True, False))
-    # A few rows at a time, along memory, as far as a block of the result stays in the second cache.
+    # A few rows at a time, along memory, as far as a block of the result stays in the second cache. Many
+    # tiles of rows can each bring some lines of the next block's.
     room = min(machine.l2_bytes // 4 // (p.M * p.itemsize), 1056)
-    most = -(-p.N // width) * width if room >= p.N else max(1, room // width) * width
+    tiles = -(-p.N // width)
+    blocks = -(-tiles // max(1, room // width))
+    many = row_tiles >= TILES and size * p.itemsize > machine.l2_bytes // 2 and p.each_b == p.batch
     for rows in (STREAMS, 2 * STREAMS):
-        for nc in {most, -(-min(most, p.N) // 2 // width) * width}:
+        for count in {blocks, -(-blocks // 2) * 2}:
+            nc = -(-tiles // count) * width
             if 2 * rows <= p.K and nc >= min(p.N // 2, 64):
-                cost = 3 * CROSSING * crossing + APART / 2 * (collide and nc * p.itemsize < 4096)
-                found.append((False, 0.0, cost, rows, nc, False, nc != most))
+                ahead = many and nc >= min(p.N // 2, 256)
+                scattered = collide and nc * p.itemsize < 4096 and not (ahead and p.bk * p.itemsize < 4096)
+                extra = 3 * CROSSING * crossing + APART / 2 * scattered
+                found.append((False, 0.0, extra, rows, nc, ahead, count != blocks))
     return found
 
 
