@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from codegen_tools import x86
@@ -14,7 +15,7 @@ from tracegrad.backends.llvm.target import host_target
 from tracegrad.backends.machine import AVX2, AVX512, MachineModel
 from tracegrad.backends.schedule import contract as groups
 from tracegrad.backends.schedule import schedule, tiles
-from tracegrad.ir.graph import Graph
+from tracegrad.ir.graph import Graph, Value
 from tracegrad.ir.loop_text import print_program
 from tracegrad.ir.loops import For, LoopProgram, Prefetch, Stmt
 
@@ -243,3 +244,53 @@ def test_rows_of_the_next_columns_come_ahead() -> None:
     assert "prefetch" in text
     few = print_program(schedule(product(PRODUCTS["nn"], rows, 512, steps), machine))
     assert "prefetch" not in few
+
+
+def windows(spec: str, n: int, c: int, o: int, size: int, k: int = 3) -> Graph:
+    """A convolution, or the gradient of its weights, of images whose windows are `size` by `size`."""
+    other = f32(o, c, k, k) if spec.startswith("oc") else f32(n, o, size, size)
+
+    def body(b: Any, x: Value, y: Value) -> Value:
+        return b.contract(y, b.windows(x, size=(k, k), stride=(1, 1), dilation=(1, 1)), spec=spec)
+
+    return build("c", {"x": f32(n, c, size + k - 1, size + k - 1), "y": other}, body)
+
+
+@pytest.mark.parametrize(
+    ("spec", "channels", "size", "k"),
+    [
+        ("ocuv,ncuvxy->noxy", 32, 24, 3),
+        ("ocuv,ncuvxy->noxy", 32, 26, 3),
+        ("ocuv,ncuvxy->noxy", 16, 26, 3),
+        ("ocuv,ncuvxy->noxy", 32, 26, 5),
+        ("noxy,ncuvxy->ocuv", 32, 24, 3),
+        ("noxy,ncuvxy->ocuv", 32, 30, 3),
+    ],
+)
+def test_pixels_are_loaded_once_for_several_taps(spec: str, channels: int, size: int, k: int) -> None:
+    """What one row needs with a tap is what its neighbour needs with the next: taken together, loads are far
+    fewer than one for two multiply-adds, and nothing is spilled."""
+    machine, cpu = TARGETS["avx512"]
+    program = schedule(windows(spec, 4, 32, channels, size, k), machine)
+    lines = hot_loops(compile_program(program, x86(*cpu), use_cache=False).assembly())[0]
+    fused = [line for line in lines if line.startswith("vfmadd")]
+    assert len(fused) >= 36
+    assert sum(map(memory, lines)) <= len(fused) * 0.46
+    assert not any("rsp" in line and "mm" in line for line in lines)
+
+
+def test_images_results_and_blocks_come_ahead() -> None:
+    """Of many images, a tile fetches a line of the next one, where the sums of the last block of k will go
+    and, for a gradient of weights, what will be packed next. Of few images it fetches nothing."""
+    machine, _ = TARGETS["avx512"]
+    forward, weight = "ocuv,ncuvxy->noxy", "noxy,ncuvxy->ocuv"
+
+    def fetched(spec: str, images: int) -> list[str]:
+        text = print_program(schedule(windows(spec, images, 32, 64, 24), machine))
+        return [line.strip() for line in text.splitlines() if "prefetch" in line]
+
+    lines = fetched(forward, 32)
+    assert sum(line.startswith("prefetch x[") for line in lines) == 1
+    assert any(line.startswith("prefetch write") for line in lines)
+    assert any(line.startswith("prefetch y[") for line in fetched(weight, 32))
+    assert not fetched(forward, 2) and not fetched(weight, 2)

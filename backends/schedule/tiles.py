@@ -48,6 +48,8 @@ BRING = 1.0
 TILES = 8
 #: and how much longer all takes where A is columns, whose lines the rows of B push out of the first cache
 PUSHED = 1.08
+#: or where A comes from beyond the second cache and the result goes to scattered places
+SCATTERED = 1.12
 #: cycles of a vector store to scattered places, per lane; of keeping a row and turning it with others
 SCATTER, TURNED = 5.0, 7.0
 #: and for every line of the result that is not in the second cache
@@ -176,7 +178,7 @@ def _outer(
     M, N, K, itemsize, l1, half_l2 = p.M, p.N, p.K, p.itemsize, machine.l1_bytes, machine.l2_bytes // 2
     vectors = p.n_rows if spread else -(-N // lanes)
     batch = p.batch // p.n_rows if spread else p.batch
-    far_b = K * N * itemsize > half_l2
+    far_a, far_b = M * K * itemsize > half_l2, K * N * itemsize > half_l2
     far_c = RESULT if M * N * itemsize > half_l2 else 0.0
     strided = p.cn != 1
     if strided and p.cm == 1 and machine.masked_memory:
@@ -253,10 +255,10 @@ def _outer(
                         continue
                     if pack_a and ahead:  # LLVM would load the elements of A first, and spill
                         continue
-                    pushed = PUSHED if ahead and nc and p.am == 1 else 1.0
+                    slow = PUSHED if ahead and nc and p.am == 1 else SCATTERED if far_a and strided else 1.0
                     out.append(
                         Strategy(
-                            swap, False, mr, nr, lanes, pack_a, pack_b, kc, (total + cost_a) * pushed, spread,
+                            swap, False, mr, nr, lanes, pack_a, pack_b, kc, (total + cost_a) * slow, spread,
                             nc=nc, ahead=ahead, halved=halved,
                         )
                     )  # fmt: skip
@@ -297,9 +299,9 @@ def shared(mr: int, nr: int, rows: int, steps: int, registers: int) -> int:
     as neighbouring pixels and taps do, and loads are what a tile of mr x nr vectors waits for. Of the tile's
     rows so many, `rows`, are neighbours. Rows of B for all steps have to be in registers. LLVM would keep
     elements for steps left over, and from one run of rows to the next where no loop is between."""
-    if min(mr, rows) < 2 or 2 * (mr + nr) <= mr * nr:
+    if min(mr, rows) < 2 or 9 * (mr + nr) <= 4 * mr * nr:
         return 1
-    room = (registers - 1) // nr - mr
+    room = (registers - 2) // nr - mr
     most = min(room, steps - (mr > rows))
     return next((u for u in (3, 2, 5, 7) if u <= most and steps % u == 0), 1)
 
