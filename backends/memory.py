@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..ir.accesses import loads_of
 from ..ir.dataclass import dataclass
-from ..ir.expr import Load
 from ..ir.loops import (
     Branch,
     Buffer,
@@ -123,15 +123,8 @@ class _Lifetimes:
     def kernel(self, kernel: Kernel) -> None:
         seen: set[int] = set()
         for s in statements(kernel.body):
-            stack = list(expressions(s))
-            while stack:
-                e = stack.pop()
-                if (not e.args and type(e) is not Load) or id(e) in seen:
-                    continue
-                seen.add(id(e))
-                if type(e) is Load:
-                    self.touch(e.buffer, True)
-                stack += e.args
+            for e in loads_of(expressions(s), seen):
+                self.touch(e.buffer, True)
             if isinstance(s, Store):
                 self.touch(s.buffer, False)
 

@@ -133,7 +133,7 @@ class Prim(Expr):
         self.args = args
         self.dtype = dtype
         self._terms: tuple[list[tuple[Expr, int]], int] | None = None  # see `terms`
-        self._is_index: bool | None = None  # see schedule/indexing.py
+        self._is_index: bool | None = None  # see `is_index`
 
     def rebuild(self, args: tuple[Expr, ...]) -> Expr:
         return Prim(self.name, args, self.dtype)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-from ...ir.expr import Const, Expr, LaneReduce, Load, Local, Var, walk
+from ...ir.expr import Cast, Const, Expr, LaneReduce, Load, Local, Prim, Var
 from ...ir.loops import (
     Alloc,
     Buffer,
@@ -34,13 +34,12 @@ from .codegen_index import LANE
 from .codegen_text import LOOP_LINES, Module, Place, Region, Val, hint_of, memory_type
 from .target import CompileError
 
-STACK_BYTES = 1 << 16  # larger scratch comes from the heap
-_STACK_TOTAL = 1 << 18
+STACK_BYTES, _STACK_TOTAL = 1 << 16, 1 << 18  # larger scratch comes from the heap
 _MAX_TASKS = 128
 _ALIGN = 64
 #: runs tasks: void (ptr task, ptr context, i64 tasks, i64 pool)
 SPREAD = "@tg.spread"
-_LEAVES = frozenset((Const, Var, Local))
+_PLAIN = frozenset((Prim, Const, Cast))
 
 
 class Kernels(Module):
@@ -97,15 +96,19 @@ class Kernels(Module):
         return out
 
     def nodes(self, s: Stmt) -> list[Expr]:
-        """Every node of the expressions that a statement itself evaluates."""
+        """The variables, locals, loads and lane reductions in what a statement itself evaluates."""
         got = self._nodes.get(s)
         if got is None:
             got = self._nodes[s] = []
-            for root in expressions(s):
-                if type(root) in _LEAVES:
-                    got.append(root)
-                else:
-                    got += walk(root)
+            seen: set[int] = set()
+            stack = list(expressions(s))[::-1]
+            while stack:
+                x = stack.pop()
+                if id(x) not in seen:
+                    seen.add(id(x))
+                    if type(x) not in _PLAIN:
+                        got.append(x)
+                    stack += x.args
         return got
 
     def stored(self, s: For | While) -> frozenset[Buffer]:

@@ -13,7 +13,7 @@ from math import gcd
 from typing import Any, NamedTuple
 
 from ...ir.dtypes import DType, bool_, int32, int64
-from ...ir.expr import Cast, Const, Expr, Prim
+from ...ir.expr import Cast, Const, Expr, Prim, terms
 from .codegen_text import Module, Val, Writer, constant, wrap
 
 Linear = tuple[int, tuple[tuple[Expr, int], ...]]
@@ -21,6 +21,7 @@ Range = tuple[int, int]
 
 LANE = object()  # what the variable of the open vector loop is bound to
 _I32: Range = (-(1 << 31), (1 << 31) - 1)
+_SUMS = frozenset(("add", "sub", "neg", "mul"))
 
 
 class Split(NamedTuple):
@@ -65,9 +66,12 @@ class IndexWriter(Writer):
         """An i64 expression as a constant and a sum of atoms, before any binding; remembered."""
         got = self._linear.get(e)
         if got is None:
-            total: dict[Expr, int] = {}
-            const = self._collect(e, 1, total)
-            got = self._linear[e] = const, tuple([(a, k) for a, k in total.items() if k])
+            items, const = terms(e)
+            if any([type(a) is Prim and a.name in _SUMS for a, _ in items]):  # data, not index arithmetic
+                total: dict[Expr, int] = {}
+                const = self._collect(e, 1, total)
+                items = list(total.items())
+            got = self._linear[e] = const, tuple([x for x in items if x[1]])
         return got
 
     def _collect(self, e: Expr, k: int, total: dict[Expr, int]) -> int:

@@ -74,6 +74,8 @@ class ContractEmitter(ContractTurned):
         if not self.blocked_windows or self.row is not None:
             return []
         alone = self.parallel and len(rows) == len(self.outer)  # threads share the first of them
+        if self.turns and self.m.sub and self.columns_for_threads:
+            alone = False  # what rows taken as one give lies among what the others do: some would leave gaps
         room = self.machine.l2_bytes // 2 // (self.m.size * self.s.nr * self.lanes * self.g.acc.itemsize)
         found: list[Dim] = []
         for d in reversed(rows):

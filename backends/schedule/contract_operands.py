@@ -20,6 +20,7 @@ from ...ir.expr import (
     index_div,
     index_mod,
     index_mul,
+    index_sum,
     stride_of,
     terms,
 )
@@ -193,26 +194,26 @@ class ContractOperands:
         dims = self.pack_dims.get(which)
         if dims is not None:
             return Load(self.packed[which], (self.panel_index(which, at, k, scope, dims),), None)
-        index: Expr = g.offsets[0 if which == "a" else 1]
+        parts: list[tuple[Expr, int]] = [(g.offsets[0 if which == "a" else 1], 1)]
         for d in (*self.outer, *g.inner):
             stride = d.a if which == "a" else d.b
             if stride and isinstance(d.var, Var):
                 value = k.get(d.var) or scope.find(self.low.number(d.var))
                 assert value is not None
-                index = index_add(index, index_mul(value, stride))
+                parts.append((value, stride))
         if which == "b" and self.row is not None:
-            index = index_add(index, index_mul(index_div(at, self.lanes), self.row.b))
+            parts.append((index_div(at, self.lanes), self.row.b))
             at = index_mod(at, self.lanes)
         if dim.parts:
-            for i, (_, stride) in zip(unravel(at, tuple(n for n, _ in dim.parts)), dim.parts):
-                index = index_add(index, index_mul(i, stride))
+            where = unravel(at, tuple([n for n, _ in dim.parts]))
+            parts += [(i, stride) for i, (_, stride) in zip(where, dim.parts)]
         elif dim.sub:
-            for i, d in zip(unravel(at, tuple(d.size for d in dim.sub)), dim.sub):
-                index = index_add(index, index_mul(i, d.a if which == "a" else d.b))
+            where = unravel(at, tuple([d.size for d in dim.sub]))
+            parts += [(i, d.a if which == "a" else d.b) for i, d in zip(where, dim.sub)]
         else:
-            index = index_add(index, index_mul(at, dim.a if which == "a" else dim.b))
+            parts.append((at, dim.a if which == "a" else dim.b))
         buffer = self.source(which)
-        e: Expr = Load(buffer, (index,), mask)
+        e: Expr = Load(buffer, (index_sum(parts, 0),), mask)
         return S.cast(e, g.acc)
 
     def source(self, which: str) -> Buffer:
@@ -221,10 +222,10 @@ class ContractOperands:
 
     def row_of(self, k: dict[Expr, Expr], block: Block) -> Expr:
         """Which row of a block's panel a position in k is."""
-        out: Expr = ZERO
+        parts: list[tuple[Expr, int]] = []
         for d, (start, n) in zip(self.g.inner, block.ranges):
-            out = index_add(index_mul(out, n), index_add(k.get(d.var, ZERO), index_mul(start, -1)))
-        return out
+            parts = [*[(e, c * n) for e, c in parts], (k.get(d.var, ZERO), 1), (start, -1)]
+        return index_sum(parts, 0)
 
     def panel_index(self, which: str, at: Expr, k: dict[Expr, Expr], scope: Scope, dims: list[Dim]) -> Expr:
         """Position in a packed operand: [outer..., tile, k, within the tile]; `at` = tile start + position
@@ -247,10 +248,7 @@ class ContractOperands:
         items, const = terms(at)
         if not any(t in self.homes for t, _ in items):
             return at
-        out: Expr = Const(const)
-        for t, c in items:
-            out = index_add(out, index_mul(self.homes.get(t, t), c))
-        return out
+        return index_sum([(self.homes.get(t, t), c) for t, c in items], const)
 
     def split_tile(self, at: Expr, width: int) -> tuple[Expr, Expr]:
         """`at` as (start of its tile, rest): the parts that step by whole tiles are the start."""

@@ -11,7 +11,7 @@ from .contract_operands import Block
 from .contract_packing import ContractPacking
 from .indexing import ZERO
 from .scopes import Scope
-from .tiles import shared
+from .ways import shared
 
 #: what a tile's epilogue needs comes between so many steps of k at least
 FEW_STEPS = 4

@@ -39,6 +39,12 @@ class ContractTurned(ContractTile):
             return False
         return n.c != 1 and along == 1 and m.size > 1 and self.lanes > 1
 
+    @property
+    def columns_for_threads(self) -> bool:
+        """Whether there are tiles of columns for threads to share evenly."""
+        tiles, threads = self.columns // (self.s.nr * self.lanes), self.machine.threads
+        return tiles >= 2 * threads or (tiles > 0 and tiles % threads == 0)
+
     def parts(self, dims: list[Dim], start: Expr = ZERO, size: int = 0) -> list[Part]:
         """Dimensions as a region, in the result's order; of the first `size` from `start` on, where given."""
         found: list[Part] = []
@@ -66,8 +72,8 @@ class ContractTurned(ContractTile):
             most = min(most, max(s.mr, whole // (4 * self.machine.threads)))
         if m.sub:  # what they take as one is not behind each other in the result; all rows mostly are
             whole = m.size * prod(d.size for d in rows)
-            shared = not self.parallel or self.columns >= 2 * self.machine.threads * s.nr * self.lanes
-            if shared and whole * s.nr * self.lanes * self.g.acc.itemsize <= self.machine.l2_bytes // 2:
+            near = whole * s.nr * self.lanes * self.g.acc.itemsize <= self.machine.l2_bytes // 2
+            if near and (not self.parallel or self.columns_for_threads):
                 return [*rows, m], rows[0].size if rows else m.size
         if m.size > most:
             step = lcm(s.mr, self.lanes)

@@ -13,6 +13,7 @@ from math import prod
 from typing import Any
 
 from ...ir import dtypes
+from ...ir.accesses import is_index as is_index
 from ...ir.expr import (
     Cast,
     Const,
@@ -25,10 +26,9 @@ from ...ir.expr import (
     WarpReduce,
     forget_arithmetic,
     from_terms,
-    index_add,
     index_div,
     index_mod,
-    index_mul,
+    index_sum,
     terms,
 )
 
@@ -41,13 +41,13 @@ def ravel(index: tuple[Expr, ...], shape: tuple[int, ...]) -> Expr:
     """The row-major position of `index` in `shape`."""
     if len(index) == 1:
         return index[0]
-    out: Expr = ZERO
+    parts: list[tuple[Expr, int]] = []
     stride = 1
     for i, n in zip(reversed(index), reversed(shape)):
         if n != 1:
-            out = index_add(out, index_mul(i, stride))
+            parts.append((i, stride))
             stride *= n
-    return out
+    return index_sum(parts, 0)
 
 
 @lru_cache(maxsize=1 << 12)
@@ -121,19 +121,6 @@ class Numbering:
 
     def index(self, index: Iterable[Expr]) -> tuple[int, ...]:
         return tuple([self(e) for e in index])
-
-
-def is_index(e: Expr) -> bool:
-    """Whether `e` is address arithmetic on loop variables: always cheap, never worth a name."""
-    if e.dtype is not dtypes.int64:
-        return False
-    if type(e) is not Prim:
-        return type(e) is Const or type(e) is Var
-    got = e._is_index
-    if got is None:
-        got = e.name in ("add", "mul", "floordiv", "mod") and is_index(e.args[0]) and is_index(e.args[1])
-        e._is_index = got
-    return got
 
 
 def divisors(e: Expr, var: Var, found: set[int]) -> None:

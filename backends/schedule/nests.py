@@ -9,12 +9,13 @@ from collections.abc import Callable
 from math import prod
 
 from ...ir import dtypes
+from ...ir.accesses import is_index, loads_of
 from ...ir.dataclass import dataclass
 from ...ir.expr import Const, Expr, Load, Local, Prim, Var, index_add, stride_of, walk
 from ...ir.loops import Buffer
 from ...ir.substitute import Memo, substitute
 from ..machine import MachineModel
-from .indexing import ZERO, chain, divisors, is_index, split_flat
+from .indexing import ZERO, chain, divisors, split_flat
 from .scopes import Lowering, Scope
 
 #: innermost loops of so few turns are none: lanes that know their quotients and remainders do better
@@ -87,22 +88,6 @@ def needed_exprs(bindings: dict[Local, Expr], roots: list[Expr]) -> list[Expr]:
             if value is not None:
                 out.append(value)
                 stack.append(value)
-    return out
-
-
-def loads_of(exprs: list[Expr]) -> list[Load]:
-    out: list[Load] = []
-    seen: set[int] = set()
-    for root in exprs:
-        stack = [root]
-        while stack:
-            x = stack.pop()
-            if id(x) in seen or is_index(x):
-                continue
-            seen.add(id(x))
-            if type(x) is Load:
-                out.append(x)
-            stack += x.args
     return out
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from math import gcd
 
+from ...ir.accesses import loads_of
 from ...ir.expr import (
     EXPR_SCALAR,
     Const,
@@ -46,7 +47,7 @@ from ...ir.loops import (
 )
 from ...ir.substitute import Memo, substitute
 from ..machine import MachineModel
-from .indexing import is_index, ravel
+from .indexing import ravel
 from .ratio import Ratio
 
 #: at most so many kernels in a loop: their code is one function then
@@ -253,15 +254,7 @@ def _touching(body: list[Stmt]) -> Iterator[Load | Store]:
     """Every load, the same object once, and every store."""
     seen: set[int] = set()
     for s in statements(body):
-        stack = list(expressions(s))
-        while stack:
-            x = stack.pop()
-            if is_index(x) or (not x.args and type(x) is not Load) or id(x) in seen:
-                continue
-            seen.add(id(x))
-            if type(x) is Load:
-                yield x
-            stack += x.args
+        yield from loads_of(expressions(s), seen)
         if type(s) is Store:
             yield s
 

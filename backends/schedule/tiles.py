@@ -13,7 +13,7 @@ from math import gcd, prod
 
 from ...ir.dataclass import replace
 from ..machine import MachineModel
-from .ways import Problem, Strategy
+from .ways import Problem, Strategy, shared
 
 #: cycles per element to copy an operand into panels: along memory, across it (squares turned in registers),
 #: element by element; and more where it does not fit the second cache
@@ -178,7 +178,7 @@ def _outer(
     M, N, K, itemsize, l1, half_l2 = p.M, p.N, p.K, p.itemsize, machine.l1_bytes, machine.l2_bytes // 2
     vectors = p.n_rows if spread else -(-N // lanes)
     batch = p.batch // p.n_rows if spread else p.batch
-    far_a, far_b = M * K * itemsize > half_l2, K * N * itemsize > half_l2
+    far_a, far_b = (beside or M) * K * itemsize > half_l2, K * N * itemsize > half_l2
     far_c = RESULT if M * N * itemsize > half_l2 else 0.0
     strided = p.cn != 1
     if strided and p.cm == 1 and machine.masked_memory:
@@ -292,18 +292,6 @@ def rows_first(packed: bool, b_bytes: int, machine: MachineModel) -> bool:
     """Whether the loop over rows is around that over columns: all of B stays in the second cache, packed, and
     A is read from memory only once."""
     return packed and b_bytes <= machine.l2_bytes * 7 // 8
-
-
-def shared(mr: int, nr: int, rows: int, steps: int, registers: int) -> int:
-    """How many of `steps` to take together where rows need the elements of A that others need at the next,
-    as neighbouring pixels and taps do, and loads are what a tile of mr x nr vectors waits for. Of the tile's
-    rows so many, `rows`, are neighbours. Rows of B for all steps have to be in registers. LLVM would keep
-    elements for steps left over, and from one run of rows to the next where no loop is between."""
-    if min(mr, rows) < 2 or 9 * (mr + nr) <= 4 * mr * nr:
-        return 1
-    room = (registers - 2) // nr - mr
-    most = min(room, steps - (mr > rows))
-    return next((u for u in (3, 2, 5, 7) if u <= most and steps % u == 0), 1)
 
 
 def room_for_packed_a(mr: int, nr: int, registers: int) -> bool:

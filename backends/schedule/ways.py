@@ -1,4 +1,4 @@
-"""One contraction in numbers, and a way to compute it: what tiles.py chooses among. Used by it, contract.py
+"""One contraction in numbers, and a way to compute it: what tiles.py chooses among. Used by it, contract*.py
 and the tuner.
 """
 
@@ -109,3 +109,15 @@ class Strategy:
     merge: int = 0
     ahead: bool = False
     halved: bool = False
+
+
+def shared(mr: int, nr: int, rows: int, steps: int, registers: int) -> int:
+    """How many of `steps` to take together where rows need the elements of A that others need at the next,
+    as neighbouring pixels and taps do, and loads are what a tile of mr x nr vectors waits for. Of the tile's
+    rows so many, `rows`, are neighbours. Rows of B for all steps have to be in registers. LLVM would keep
+    elements for steps left over, and from one run of rows to the next where no loop is between."""
+    if min(mr, rows) < 2 or 9 * (mr + nr) <= 4 * mr * nr:
+        return 1
+    room = (registers - 2) // nr - mr
+    most = min(room, steps - (mr > rows))
+    return next((u for u in (3, 2, 5, 7) if u <= most and steps % u == 0), 1)
