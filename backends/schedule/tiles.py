@@ -64,6 +64,8 @@ FEW = 4
 STREAMS = 32
 #: among tiles of about one size, up to so many times the least time, the way with the least code is taken
 SLOWER = 1.02
+#: threads with one task each wait for the slowest; who has several takes fewer of them where it is disturbed
+WAITING = 1.1
 #: of so many rows or columns one may be computed twice, for tiles of one size
 TWICE = 25
 
@@ -151,7 +153,8 @@ def _share(q: Problem, s: Strategy, machine: MachineModel) -> float:
         count, size, extent = q.M // s.mr, s.mr, q.M
     if count < 2:
         return 1.0
-    return (-(-count // machine.threads) * size + extent - count * size) / extent
+    late = WAITING if count < 2 * machine.threads else 1.0
+    return late * (-(-count // machine.threads) * size + extent - count * size) / extent
 
 
 def cover(n: int, tile: int, again: bool = True) -> list[tuple[int, int]]:
