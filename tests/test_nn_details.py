@@ -12,6 +12,7 @@ import tracegrad as tg
 from tracegrad import nn
 from tracegrad.ir.errors import TracegradError
 from tracegrad.nn.utils import rnn
+from tracegrad.tracer import creation, devices
 
 F = nn.functional
 LR = tg.optim.lr_scheduler
@@ -44,6 +45,13 @@ def test_packing_inside_a_compiled_function() -> None:
         np.testing.assert_allclose(a(one), a(other), atol=1e-6)
     again = rnn.pad_packed_sequence(compiled[0])[0]
     np.testing.assert_allclose(a(again), a(plain[1]), atol=1e-6)
+
+
+def test_tensors_written_out_are_known_where_a_gpu_has_been_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "USED", [True])
+    monkeypatch.setattr(creation, "USED", devices.USED)
+    doubled = tg.compile(lambda x: x * tg.tensor([1.0, 2.0]).tolist()[1])
+    assert doubled(tg.ones(2)).tolist() == [2, 2]
 
 
 def test_what_is_only_known_when_it_runs_still_says_so_in_a_compiled_function() -> None:

@@ -171,10 +171,13 @@ class CompileTrace(Trace):
             self.places[value] = Place("constant", value)
 
     def materialize(self, value: TracedValue) -> Buffer:
-        node = value.node
-        if node is not None and node.op.name == "alias":  # tensor([...]) in the function: known after all
-            place = self.places.get(node.operands[0])  # type: ignore[arg-type]
-            if place is not None and place.kind == "constant" and place.value.buffer is not None:
+        # tensor([...]) in the function is known after all, also where it is told from those on a GPU.
+        source: Any = value
+        while source.node is not None and source.node.op.name in ("alias", "to_device"):
+            source = source.node.operands[0]
+        place = self.places.get(source)
+        if value is not source and place is not None and place.kind == "constant":
+            if place.value.buffer is not None and value.type.device is place.value.type.device is None:
                 return place.value.buffer
         raise needs_value(value, f"{self.name!r} is being compiled")
 

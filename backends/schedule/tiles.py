@@ -64,7 +64,7 @@ FEW = 4
 STREAMS = 32
 #: among tiles of about one size, up to so many times the least time, the way with the least code is taken
 SLOWER = 1.02
-#: threads with one task each wait for the slowest; who has several takes fewer of them where it is disturbed
+#: threads with one block each wait for the slowest; of several, who is disturbed takes fewer
 WAITING = 1.1
 #: of so many rows or columns one may be computed twice, for tiles of one size
 TWICE = 25
@@ -153,7 +153,7 @@ def _share(q: Problem, s: Strategy, machine: MachineModel) -> float:
         count, size, extent = q.M // s.mr, s.mr, q.M
     if count < 2:
         return 1.0
-    late = WAITING if count < 2 * machine.threads else 1.0
+    late = WAITING if s.nc and count < 2 * machine.threads else 1.0
     return late * (-(-count // machine.threads) * size + extent - count * size) / extent
 
 
