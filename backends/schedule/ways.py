@@ -88,7 +88,7 @@ class Strategy:
         flat: all dimensions of the columns are one, told apart while B is packed.
         nc: B is used in blocks of this many columns (and `kc` rows), each packed before, if it is; 0: as a
             whole.
-        ahead: while tiles are computed, rows of B are fetched for the next block, or the next tile of columns.
+        ahead: rows of B are fetched, meanwhile, for the next block or the next tile of columns.
         halved: `nc` is half of what it could be, so that threads have a block each.
         merge: the number, from 1, of the dimension of rows that is one with the last in the tiles; 0: none.
         cycles: estimate.
