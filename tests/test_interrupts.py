@@ -100,9 +100,9 @@ def test_anywhere_in_a_step(compiled: bool) -> None:
         check(model, optimizer, step)
 
 
-def test_no_update_is_lost_or_done_twice() -> None:
-    """An interrupted step was made or not: weights have moved by whole steps."""
-    x = tg.zeros(4, requires_grad=True)
+def counting(device: str) -> tuple[tg.Tensor, Step]:
+    """Weights of which every step takes one away, after some steps."""
+    x = tg.zeros(4, device=device, requires_grad=True)
     optimizer = tg.optim.SGD([x], lr=1.0)
 
     def step() -> None:
@@ -113,6 +113,12 @@ def test_no_update_is_lost_or_done_twice() -> None:
 
     for _ in range(4):
         step()
+    return x, step
+
+
+def test_no_update_is_lost_or_done_twice() -> None:
+    """An interrupted step was made or not: weights have moved by whole steps."""
+    x, step = counting("cpu")
     total = moments(step)
     expected = x.tolist()[0]
     between = set()
@@ -135,17 +141,7 @@ def test_anywhere_in_a_step_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """An update is there or not, but never pending still, to be done twice; and all can be read."""
     monkeypatch.setattr(generator, "_ON_DEVICES", {})
     with emulated():
-        x = tg.zeros(4, device="cuda", requires_grad=True)
-        optimizer = tg.optim.SGD([x], lr=1.0)
-
-        def step() -> None:
-            optimizer.zero_grad()
-            x.sum().backward()
-            optimizer.step()
-            x.detach()[0].item()
-
-        for _ in range(4):
-            step()
+        x, step = counting("cuda")
         for n in range(1, moments(step) + 1, 2):
             before = x.tolist()[0]
             done = interrupted(step, n)

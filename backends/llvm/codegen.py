@@ -478,11 +478,10 @@ def _free(s: For, nodes: Callable[[Stmt], list[Expr]]) -> Iterator[Var | Local |
     for x in statements(s.body):
         found: list[Var | Local | Buffer] = [x.buffer] if isinstance(x, (Store, Prefetch)) else []
         for e in nodes(x):
-            kind = type(e)
-            if kind is Var or kind is Local:
-                found.append(e)  # type: ignore[arg-type]
-            elif kind is Load:
-                found.append(e.buffer)  # type: ignore[attr-defined]
+            if type(e) is Var or type(e) is Local:
+                found.append(e)
+            elif type(e) is Load:
+                found.append(e.buffer)
         for item in found:
             if id(item) not in seen:
                 seen.add(id(item))
