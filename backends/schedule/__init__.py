@@ -34,10 +34,11 @@ from .other_groups import ScatterGroup, TinyGroup
 from .padded import padded_once
 from .placement import Placement
 from .plan import MOST_PARTS, Planner
-from .pointwise import emit_pointwise, emit_scatter, emit_tiny, flat_nest
+from .pointwise import emit_pointwise, emit_tiny, flat_nest
 from .prepare import in_few_parts
 from .row_group import RowGroup
 from .rows import emit_rows
+from .scatter import emit_scatter
 from .shared_loops import share_rows
 from .sort import SortGroup, emit_sort
 

@@ -1,21 +1,18 @@
-"""Loops of elementwise groups, copies, tiny groups and scatters. Used by schedule/__init__.py only."""
+"""Loops of elementwise groups, copies and tiny groups. Used by schedule/__init__.py only."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from ...ir import dtypes
-from ...ir.expr import Expr, Load, Local, Prim, Var, stride_of
+from ...ir.expr import Expr, Load, Local, Prim, Var
 from ...ir.loops import Buffer, Stmt
 from ...ir.scalar import PRIMITIVES
-from ...ir.substitute import substitute
 from ..machine import MachineModel
 from .crossing import crossing, transposing_tiles
-from .elements import S
 from .groups import PointwiseGroup
 from .indexing import Numbering, is_index, ravel
 from .nests import Split, StoreSpec, lanes_for, loads_of, needed_exprs, resplit, vector_blocks
-from .other_groups import ScatterGroup, TinyGroup
+from .other_groups import TinyGroup
 from .scopes import Lowering, Scope
 
 Place = Callable[[Buffer], Buffer]
@@ -68,7 +65,7 @@ def flat_nest(
     lanes = lanes_for(machine, [b.dtype for b, _, _ in specs])
     low = Lowering(bindings, number, place)
     top = Scope(low)
-    cycles = n * work(exprs) / max(lanes, 1)
+    cycles = n * (len(specs) + work(exprs)) / max(lanes, 1)
     parallel = machine.threads > 1 and cycles > machine.parallel_cycles
     if parallel and len(split.sizes) == 1:
         done = parallel_chunks(top, split.vars[0], n, lanes, machine, lambda s: s.stores(specs))
@@ -131,73 +128,3 @@ def emit_tiny(
             specs.append((buffer, ravel(index, v.type.shape), group.elements.at(v, index)))
     scope.stores(specs)
     return scope.stmts
-
-
-def emit_scatter(
-    group: ScatterGroup, targets: list[Buffer], machine: MachineModel, place: Place, number: Numbering
-) -> list[Stmt]:
-    """The copy of the base, then the updates one after another (vectors along what the places don't depend
-    on); all in the first of `targets`, which is copied to the others."""
-    out = targets[0]
-    n = out.size
-    copied: list[Stmt] = []
-    for other in targets[1:]:
-        copied += flat_nest(
-            {}, [(other, group.f, Load(out, (group.f,)))], group.f, n, machine, place, number
-        )
-    stmts: list[Stmt] = []
-    keeps = isinstance(group.base, Load) and place(group.base.buffer) is place(out)
-    if not keeps:
-        stmts += flat_nest(
-            group.elements.bindings, [(out, group.f, group.base)], group.f, n, machine, place, number
-        )
-    count = group.g.extent if isinstance(group.g, Var) else 1
-    if count == 0:
-        return stmts + copied
-    node = group.node
-    how = (
-        node.attrs.get("reduce", "none")
-        if node.op.name == "scatter"
-        else ("add" if node.attrs.get("accumulate") else "none")
-    )
-    bindings = group.elements.bindings
-    exprs = needed_exprs(bindings, [group.target, group.value, *group.inside])
-    split = Split.of(group.g, count, exprs)
-    env: dict[Expr, Expr] = {split.flat: split.value()} if split.changed else {}
-    bindings = {x: substitute(e, env) for x, e in bindings.items()} if env else bindings
-    target, value, *inside = (substitute(e, env) for e in (group.target, group.value, *group.inside))
-    low = Lowering(bindings, number, place)
-    top = scope = Scope(low)
-    last = split.vars[-1]
-    # Vectors only along what the places move with by themselves: lanes must not write to one place.
-    data = any(last in low.free(c) for c in inside) or (isinstance(last, Var) and not stride_of(target, last))
-    for var, size in zip(split.vars[:-1] if not data else split.vars, split.sizes):
-        if isinstance(var, Var):
-            loop = Var(var.name, size)
-            scope = scope.loop(loop, size, "serial")
-            scope.define(var, loop)
-
-    condition: Expr | None = None
-    for c in inside:
-        condition = c if condition is None else Prim("and_", (condition, c), dtypes.bool_)
-
-    def update(s: Scope) -> None:
-        new = value
-        if how != "none":
-            combine = {"add": "add", "prod": "mul", "amax": "maximum", "amin": "minimum"}[how]
-            bool_op = {"add": "or_", "mul": "and_"}.get(combine, combine)
-            # Anchored here: the place may be the same in every iteration, what is there is not.
-            old = Local("old", out.dtype)
-            s.anchor(old, s.let(s.load(Load(out, (target,), condition)), "old"))
-            new = S.prim(bool_op if out.dtype.kind == "b" else combine, old, value)
-        s.stores([(out, target, new)], condition)
-
-    if data or not isinstance(last, Var):
-        update(scope)
-    else:
-        vector_blocks(scope, last, 0, split.sizes[-1], lanes_for(machine, [out.dtype]), machine, update)
-    while scope is not top:
-        scope.close()
-        assert scope.parent is not None
-        scope = scope.parent
-    return stmts + top.stmts + copied
