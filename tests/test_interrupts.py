@@ -17,6 +17,7 @@ from tracegrad.backends.cuda import emulate as emulation
 from tracegrad.runtime.cuda_emulated import emulated
 from tracegrad.tracer import generator
 from tracegrad.tracer.callers import is_ours
+from tracegrad.tracer.recording import LazyTrace
 
 Step = Callable[[], Any]
 
@@ -173,3 +174,25 @@ def test_values_of_before_are_still_computed() -> None:
         assert y.tolist() == [1, 3, 5, 7, 9, 11]
         assert (y - x).sum().item() == 21
     assert reached > 20
+
+
+def test_after_a_program_has_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between its end and the moment that nothing is pending any more."""
+    reset, calls = LazyTrace._reset, []
+
+    def interrupted_once(trace: LazyTrace) -> None:
+        calls.append(trace)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        reset(trace)
+
+    x, y = tg.zeros(3), tg.ones(3)
+    x.add_(y)
+    doubled = x * 2
+    monkeypatch.setattr(LazyTrace, "_reset", interrupted_once)
+    with pytest.raises(KeyboardInterrupt):
+        doubled.numpy()
+    assert len(calls) == 2
+    assert x.tolist() == [1, 1, 1] and doubled.tolist() == [2, 2, 2]
+    x.add_(y)
+    assert x.tolist() == [2, 2, 2]

@@ -328,6 +328,8 @@ class LazyTrace(Trace):
             self.at_node.met = self.runs
             try:
                 self._run(self, self.at_node)
+                self.ran = True  # from here on it must not run again
+                self._reset()
             except BaseException as error:
                 if self.ran:
                     self._reset()
@@ -336,11 +338,6 @@ class LazyTrace(Trace):
                         storage.hold(old)
                         storage.version += 1
                     self._reset()
-                raise
-            try:
-                self._reset()
-            except BaseException:  # an interrupt, before anything was reset; the program must not run again
-                self._reset()
                 raise
             if self.places > min(self.PLACES, self.tidy + self.ONCE):
                 keep = self.PLACES // 2 if self.places > self.PLACES else self.PLACES
