@@ -9,7 +9,9 @@ from .block import block_class
 from .training import classify, train
 
 
-def _gpt(tg: Any, letters: int, width: int, heads: int, layers: int, time: int, dropout: float) -> Step:
+def _gpt(
+    tg: Any, letters: int, width: int, heads: int, layers: int, time: int, dropout: float, batch: int = 4
+) -> Step:
     tg.manual_seed(0)
     nn = tg.nn
     block = block_class(tg, width, heads, dropout)
@@ -24,7 +26,7 @@ def _gpt(tg: Any, letters: int, width: int, heads: int, layers: int, time: int, 
         def forward(self, x: Any) -> Any:
             return self.head(self.norm(self.blocks(self.letter(x) + self.place))).flatten(0, 1)
 
-    return classify(tg, GPT(), letters, tg.randint(0, letters, (4, time)))
+    return classify(tg, GPT(), letters, tg.randint(0, letters, (batch, time)))
 
 
 def _gpt_letters(tg: Any) -> Step:
@@ -35,6 +37,11 @@ def _gpt_letters(tg: Any) -> Step:
 def _gpt_words(tg: Any) -> Step:
     """Two layers of 128 with a vocabulary of 16,000."""
     return _gpt(tg, 16000, 128, 4, 2, 128, 0.0)
+
+
+def _gpt_long(tg: Any) -> Step:
+    """Two layers of 128, one sequence of 2048 places."""
+    return _gpt(tg, 256, 128, 4, 2, 2048, 0.0, 1)
 
 
 def _bilstm(tg: Any) -> Step:
@@ -161,7 +168,7 @@ def _equation(tg: Any) -> Step:
 OTHERS = tuple(
     Workload(f"model-{name}", build, family="models")
     for name, build in {
-        "gpt": _gpt_letters, "gpt-16000": _gpt_words, "bilstm": _bilstm, "gru-256": _gru, "graph": _graph,
-        "recommender": _recommender, "wide-2048": _wide, "heat-equation": _equation,
+        "gpt": _gpt_letters, "gpt-16000": _gpt_words, "gpt-2048": _gpt_long, "bilstm": _bilstm,
+        "gru-256": _gru, "graph": _graph, "recommender": _recommender, "wide-2048": _wide, "heat-equation": _equation,
     }.items()
 )  # fmt: skip
