@@ -169,6 +169,7 @@ OTHERS = tuple(
     Workload(f"model-{name}", build, family="models")
     for name, build in {
         "gpt": _gpt_letters, "gpt-16000": _gpt_words, "gpt-2048": _gpt_long, "bilstm": _bilstm,
-        "gru-256": _gru, "graph": _graph, "recommender": _recommender, "wide-2048": _wide, "heat-equation": _equation,
+        "gru-256": _gru, "graph": _graph, "recommender": _recommender, "wide-2048": _wide,
+        "heat-equation": _equation,
     }.items()
 )  # fmt: skip
