@@ -13,6 +13,7 @@ from schedule_graphs import F32, I64, build, f32
 from test_schedule import AVX512, MACHINES, check
 from tracegrad.backends.machine import MachineModel
 from tracegrad.backends.schedule import schedule
+from tracegrad.ir import dtypes
 from tracegrad.ir.graph import Graph
 from tracegrad.ir.loop_text import print_program
 from tracegrad.ir.types import Type
@@ -114,3 +115,22 @@ def test_one_and_two_threads_agree() -> None:
     want = weight.numpy().astype(np.float64)
     np.add.at(want, index.numpy(), rows.numpy() * 2.0)
     np.testing.assert_allclose(made[0], want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("index", ["constant", "counted", "pairs"])
+@pytest.mark.parametrize("machine", [*MACHINES, TWO], ids=["avx512", "avx2", "small", "threads", "two"])
+def test_rows_that_are_known(index: str, machine: MachineModel) -> None:
+    """Indices that are no data: all the same, counted up, or with a second one beside them."""
+
+    def body(b, new):
+        base = b.full(shape=(40, 64), value=0.0, dtype=F32)
+        at = b.full(shape=(40,), value=3, dtype=dtypes.int64)
+        if index == "counted":
+            at = b.iota(shape=(40,), dim=0, dtype=dtypes.int64)
+        if index == "pairs":
+            base = b.full(shape=(40, 2, 64), value=0.0, dtype=F32)
+            one = b.full(shape=(40,), value=1, dtype=dtypes.int64)
+            return [b.index_put(base, new, at, one, dims=(0, 1), accumulate=True)], {}
+        return [b.index_put(base, new, at, dims=(0,), accumulate=True)], {}
+
+    check(build("t", {"new": f32(40, 64)}, body), [np.ones((40, 64), np.float32)], machine)

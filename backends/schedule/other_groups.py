@@ -129,6 +129,7 @@ class ScatterGroup(Group):
         self.f, self.g = domain_var("i", v.type.numel), domain_var("j", prod(grid))
         self.base = self.elements.at(base, unravel(self.f, v.type.shape))
         self.inside: list[Expr] = []  # conditions on the updates that are made at all
+        self.places: list[Expr] = []  # where they go in the dimensions that have an index
         at = unravel(self.g, grid)
         self.target = self.positions(node, v.type.shape, at, list(indices))
         self.value = self.elements.at(source, at)
@@ -168,6 +169,7 @@ class ScatterGroup(Group):
         e = S.cast(self.elements.at(i, at), dtypes.int64)
         zero = Const(0)
         place = self.elements.bind(S.select(S.lt(e, zero), S.add(e, Const(n)), e), "place")
+        self.places.append(place)
         self.inside += [S.ge(place, zero), S.lt(place, Const(n))]
         return place
 

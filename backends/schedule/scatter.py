@@ -51,6 +51,7 @@ class _Scatter:
         self.target, self.value, *self.inside = (
             substitute(e, env) for e in (group.target, group.value, *group.inside)
         )
+        self.places = [substitute(e, env) for e in group.places]
         self.low = Lowering(bindings, number, place)
         #: of these no two values write to one place, whatever the indices are
         self.apart = [v for v in split.vars if isinstance(v, Var) and self._moves(v)]
@@ -86,21 +87,14 @@ class _Scatter:
         """How many rows of the result a thread takes, 0: the updates are not shared that way. For updates of
         whole rows, of nothing or what is there already."""
         last, width = self.split.vars[-1], self.split.sizes[-1]
-        if not self.shared or self.apart != [last] or len(self.inside) != 2:
+        if not self.shared or self.apart != [last] or len(self.places) != 1:
             return 0
         if not (self._keeps() or isinstance(self.group.base, Const)):
             return 0
-        if width * self.out.dtype.itemsize < ROW or stride_of(self.target, self._row) != width:
+        if width * self.out.dtype.itemsize < ROW or stride_of(self.target, self.places[0]) != width:
             return 0
         rows = self.out.size // width
         return -(-rows // self.machine.threads)
-
-    @property
-    def _row(self) -> Expr:
-        """The first condition is `row >= 0`."""
-        first = self.inside[0]
-        assert isinstance(first, Prim)
-        return first.args[0]
 
     def _by_rows(self, rows: int) -> list[Stmt]:
         """Every thread looks at all indices and makes the updates of its own rows:
@@ -135,7 +129,7 @@ class _Scatter:
             within.close_to(task)
         end = S.add(begin, Const(rows))
         end = end if even else S.minimum(end, Const(most))
-        self._updates(task, [S.ge(self._row, begin), S.lt(self._row, end)])
+        self._updates(task, [S.ge(self.places[0], begin), S.lt(self.places[0], end)])
         task.close()
         return top.stmts
 
