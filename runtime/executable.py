@@ -233,7 +233,7 @@ _LONE = _lone()
 RECYCLED = 4096
 #: seconds of a program, on one thread, from which on it is worth waking others: that takes some 50 us, and
 #: their caches are cold; and seconds that these stay awake
-SHORT, AWAKE = 1e-3, 1e-4
+SHORT, AWAKE = 5e-4, 1e-4
 #: one thread's time over several's, guessed from below
 SHARED = 1.5
 
@@ -324,15 +324,16 @@ class Executable:
                 if self._small[k]:
                     last[k] = b
             outputs.append(b)
-        begin = perf_counter()
-        alone = self._seconds < SHORT and begin - self._ended > AWAKE
+        begin = perf_counter() if self.parallel else 0.0
+        alone = self.parallel and self._seconds < SHORT and begin - self._ended > AWAKE
         if alone:
             table[self.n_slots - 1] = 0
         try:
             self.run_pointer(ctx.pointer)  # an interrupt is raised after this at the earliest
-            self._ended = end = perf_counter()
-            self._seconds = (end - begin) * (1 if alone else SHARED)
-            table[self.n_slots - 1] = ctx.pool
+            if self.parallel:
+                self._ended = end = perf_counter()
+                self._seconds = (end - begin) * (1 if alone else SHARED)
+                table[self.n_slots - 1] = ctx.pool
             self._idle.append(ctx)
             if hand_out is not None:
                 hand_out(outputs)

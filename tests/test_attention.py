@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -32,8 +33,8 @@ def test_blocks_give_what_all_scores_do(
     inputs = [tg.randn(*s, dtype=tg.float64, requires_grad=True) for s in shapes]
     weight = tg.randn(2, 3, rows, 5, dtype=tg.float64)
 
-    def step(f: object) -> list[tg.Tensor]:
-        out = f(*inputs)  # type: ignore[operator]
+    def step(f: Callable[..., tg.Tensor]) -> list[tg.Tensor]:
+        out = f(*inputs)
         return [out, *tg.autograd.grad((out * weight).sum(), inputs)]
 
     def blocks(q: tg.Tensor, k: tg.Tensor, v: tg.Tensor) -> tg.Tensor:
