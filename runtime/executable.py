@@ -8,12 +8,10 @@ more than reaching it. `Executable` calls the native code; safe to call from sev
 from __future__ import annotations
 
 import ctypes
-import math
 import os
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from sys import getrefcount
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -231,18 +229,13 @@ def _lone() -> int:
 _LONE = _lone()
 #: results of so many bytes are kept for the next run, which then needs no new ones
 RECYCLED = 4096
-#: seconds of a program, on one thread, from which on it is worth waking others: that takes some 50 us, and
-#: their caches are cold; and seconds that these stay awake
-SHORT, AWAKE = 5e-4, 1e-4
-#: one thread's time over several's, guessed from below
-SHARED = 1.5
 
 
 class Context:
     """The argument table and workspace of one call, and its small results; an executable keeps idle ones for
     the next."""
 
-    __slots__ = ("address", "arena", "last", "pointer", "pool", "table")
+    __slots__ = ("address", "arena", "last", "pointer", "table")
 
     def __init__(self, slots: int, arena: Buffer | None, outputs: int) -> None:
         self.last: list[Buffer | None] = [None] * outputs
@@ -250,7 +243,6 @@ class Context:
         self.address = ctypes.addressof(self.table)
         self.pointer = ctypes.c_void_p(self.address)
         self.arena = arena
-        self.pool = 0  # what the last slot of the table holds when threads share loops
 
 
 class Executable:
@@ -275,8 +267,6 @@ class Executable:
         self.repeat = ctypes.CFUNCTYPE(None, ctypes.c_uint64, ctypes.c_int64)(native.repeat_address)
         self.parallel = native.parallel
         self._idle: list[Context] = []
-        self._seconds = math.inf  # that the last run took, or would have on one thread
-        self._ended = 0.0
 
     def context(self) -> Context:
         """A call context; give it back with `release`."""
@@ -294,7 +284,7 @@ class Executable:
         if self.parallel:
             from ..backends.llvm.pool import parallel_for_address
 
-            ctx.pool = ctx.table[self.n_slots - 1] = parallel_for_address()
+            ctx.table[self.n_slots - 1] = parallel_for_address()
         return ctx
 
     def release(self, ctx: Context) -> None:
@@ -324,16 +314,8 @@ class Executable:
                 if self._small[k]:
                     last[k] = b
             outputs.append(b)
-        begin = perf_counter() if self.parallel else 0.0
-        alone = self.parallel and self._seconds < SHORT and begin - self._ended > AWAKE
-        if alone:
-            table[self.n_slots - 1] = 0
         try:
             self.run_pointer(ctx.pointer)  # an interrupt is raised after this at the earliest
-            if self.parallel:
-                self._ended = end = perf_counter()
-                self._seconds = (end - begin) * (1 if alone else SHARED)
-                table[self.n_slots - 1] = ctx.pool
             self._idle.append(ctx)
             if hand_out is not None:
                 hand_out(outputs)

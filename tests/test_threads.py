@@ -1,18 +1,14 @@
-"""Threads that record, train and read each other's pending tensors; what long loops keep alive; when
-workers are woken."""
+"""Threads that record, train and read each other's pending tensors; what long loops keep alive."""
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import sys
 import threading
 from collections.abc import Callable, Iterator
 
-import numpy as np
 import pytest
 import tracegrad as tg
-from tracegrad.runtime import executable
 from tracegrad.runtime.buffers import Buffer
 from tracegrad.tracer.recording import STATE
 from tracegrad.tracer.values import TracedValue
@@ -143,33 +139,3 @@ def test_a_long_program_without_reads_is_cut() -> None:
         assert len(STATE.lazy.nodes) <= STATE.lazy.LIMIT + 2
     assert sizes[0] == sizes[1]
     assert x.tolist() == [9000] * 3
-
-
-def test_short_programs_wake_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that takes less than waking is worth runs alone, unless the last one has just ended."""
-    before = tg.get_num_threads()
-    tg.set_num_threads(2)
-    try:
-        x = tg.ones(1 << 16)
-        program = executable.Executable(executable.Lowered(tg.trace(lambda x: x.sin() + 1)(x)))
-        assert program.parallel
-        run, helped = program.run_pointer, []
-        slot = program.n_slots - 1
-
-        def watched(pointer: ctypes.c_void_p) -> None:
-            assert pointer.value is not None
-            helped.append(bool((ctypes.c_uint64 * program.n_slots).from_address(pointer.value)[slot]))
-            run(pointer)
-
-        monkeypatch.setattr(program, "run_pointer", watched)
-        clock = iter([1.0, 1.0001, 2.0, 2.0001, 2.00015, 2.00025, 3.0, 3.5, 4.0, 4.0001, 5.0, 5.1]).__next__
-        monkeypatch.setattr(executable, "perf_counter", clock)
-        for _ in range(6):
-            (made,) = program([x._buffer()])
-        # The first is of unknown length, the second short and late, the third in time, the fourth short
-        # before it ran but long when it did, the fifth short again.
-        assert helped == [True, False, True, False, True, False]
-        assert program.context().table[slot]  # as whoever takes it next expects it
-        np.testing.assert_allclose(made.array, np.sin(1) + 1, rtol=1e-6)
-    finally:
-        tg.set_num_threads(before)
