@@ -8,15 +8,20 @@ others take it as ever.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import sys
 import threading
-from collections.abc import Callable, Iterable
-from queue import SimpleQueue
+from collections.abc import Callable, Iterable, Iterator
+from queue import PriorityQueue
 from typing import Any, TypeVar
 
 from .target import llvm
 
 T = TypeVar("T")
+# Seconds after which the interpreter's lock changes hands while parts are compiled. A thread needs it for some
+# microseconds between LLVM's calls, and would wait Python's 5 ms for it each time.
+_SWITCH_INTERVAL = 0.0002
 
 
 def _unlocked(name: str) -> Callable[..., Any]:
@@ -63,38 +68,42 @@ def emit(machine: Any, module: Any) -> bytes:
 
 def each(parts: Iterable[str], work: Callable[[str], T], jobs: int) -> list[T]:
     """`work` of every part, in order, by `jobs` threads at most. This thread draws the parts, while others
-    already work on the first ones, and then takes its share; a single part makes no thread.
+    already work on the first ones, and then takes its share; a single part makes no thread. The longest of
+    the waiting parts goes first, so that none is left for the end.
 
     An exception of the first part that failed is raised here when all threads have ended.
     """
     done: dict[int, T] = {}
     failed: dict[int, BaseException] = {}
-    queue: SimpleQueue[tuple[int, str] | None] = SimpleQueue()
+    queue: PriorityQueue[tuple[int, int, str]] = PriorityQueue()
     threads: list[threading.Thread] = []
 
     def serve() -> None:
-        while (item := queue.get()) is not None and not failed:
-            number, text = item
+        while not failed:
+            _, number, text = queue.get()
+            if number < 0:
+                return
             try:
                 done[number] = work(text)
             except BaseException as error:
                 failed[number] = error
 
     count = 0
-    try:
-        for text in parts:
-            queue.put((count, text))
-            count += 1
-            if 1 < count <= jobs:
-                threads.append(threading.Thread(target=serve, name="tracegrad-compile", daemon=True))
-                threads[-1].start()
-    except BaseException as error:
-        failed[-1] = error
-    for _ in range(len(threads) + 1):
-        queue.put(None)
-    serve()
-    for thread in threads:
-        thread.join()
+    with _switching():
+        try:
+            for text in parts:
+                queue.put((-len(text), count, text))
+                count += 1
+                if 1 < count <= jobs:
+                    threads.append(threading.Thread(target=serve, name="tracegrad-compile", daemon=True))
+                    threads[-1].start()
+        except BaseException as error:
+            failed[-1] = error
+        for _ in range(len(threads) + 1):
+            queue.put((1, -1, ""))
+        serve()
+        for thread in threads:
+            thread.join()
     if failed:
         first = failed[min(failed)]
         failed.clear()  # or the traceback's frames and the exception would keep each other alive
@@ -103,3 +112,14 @@ def each(parts: Iterable[str], work: Callable[[str], T], jobs: int) -> list[T]:
         finally:
             del first
     return [done[i] for i in range(count)]
+
+
+@contextlib.contextmanager
+def _switching() -> Iterator[None]:
+    """The interpreter's lock changes hands soon."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(min(before, _SWITCH_INTERVAL))
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
