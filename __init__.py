@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING
 _collecting = _gc.isenabled()
 _gc.disable()
 
+# First, since Python 3.11 and later keep their frames in blocks of 16 KB: where NumPy's modules, nested in
+# ours, reach the end of a block, each call there gets and gives back another, in all a tenth of the import.
+import numpy as _numpy
+
 from . import ir as ir
 from .ir import ops as _ops
 from .ir.collector import settle as _settle

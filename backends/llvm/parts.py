@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 from .target import llvm
 
 T = TypeVar("T")
-# Seconds after which the interpreter's lock changes hands while parts are compiled. A thread needs it for some
-# microseconds between LLVM's calls, and would wait Python's 5 ms for it each time.
+# Seconds after which the interpreter's lock changes hands while parts are compiled. A thread needs it for
+# some microseconds between LLVM's calls, and would wait Python's 5 ms for it each time.
 _SWITCH_INTERVAL = 0.0002
 
 
