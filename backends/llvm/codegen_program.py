@@ -124,33 +124,32 @@ class _Program:
 
     def parts(self, size: int | None) -> Iterator[str]:
         """The modules' texts, each of about `size` characters (None: one module)."""
-        kernels = self.program.kernels
-        shapes = {k: Shape(k) for k in kernels}
-        keys = {k: self._key(s) for k, s in shapes.items()}
-        uses = Counter(keys.values())
-        names: dict[Any, str] = {}
+        functions: dict[Any, str] = {}
+        uses: Counter[str] = Counter()
         calls: dict[Kernel, Call] = {}
         main, part = self.module, self._module()
+        short: list[tuple[str, Kernel, str, str, Kernels]] = []
         inside: list[str] = []  # functions of the part, as others declare them
         linkage = "internal" if size is None else "hidden"
         waiting, enough = 0, _FIRST_CHARACTERS
-        for i, k in enumerate(kernels):
-            shape, key = shapes[k], keys[k]
-            name = names.get(key)
+        # The first part is made of the first kernels, before others are looked at: threads wait for it.
+        for i, k in enumerate(self.program.kernels):
+            shape = Shape(k)
+            key = self._key(shape)
+            name = functions.get(key)
             if name is None:
-                name = names[key] = f"k{i}_{_plain(k.name)}"
+                name = functions[key] = f"k{i}_{_plain(k.name)}"
                 module = self._module()
                 parameters, text, small = self._kernel(k, shape, name, module)
-                inline = small and uses[key] == 1
-                kind = "alwaysinline #0" if inline else "#0"
-                text = f"define {'internal' if small else linkage} void @{name}({parameters}) {kind}{text}"
-                module.functions.append(_described(k, text))
-                if small or size is None:
-                    main.absorb(module)
+                if small:
+                    short.append((name, k, parameters, text, module))
                 else:
+                    text = f"define {linkage} void @{name}({parameters}) #0{text}"
+                    module.functions.append(_described(k, text))
                     part.absorb(module)
                     inside.append(f"declare hidden void @{name}({parameters})")
                     waiting += sum(map(len, module.functions))
+            uses[name] += 1
             calls[k] = (name, [b for b in shape.buffers if b.space != "const"], shape.variables)
             if size is not None and waiting > min(enough, size):
                 enough *= 2
@@ -160,6 +159,10 @@ class _Program:
                     part.declares[f"declare hidden void {SPREAD}(ptr, ptr, i64, i64)"] = None
                 yield self._text(part)
                 part, inside, waiting = self._module(), [], 0
+        for name, k, parameters, text, module in short:
+            kind = "alwaysinline #0" if uses[name] == 1 else "#0"
+            module.functions.append(_described(k, f"define internal void @{name}({parameters}) {kind}{text}"))
+            main.absorb(module)
         main.absorb(part)
         main.functions.append(self._run(calls))
         if self.flushes:
