@@ -7,7 +7,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from . import dtypes
-from .expr import Const, Expr, Load, Prim, Var
+from .expr import Const, Expr, Load, Local, Prim, Var
+
+_LEAVES = frozenset((Const, Local, Var))
 
 
 def is_index(e: Expr) -> bool:
@@ -31,10 +33,11 @@ def loads_of(exprs: Iterable[Expr], seen: set[int] | None = None) -> list[Load]:
     stack = list(exprs)[::-1]
     while stack:
         e = stack.pop()
-        if id(e) in seen or is_index(e):
+        kind = type(e)
+        if kind in _LEAVES or id(e) in seen or (kind is Prim and is_index(e)):
             continue
         seen.add(id(e))
-        if type(e) is Load:
+        if isinstance(e, Load):
             out.append(e)
         stack += e.args
     return out

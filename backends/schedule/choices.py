@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 #: elementwise work cheaper than this (cycles per element) is done again rather than stored and loaded
 CHEAP = 4.0
+#: cycles of a gather per element: its place is loaded and checked, and far from the last one
+GATHER = 2.0
 #: what is so many times smaller than the values computed of it comes from the nearest cache
 SMALL = 8
 
@@ -39,7 +41,7 @@ def again(plan: Planner, v: Value) -> bool:
         elif node.op.scalar is None:
             if node.op.pull is not None:
                 stack.extend(node.operands)
-                cost += 1
+                cost += GATHER if node.op.kernel == "gather" else 1
                 continue
             loads.add(x)
             new_bytes += 0 if x in new else x.type.nbytes
