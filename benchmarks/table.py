@@ -36,6 +36,12 @@ def _part(found: dict[str, dict[str, Any]], key: str) -> str:
     return f"{found[OURS][key] / found['torch'][key]:.2f}"
 
 
+def _start(found: dict[str, dict[str, Any]], kind: str) -> str:
+    """Of starts of a kind, ours over PyTorch's: of minima, of medians."""
+    parts = [_part(found, f"{kind}_s"), _part(found, f"{kind}_median_s")]
+    return ", ".join(filter(None, parts))
+
+
 def row(name: str, found: dict[str, dict[str, Any]]) -> tuple[str, ...]:
     """One workload's cells."""
     peer, least, median = _best(found)
@@ -43,7 +49,7 @@ def row(name: str, found: dict[str, dict[str, Any]]) -> tuple[str, ...]:
     lazy = _ratio(found, f"{OURS}.lazy", eager["min_us"], eager["median_us"]) if eager else ""
     return (
         name, peer, _ratio(found, OURS, least, median), _ratio(found, f"{OURS}.repeat", least, median), lazy,
-        _part(found, "cold_s"), _part(found, "warm_s"), _part(found, "memory_mb"), reached(found[OURS]),
+        _start(found, "cold"), _start(found, "warm"), _part(found, "memory_mb"), reached(found[OURS]),
     )  # fmt: skip
 
 
