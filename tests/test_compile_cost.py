@@ -4,6 +4,7 @@ program compiled by several threads are what one thread makes of them."""
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -219,6 +220,25 @@ def test_a_failing_part_is_reported() -> None:
     with pytest.raises(CompileError, match="cannot go on"):
         Engine(cache=None).compile(broken, key="k", jobs=3)
     assert parts.each(iter("abc"), str.upper, 4) == ["A", "B", "C"]
+
+
+def test_the_longest_part_that_waits_goes_first() -> None:
+    """And Python's lock changes hands soon until all are done, or one failed."""
+    order: list[str] = []
+    intervals: list[float] = []
+
+    def work(text: str) -> int:
+        order.append(text)
+        intervals.append(sys.getswitchinterval())
+        return len(text)
+
+    before = sys.getswitchinterval()
+    assert parts.each(iter(["bb", "a", "dddd", "ccc"]), work, jobs=1) == [2, 1, 4, 3]
+    assert order == ["dddd", "ccc", "bb", "a"]
+    assert max(intervals) < before == sys.getswitchinterval()
+    with pytest.raises(ZeroDivisionError):
+        parts.each(iter(["a", "b"]), lambda text: 1 // 0, jobs=2)
+    assert sys.getswitchinterval() == before
 
 
 def test_the_collector_is_only_paused() -> None:

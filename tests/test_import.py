@@ -102,6 +102,28 @@ def test_import_loads_few_modules_of_others(loaded: set[str]) -> None:
     assert len(theirs) <= 20, theirs
 
 
+def test_numpy_is_imported_before_the_package_nests() -> None:
+    """From deeper down, NumPy's modules run where Python's block of frames ends (see `__init__.py`)."""
+    code = """
+import sys
+
+class Depth:
+    def find_spec(self, name, path=None, target=None):
+        frame, depth = sys._getframe(), 0
+        while frame := frame.f_back:
+            depth += "importlib" not in frame.f_code.co_filename
+        found.setdefault(name, depth)
+
+found = {}
+sys.meta_path.insert(0, Depth())
+import tracegrad
+print(found["tracegrad"], found["numpy"])
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    package, numpy = map(int, run.stdout.split())
+    assert numpy == package + 1
+
+
 def test_import_does_not_need_what_is_optional() -> None:
     optional = ["networkx", "matplotlib", "safetensors", "torch", "jax"]
     loaded_by(f"import sys\nsys.modules.update(dict.fromkeys({optional}))\nimport tracegrad")

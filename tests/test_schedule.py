@@ -15,6 +15,7 @@ from schedule_graphs import arrays_for, build, f32, mlp_adam, mlp_sgd, rosenbroc
 from tracegrad.backends.machine import AVX2, AVX512, SMALL, MachineModel
 from tracegrad.backends.schedule import plan as planning
 from tracegrad.backends.schedule import schedule
+from tracegrad.backends.schedule.shared_loops import touched
 from tracegrad.ir import dtypes
 from tracegrad.ir.builder import Builder
 from tracegrad.ir.dtypes import float32, int64
@@ -340,6 +341,24 @@ def test_the_update_of_a_weight_is_fused_into_its_gradient() -> None:
     stored = [b for b in program.temps if not b.name.startswith("packed")]
     assert not any("w1" in b.name or b.size == 48 * 64 for b in stored)
     assert {b.name for b in program.updated} == {"w1", "b1", "w2", "b2"}
+
+
+@pytest.mark.parametrize("lookups", [1, 2])
+def test_sums_of_looked_up_rows_are_stored_single_ones_looked_up_again(lookups: int) -> None:
+    """Two gathers and their sum are as dear as a load; one is not."""
+    places = Type(int64, (12,))
+    types = {"w": f32(9, 32), "p": f32(9, 32), "i": places, "j": places, "m": f32(32, 32)}
+
+    def body(b: Any, w: Value, p: Value, i: Value, j: Value, m: Value) -> Any:
+        x = b.take(w, i, dim=0)
+        x = b.add(x, b.take(p, j, dim=0)) if lookups == 2 else b.add(x, b.const(1.0))
+        rows = b.softmax(x, dim=1)
+        return b.add(b.matmul(rows, m), x)
+
+    graph = optimize(build("lookups", types, body))
+    program = check(graph, arrays_for(graph))
+    reading = [k for k in program.kernels if any(b.name == "w" for b in touched(k.body))]
+    assert len(reading) == (1 if lookups == 2 else 2)
 
 
 # --- writing in place ---------------------------------------------------------------------------------------
