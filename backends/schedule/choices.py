@@ -18,6 +18,11 @@ GATHER = 2.0
 SMALL = 8
 
 
+def moving_cost(node: Node) -> float:
+    """Cycles per element of a node that computes nothing, where another kernel takes it in."""
+    return GATHER if node.op.kernel == "gather" else 0.5
+
+
 def again(plan: Planner, v: Value) -> bool:
     """Whether computing `v` again is cheaper than storing it: little work on few values that are
     stored anyway, or that others read as well and so will be."""

@@ -23,7 +23,7 @@ from ...ir.expr import Expr, Load
 from ...ir.graph import Graph, Node, Value
 from ...ir.loops import Buffer
 from ..machine import MachineModel
-from .choices import CHEAP, GATHER, again, narrow_part
+from .choices import CHEAP, again, moving_cost, narrow_part
 from .contract import ContractGroup, affine_source, row_major
 from .control import ControlGroup, Frame
 from .cumulative import CumulativeGroup
@@ -223,8 +223,7 @@ class Planner:
             if node is None or node.op.kernel == "source":
                 got = 0.0
             else:
-                moved = GATHER if node.op.kernel == "gather" else 0.5
-                got = scalar_cost(node) if node.op.scalar is not None else moved
+                got = scalar_cost(node) if node.op.scalar is not None else moving_cost(node)
                 got += sum(0.0 if o in self.home else self.inline_cost(o) for o in node.operands)
             self.costs[v] = got
         return got
